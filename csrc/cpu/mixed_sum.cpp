@@ -1,0 +1,112 @@
+#include "ops/mixed_sum.h"
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+namespace fastnas::FASTNAS_ISA {
+namespace {
+
+struct Tile {
+  int64_t individual;
+  int64_t begin;  // within the individual's N elements
+  int64_t size;
+};
+
+Tile tile_of(int64_t index, int64_t elements) {
+  const int64_t tiles = mixed_sum_tiles(elements);
+  const int64_t begin = index % tiles * kMixedSumTile;
+  const int64_t rest = elements - begin;
+  return {index / tiles, begin, rest < kMixedSumTile ? rest : kMixedSumTile};
+}
+
+template <typename T>
+const T* output_tile(const MixedSum<T>& args, int64_t k, const Tile& tile) {
+  return args.outputs[k] + (args.shared[k] ? 0 : tile.individual * args.elements) + tile.begin;
+}
+
+// A fixed number of running sums, the same for every instruction set, keeps the order of additions and lets the
+// compiler use vectors without reassociating.
+template <typename T>
+double dot(const T* a, const T* b, int64_t n) {
+  using A = accumulate_t<T>;
+  constexpr int kLanes = 16;
+  A lanes[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += A(a[i + lane]) * A(b[i + lane]);
+  }
+  for (int lane = 0; i < n; ++i, ++lane) lanes[lane] += A(a[i]) * A(b[i]);
+  double sum = 0;
+  for (A lane : lanes) sum += lane;
+  return sum;
+}
+
+}  // namespace
+
+template <typename T>
+void mixed_sum_forward(const MixedSum<T>& args, T* result, int64_t first, int64_t last) {
+  using A = accumulate_t<T>;
+  for (int64_t index = first; index < last; ++index) {
+    const Tile tile = tile_of(index, args.elements);
+    A sum[kMixedSumTile];
+    for (int64_t k = 0; k < args.candidates; ++k) {
+      const T* output = output_tile(args, k, tile);
+      const A weight = args.weights[tile.individual * args.candidates + k];
+      if (k == 0) {
+        for (int64_t i = 0; i < tile.size; ++i) sum[i] = weight * A(output[i]);
+      } else {
+        for (int64_t i = 0; i < tile.size; ++i) sum[i] += weight * A(output[i]);
+      }
+    }
+    T* out = result + tile.individual * args.elements + tile.begin;
+    for (int64_t i = 0; i < tile.size; ++i) out[i] = T(sum[i]);
+  }
+}
+
+template <typename T>
+void mixed_sum_grad_outputs(const MixedSum<T>& args, const T* grad, const MixedSumGrads<T>& grads, int64_t first,
+                            int64_t last) {
+  using A = accumulate_t<T>;
+  for (int64_t index = first; index < last; ++index) {
+    const Tile tile = tile_of(index, args.elements);
+    for (int64_t k = 0; k < args.candidates; ++k) {
+      A sum[kMixedSumTile] = {};
+      for (int64_t p = 0; p < args.individuals; ++p) {
+        const A weight = args.weights[p * args.candidates + k];
+        const T* g = grad + p * args.elements + tile.begin;
+        if (args.shared[k]) {
+          for (int64_t i = 0; i < tile.size; ++i) sum[i] += weight * A(g[i]);
+        } else {
+          T* out = grads.outputs[k] + p * args.elements + tile.begin;
+          for (int64_t i = 0; i < tile.size; ++i) out[i] = T(weight * A(g[i]));
+        }
+      }
+      if (args.shared[k]) {
+        T* out = grads.outputs[k] + tile.begin;
+        for (int64_t i = 0; i < tile.size; ++i) out[i] = T(sum[i]);
+      }
+    }
+  }
+}
+
+template <typename T>
+void mixed_sum_grad_weights(const MixedSum<T>& args, const T* grad, double* partial, int64_t first, int64_t last) {
+  for (int64_t index = first; index < last; ++index) {
+    const Tile tile = tile_of(index, args.elements);
+    const T* g = grad + tile.individual * args.elements + tile.begin;
+    for (int64_t k = 0; k < args.candidates; ++k) {
+      partial[index * args.candidates + k] = dot(g, output_tile(args, k, tile), tile.size);
+    }
+  }
+}
+
+#define INSTANTIATE(T)                                                                                           \
+  template void mixed_sum_forward(const MixedSum<T>&, T*, int64_t, int64_t);                                     \
+  template void mixed_sum_grad_outputs(const MixedSum<T>&, const T*, const MixedSumGrads<T>&, int64_t, int64_t); \
+  template void mixed_sum_grad_weights(const MixedSum<T>&, const T*, double*, int64_t, int64_t);
+INSTANTIATE(double)
+INSTANTIATE(float)
+INSTANTIATE(c10::BFloat16)
+INSTANTIATE(c10::Half)
+
+}  // namespace fastnas::FASTNAS_ISA

@@ -1,0 +1,70 @@
+// What every CUDA kernel file may include: the runtime, the launch, vectors and block-wide sums. Nothing of torch but
+// its header-only scalar types, nothing of one operator. Kernels use full warps only, and no thread leaves before a
+// barrier.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace fastnas::cuda {
+
+constexpr int kWarp = 32;
+constexpr unsigned kFullMask = 0xffffffffu;
+
+/// Launches `kernel` and throws std::runtime_error, naming the kernel and the grid, where the launch is refused.
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+            cudaStream_t stream, Arguments&&... arguments) {
+  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string("fastnas: launch of ") + name + " with grid (" + std::to_string(grid.x) +
+                             ", " + std::to_string(grid.y) + ", " + std::to_string(grid.z) + ") and " +
+                             std::to_string(block.x) + " threads failed: " + cudaGetErrorString(error));
+  }
+}
+
+/// `Width` values moved by one load or store.
+template <typename T, int Width>
+struct alignas(sizeof(T) * Width) Vec {
+  T values[Width];
+};
+
+template <int Width, typename T>
+__device__ __forceinline__ Vec<T, Width> load(const T* source) {
+  return *reinterpret_cast<const Vec<T, Width>*>(source);
+}
+
+template <typename T, int Width>
+__device__ __forceinline__ void store(T* target, const Vec<T, Width>& vec) {
+  *reinterpret_cast<Vec<T, Width>*>(target) = vec;
+}
+
+/// Whether a pointer may be read 16 bytes at a time.
+inline bool aligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+/// Sum over the block, valid in thread 0. `scratch` holds one value per warp and is free again when this returns.
+template <int Threads, typename A>
+__device__ __forceinline__ A block_sum(A value, A* scratch) {
+  static_assert(Threads % kWarp == 0 && Threads / kWarp <= kWarp, "a block is 1 to 32 full warps");
+  constexpr int kWarps = Threads / kWarp;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) value += __shfl_down_sync(kFullMask, value, offset);
+  if (lane == 0) scratch[warp] = value;
+  __syncthreads();
+  A total = 0;
+  if (threadIdx.x == 0) {
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) total += scratch[i];
+  }
+  __syncthreads();
+  return total;
+}
+
+}  // namespace fastnas::cuda

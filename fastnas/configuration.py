@@ -1,0 +1,169 @@
+"""How a command gets its options: defaults, then --preset, then --config, then flags; each overrides what came before.
+
+All of them go through one parser: a preset or a config file is turned into flags that stand before the user's own. The
+file format is that of --print-config and of config.yaml in a run directory: one mapping per group of options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+
+from fastnas import strategies
+from fastnas.engine.options import DataOptions, NetworkOptions, RunOptions, WeightOptions
+from fastnas.errors import UserError
+from fastnas.strategies import Strategy
+
+PRESETS = Path(__file__).with_name("presets")
+GROUPS = ("strategy", "network", "data", "weights", "run")
+# What may differ when a run is resumed: nothing that changes a single bit of the result.
+RESUMABLE = {("run", "out"), ("run", "device"), ("run", "threads"), ("run", "stop_after"), ("data", "workers")}
+
+
+@dataclass(frozen=True)
+class CommandOptions:
+    """Where the options come from."""
+
+    preset: str | None = None
+    """demo, cifar10 or imagenet: a set of options that fits together. Without any argument: demo."""
+    config: Path | None = None
+    """YAML file with options, such as config.yaml of a run."""
+    strategy: str = "egnas"
+    """How α is searched. Its own options are listed in a group of their own."""
+    resume: Path | None = None
+    """Run directory to continue, exactly where its checkpoint stands."""
+    print_config: bool = False
+    """Print the resolved options as YAML and exit."""
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """Every option of a search."""
+
+    command: CommandOptions
+    run: RunOptions
+    data: DataOptions
+    network: NetworkOptions
+    weights: WeightOptions
+    strategy: Strategy
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain values by group, as config.yaml holds them."""
+        groups = {name: _plain(getattr(self, name)) for name in GROUPS}
+        return {**groups, "strategy": {"name": self.strategy.name, **groups["strategy"]}}
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def parse(arguments: Sequence[str], program: str, description: str) -> SearchOptions:
+    """Options of `fastnas.search`.
+
+    Raises:
+        UserError: a preset, file, group or option that does not exist.
+        SystemExit: --help, or a flag with a wrong value (the parser has explained it).
+    """
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("preset", "config", "strategy", "resume"):
+        peek.add_argument(f"--{name}")
+    first, _ = peek.parse_known_args(arguments)
+    files: list[tuple[str, dict[str, Any]]] = []
+    if first.preset is not None:
+        if first.preset not in preset_names():
+            raise UserError(f"unknown preset {first.preset!r}: expected one of {', '.join(preset_names())}.")
+        files.append((f"preset {first.preset}", _read(PRESETS / f"{first.preset}.yaml")))
+    if first.config is not None:
+        files.append((first.config, _read(Path(first.config))))
+    if first.resume is not None:
+        if first.config or first.preset:
+            raise UserError("--resume takes its options from the run: leave out --preset and --config.")
+        path = Path(first.resume, "config.yaml")
+        if not path.exists():
+            raise UserError(f"nothing to resume in {first.resume}: it has no config.yaml; give a run directory.")
+        files.append((str(path), _read(path)))
+    names = [content["strategy"]["name"] for _, content in files if "name" in content.get("strategy", {})]
+    strategy = strategies.create(first.strategy or (names[-1] if names else CommandOptions.strategy))
+    defaults = SearchOptions(
+        CommandOptions(strategy=strategy.name), RunOptions(), DataOptions(), NetworkOptions(), WeightOptions(), strategy
+    )
+    flags = [flag for origin, content in files for flag in _flags(origin, content, defaults)]
+    return tyro.cli(
+        SearchOptions,
+        args=[*flags, *arguments],
+        default=defaults,
+        prog=program,
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def differences(run: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
+    """Options that differ between a run and its continuation although they must not, in words."""
+    changed = []
+    for group in GROUPS:
+        for name in {**run.get(group, {}), **now.get(group, {})}:
+            before, after = run.get(group, {}).get(name), now.get(group, {}).get(name)
+            if before != after and (group, name) not in RESUMABLE:
+                changed.append(f"{group}.{name} is {after!r} but was {before!r}")
+    return changed
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read config {path}: {error.strerror}; give the path of a YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path} is not YAML: {str(error).splitlines()[0]}.") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict) or not all(isinstance(group, dict) for group in content.values()):
+        raise UserError(f"config {path}: expected groups ({', '.join(GROUPS)}) of options, as --print-config prints.")
+    return content
+
+
+def _flags(origin: str, content: dict[str, Any], defaults: SearchOptions) -> list[str]:
+    """A file's options as flags; options of another strategy than the chosen one are left out."""
+    flags: list[str] = []
+    for group, options in content.items():
+        _check_known(f"{origin}: group", group, GROUPS)
+        target = getattr(defaults, group)
+        if group == "strategy":
+            options = dict(options)
+            if options.pop("name", target.name) != target.name:
+                continue
+        hints = typing.get_type_hints(type(target))
+        known = [item.name for item in dataclasses.fields(target) if item.init]
+        for name, value in options.items():
+            _check_known(f"{origin}: option of {group}", name, known)
+            flag = name.replace("_", "-")
+            if hints[name] is bool and isinstance(value, bool):
+                flags.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                flags += [f"--{flag}", str(value)]
+    return flags
+
+
+def _check_known(what: str, name: str, known: Sequence[str]) -> None:
+    if name in known:
+        return
+    near = difflib.get_close_matches(str(name), known, n=1)
+    advice = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}."
+    raise UserError(f"{what} {name!r} is unknown: {advice}")
+
+
+def _plain(options: Any) -> dict[str, Any]:
+    values = {item.name: getattr(options, item.name) for item in dataclasses.fields(options) if item.init}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

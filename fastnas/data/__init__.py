@@ -1,0 +1,162 @@
+"""Images to search and train on: sources say what, pipelines say how.
+
+Example:
+    train = fastnas.data.open("folder:./flowers", image_size=32)
+    batches = fastnas.data.pipeline(train, batch_size=96)
+    for images, labels in batches.epoch(0): ...
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+import torch
+from numpy.typing import ArrayLike
+
+from fastnas.data.augmentation import Augmentation
+from fastnas.data.cifar import open_cifar10, open_cifar100
+from fastnas.data.digits import open_digits
+from fastnas.data.folder import open_folder
+from fastnas.data.npz import open_npz
+from fastnas.data.pipeline import Pipeline
+from fastnas.data.source import Source, check_same_classes
+from fastnas.data.split import balanced
+from fastnas.data.tensor import TensorPipeline, fits
+from fastnas.data.torchvision import TorchvisionPipeline
+from fastnas.errors import UserError
+
+__all__ = ["Augmentation", "Pipeline", "Source", "check_same_classes", "open", "pipeline"]
+
+# kind: (what follows the colon, how it is opened)
+SOURCES: dict[str, tuple[str, Callable[..., Source]]] = {
+    "digits": ("", open_digits),
+    "cifar10": ("ROOT", open_cifar10),
+    "cifar100": ("ROOT", open_cifar100),
+    "folder": ("ROOT", open_folder),
+    "npz": ("FILE", open_npz),
+}
+PIPELINES: dict[str, Callable[..., Pipeline]] = {"tensor": TensorPipeline, "torchvision": TorchvisionPipeline}
+
+# Training splits in use, so that a test split finds their statistics instead of measuring them again.
+_TRAINING: WeakValueDictionary[tuple[str, int | None], Source] = WeakValueDictionary()
+
+
+def open(
+    spec: str,
+    split: str = "train",
+    *,
+    image_size: int | None = None,
+    download: bool = False,
+    limit: int | None = None,
+) -> Source:
+    """Opens a set of images.
+
+    Args:
+        spec: `digits`, `cifar10:ROOT`, `cifar100:ROOT`, `folder:ROOT` or `npz:FILE`.
+        split: "train" or "test".
+        image_size: pixels a side. Images are resized (shorter side) and cropped (centre) to it; None keeps their size.
+        download: whether missing files of cifar10 and cifar100 may be downloaded; the others need no download.
+        limit: at most this many images, spread evenly over the classes, the same ones every time; None for all.
+
+    Raises:
+        UserError: the spec, an option or the data cannot be used; the message names the file or folder.
+    """
+    kind, _, location = spec.partition(":")
+    if kind not in SOURCES:
+        meant = f"; did you mean folder:{spec}?" if Path(spec).is_dir() else _meant(kind, SOURCES)
+        known = ", ".join(_form(name) for name in SOURCES)
+        raise UserError(f"unknown data source '{spec}'{meant}; known are {known}")
+    placeholder, open_source = SOURCES[kind]
+    if placeholder and not location:
+        raise UserError(f"the data source '{spec}' lacks its path; write {_form(kind)}")
+    if split not in ("train", "test"):
+        raise UserError(f"unknown split '{split}'; give train or test")
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size is {image_size}; give a number of pixels, 1 or more")
+    source = open_source(location, split, image_size, download)
+    if split == "train":
+        _TRAINING[spec, image_size] = source
+    else:
+        source.training = partial(_training, spec, image_size)
+    if limit is not None and limit < len(source.classes):
+        raise UserError(
+            f"limit is {limit}, but {spec} has {len(source.classes)} classes; give at least one image for each class"
+        )
+    return source if limit is None or limit >= len(source) else source.subset(balanced(source.labels, limit))
+
+
+def pipeline(
+    source: Source,
+    kind: str = "auto",
+    *,
+    batch_size: int,
+    indices: ArrayLike | None = None,
+    train: bool = True,
+    seed: int = 0,
+    augmentation: Augmentation | None = None,
+    device: torch.device | str = "cpu",
+    drop_last: bool | None = None,
+    workers: int = 0,
+    shuffle: bool | None = None,
+    augment: bool | None = None,
+) -> Pipeline:
+    """Serves a source in batches of normalised images.
+
+    All kinds give the same batches (up to the rounding of the normalisation); they differ in speed and memory.
+
+    Args:
+        source: what `open` gave.
+        kind: "tensor" keeps all images on the device as uint8; "torchvision" reads them one by one through a
+            DataLoader; "auto" takes tensor if that needs at most a quarter of the free memory, else torchvision.
+        batch_size: images in a batch.
+        indices: which images of the source (integers or a mask), for example a part of `source.search_split()`; None
+            for all.
+        train: shuffle and augment, and leave out the last incomplete batch; otherwise keep the order, only normalise,
+            and serve every image. The next three arguments override it one by one.
+        shuffle: a new order each epoch, drawn from (seed, epoch).
+        augment: apply `augmentation`.
+        drop_last: leave out the last batch if it is incomplete.
+        seed: number from 0 upwards. Pipelines that should draw differently need different seeds.
+        augmentation: None for the source's own.
+        device: where the batches shall be.
+        workers: processes that read for the torchvision pipeline, 0 for none; the tensor pipeline reads only once.
+
+    Raises:
+        UserError: an option cannot be used, an epoch would have no batch, or (tensor) an image cannot be read.
+    """
+    if kind != "auto" and kind not in PIPELINES:
+        choices = ["auto", *PIPELINES]
+        raise UserError(f"unknown pipeline '{kind}'{_meant(kind, choices)}; known are {', '.join(choices)}")
+    if kind == "auto":
+        kind = "tensor" if fits(source, torch.device(device)) else "torchvision"
+    return PIPELINES[kind](
+        source,
+        batch_size=batch_size,
+        indices=indices,
+        train=train,
+        shuffle=shuffle,
+        augment=augment,
+        drop_last=drop_last,
+        seed=seed,
+        augmentation=augmentation,
+        device=device,
+        workers=workers,
+    )
+
+
+def _training(spec: str, image_size: int | None) -> Source:
+    return _TRAINING.get((spec, image_size)) or open(spec, image_size=image_size)
+
+
+def _form(kind: str) -> str:
+    placeholder, _ = SOURCES[kind]
+    return f"{kind}:{placeholder}" if placeholder else kind
+
+
+def _meant(given: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,130 @@
+"""`npz:FILE`: images and labels as arrays in one NumPy file."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from fastnas.data.augmentation import Augmentation
+from fastnas.data.image import resize
+from fastnas.data.source import ArraySource
+from fastnas.errors import UserError
+
+# (training images, training labels, test images, test labels): ours, then Keras's
+LAYOUTS = (("images", "labels", "test_images", "test_labels"), ("x_train", "y_train", "x_test", "y_test"))
+EXPECTED = "images and labels (with test_images and test_labels for a test split) or x_train, y_train, x_test, y_test"
+
+
+def open_npz(location: str, split: str, image_size: int | None = None, download: bool = False) -> ArraySource:
+    """Opens a file written by `numpy.savez` or `numpy.savez_compressed`.
+
+    The arrays are `images` uint8 [N, H, W] or [N, H, W, C] and `labels` integers [N], for the test split
+    `test_images` and `test_labels`, and optionally `classes` (names). Keras's names `x_train`, `y_train`, `x_test`,
+    `y_test` work too. Without `classes` the names are "0" to the largest training label. Pickled objects are never
+    loaded. Only colour images are flipped by default: grey ones are often digits or letters.
+
+    Args:
+        location: the file.
+        split: "train" or "test".
+        image_size: if given, images are resized (shorter side) and cropped (centre) to this many pixels a side.
+        download: not needed.
+
+    Raises:
+        UserError: the file or an array is missing, damaged, or not as described above.
+    """
+    file = Path(location).expanduser()
+    with _load(file) as arrays:
+        names = next((names for names in LAYOUTS if names[0] in arrays), LAYOUTS[0])
+        images_name, labels_name = names[:2] if split == "train" else names[2:]
+        images = _images(file, arrays, images_name)  # [N, H, W, C]
+        labels = _labels(file, arrays, labels_name)  # [N]
+        classes = _classes(file, arrays, names[1])
+    if len(images) != len(labels):
+        raise UserError(f"{file}: '{images_name}' holds {len(images)} images but '{labels_name}' {len(labels)} labels")
+    if labels.max() >= len(classes):
+        raise UserError(
+            f"{file}: '{labels_name}' holds the label {labels.max()}, but there are {len(classes)} classes; "
+            f"labels must lie in 0..{len(classes) - 1}"
+        )
+    if image_size is not None:
+        images = resize(images, image_size)  # [N, S, S, C]
+    _, height, width, channels = images.shape
+    return ArraySource(
+        spec=f"npz:{location}",
+        name=file.stem,
+        split=split,
+        classes=classes,
+        labels=labels,
+        array=images,
+        channels=channels,
+        image_size=(height, width),
+        augmentation=Augmentation(crop_padding=min(height, width) // 8, flip=channels == 3),
+    )
+
+
+def _load(file: Path) -> np.lib.npyio.NpzFile:
+    try:
+        arrays = np.load(file, allow_pickle=False)
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror or error}; give a file written by numpy.savez") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{file} is no complete .npz file; give a file written by numpy.savez") from error
+    if not isinstance(arrays, np.lib.npyio.NpzFile):
+        raise UserError(f"{file} holds a single array; give a .npz file with {EXPECTED}")
+    return arrays
+
+
+def _array(file: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    if name not in arrays:
+        found = ", ".join(arrays.files) or "nothing"
+        raise UserError(f"{file} has no array '{name}'; found: {found}; expected: {EXPECTED}")
+    try:
+        return arrays[name]
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        if "allow_pickle" in str(error):
+            raise UserError(f"{file}: '{name}' holds Python objects, not numbers; save it as a plain array") from error
+        raise UserError(f"{file}: '{name}' cannot be read ({error}); the file is damaged, write it again") from error
+
+
+def _images(file: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    images = _array(file, arrays, name)
+    if images.dtype != np.uint8:
+        raise UserError(f"{file}: '{name}' is {images.dtype}; images must be uint8 with values 0..255")
+    if images.ndim not in (3, 4) or 0 in images.shape:
+        raise UserError(f"{file}: '{name}' has the shape {images.shape}; images must be [N, H, W] or [N, H, W, C]")
+    if images.ndim == 3:
+        images = images[..., None]  # [N, H, W, 1]
+    elif images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+        raise UserError(f"{file}: '{name}' {images.shape} has its channels first; store it as [N, H, W, C]")
+    return np.ascontiguousarray(images)
+
+
+def _labels(file: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
+    labels = _array(file, arrays, name)
+    if labels.ndim == 2 and labels.shape[1] == 1:  # Keras keeps CIFAR's labels as a column
+        labels = labels[:, 0]
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or len(labels) == 0:
+        raise UserError(f"{file}: '{name}' is {labels.dtype} {labels.shape}; labels must be integers [N], N at least 1")
+    labels = labels.astype(np.int64)  # [N]
+    if labels.min() < 0:
+        raise UserError(f"{file}: '{name}' holds the label {labels.min()}; labels must be class numbers from 0 upwards")
+    return labels
+
+
+def _classes(file: Path, arrays: np.lib.npyio.NpzFile, labels_name: str) -> tuple[str, ...]:
+    if "classes" in arrays:
+        names = _array(file, arrays, "classes")
+        if names.ndim != 1 or names.dtype.kind not in "US":
+            raise UserError(f"{file}: 'classes' is {names.dtype} {names.shape}; it must be an array of strings [K]")
+        return tuple(name.decode() if isinstance(name, bytes) else name for name in names.tolist())
+    used = np.unique(_labels(file, arrays, labels_name))  # [K]
+    gaps = np.flatnonzero(used != np.arange(len(used)))
+    if len(gaps):
+        raise UserError(
+            f"{file}: '{labels_name}' goes up to {used[-1]}, which makes {used[-1] + 1} classes, but only {len(used)} "
+            f"occur: no image has the label {gaps[0]}; number the classes without gaps or add 'classes'"
+        )
+    return tuple(str(label) for label in range(len(used)))

@@ -1,0 +1,179 @@
+"""A source says what is learned from: labelled images, their classes, channels and size."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Self, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastnas.data.augmentation import Augmentation
+from fastnas.data.split import chosen, stratified
+from fastnas.errors import UserError
+
+Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]
+
+MEASURED_IMAGES = 50_000
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class Source(ABC):
+    """A labelled set of images of one size. `fastnas.data.open` makes them.
+
+    Attributes:
+        spec: what was opened, for example "folder:./flowers".
+        name: a short name for reports, for example "flowers".
+        split: "train" or "test".
+        classes: class names; a label is an index into them.
+        labels: int64 [N].
+        channels: 1 for grey, 3 for RGB; `npz` may have any number.
+        image_size: height and width in pixels.
+        augmentation: what suits these images while training.
+        published: mean and standard deviation that everybody uses for this data set; measured where None.
+        training: opens the whole training split, whose statistics normalise this source; None: this source is it.
+    """
+
+    spec: str
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    labels: np.ndarray  # [N]
+    channels: int
+    image_size: tuple[int, int]
+    augmentation: Augmentation
+    published: Statistics | None = None
+    training: Callable[[], Source] | None = None
+    _measured: Statistics | None = field(init=False, default=None)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        height, width = self.image_size
+        return (
+            f"<{type(self).__name__} {self.spec} {self.split}: {len(self):,} images of {len(self.classes)} classes, "
+            f"{height}x{width}x{self.channels}>"
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all images take as uint8."""
+        height, width = self.image_size
+        return len(self) * height * width * self.channels
+
+    @property
+    @abstractmethod
+    def resident(self) -> bool:
+        """Whether the images are in memory already."""
+
+    @abstractmethod
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Some images: indices [n] → uint8 [n, H, W, C]. Raises UserError where an image cannot be read."""
+
+    @abstractmethod
+    def images(self) -> np.ndarray:
+        """All images, uint8 [N, H, W, C]; loaded once and kept. Raises UserError where an image cannot be read."""
+
+    @abstractmethod
+    def subset(self, indices: ArrayLike) -> Self:
+        """The source reduced to `indices` (integers or a mask), in that order; classes and statistics stay."""
+
+    def image(self, index: int) -> np.ndarray:
+        """One image, uint8 [H, W, C]. Raises UserError where it cannot be read."""
+        return self.read(np.array([index]))[0]
+
+    def statistics(self) -> Statistics:
+        """Mean and standard deviation of each channel, in units where white is 1. No deviation is 0.
+
+        These are the published constants where there are any. Otherwise they are measured on the whole training split,
+        whichever split or subset this source is (on 50,000 evenly spaced images of it, if it has more), so training
+        and test images are normalised alike.
+        """
+        if self.published is not None:
+            return self.published
+        if self._measured is None:
+            self._measured = _measure(self) if self.training is None else self.training().statistics()
+        return self._measured
+
+    def search_split(self, portion: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+        """Divides the images between network weights and architecture parameters.
+
+        Within each class the first floor(n·portion) images, in source order, are for the weights and the rest for α.
+        The split is fixed: no seed changes it.
+
+        Args:
+            portion: share of the images for the weights, in (0, 1).
+
+        Returns:
+            Two int64 arrays of indices, (weights, α).
+
+        Raises:
+            UserError: `portion` is out of range, or a class is too small to give both parts an image.
+        """
+        return stratified(self.labels, self.classes, portion)
+
+    def _whole(self) -> Source:
+        return self
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class ArraySource(Source):
+    """A source whose images are an array in memory: uint8 [N, H, W, C]."""
+
+    array: np.ndarray  # [N, H, W, C]
+
+    @property
+    def resident(self) -> bool:
+        return True
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        return self.array[indices]
+
+    def images(self) -> np.ndarray:
+        return self.array
+
+    def subset(self, indices: ArrayLike) -> Self:
+        rows = chosen(len(self), indices)
+        return replace(self, labels=self.labels[rows], array=self.array[rows], training=self.training or self._whole)
+
+
+def check_same_classes(train: Source, test: Source) -> None:
+    """Checks that the labels of two splits mean the same.
+
+    Raises:
+        UserError: the class names differ, or their order.
+    """
+    if train.classes == test.classes:
+        return
+    missing = [name for name in train.classes if name not in test.classes]
+    extra = [name for name in test.classes if name not in train.classes]
+    differences = [f"{what} {_listed(names)}" for what, names in (("lacks", missing), ("adds", extra)) if names]
+    raise UserError(
+        f"the test split of {test.spec} and the training split of {train.spec} have different classes: the test split "
+        f"{' and '.join(differences) or 'has them in another order'}; give both the same classes"
+    )
+
+
+def _listed(names: list[str]) -> str:
+    quoted = ", ".join(f"'{name}'" for name in names[:5])
+    return f"{quoted} and {len(names) - 5} more" if len(names) > 5 else quoted
+
+
+def _measure(source: Source) -> Statistics:
+    """Mean and deviation from counts of the 256 levels: exact whole numbers, whatever the order of the images."""
+    count = min(len(source), MEASURED_IMAGES)
+    picks = np.arange(count) * len(source) // count  # [n]
+    levels = np.zeros((source.channels, 256), dtype=np.int64)  # [C, 256]
+    for start in range(0, count, 1024):
+        block = source.read(picks[start : start + 1024])  # [b, H, W, C]
+        for channel in range(source.channels):
+            levels[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
+    value = np.arange(256) / 255  # [256]
+    share = levels / levels.sum(axis=1, keepdims=True)  # [C, 256]
+    mean = share @ value  # [C]
+    std = np.sqrt((share * (value - mean[:, None]) ** 2).sum(axis=1))  # [C]
+    std[std == 0] = 1  # a constant channel becomes all zeros
+    return tuple(mean.tolist()), tuple(std.tolist())

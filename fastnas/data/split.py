@@ -1,0 +1,63 @@
+"""Fixed choices of images by class: no random number, so a repeated or resumed run takes the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastnas.errors import UserError
+
+
+def rank_in_class(labels: np.ndarray) -> np.ndarray:
+    """How many earlier images share each image's label: [N] labels → [N] int64."""
+    order = np.argsort(labels, kind="stable")  # [N]
+    _, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)  # [K] each
+    ranks = np.empty(len(labels), dtype=np.int64)  # [N]
+    ranks[order] = np.arange(len(labels)) - np.repeat(starts, counts)
+    return ranks
+
+
+def chosen(count: int, indices: ArrayLike) -> np.ndarray:
+    """Integers or a mask as indices into `count` images: int64 [n]. Raises IndexError where they do not fit."""
+    given = np.asarray(indices)
+    return np.arange(count)[given if given.size else given.astype(np.int64)]  # an empty list would count as floats
+
+
+def balanced(labels: np.ndarray, limit: int) -> np.ndarray:
+    """Indices, in source order, of min(limit, N) images that spread over the classes as evenly as possible.
+
+    Every class gives its first image, then every class its second, and so on: class sizes differ by at most one,
+    except where a class has no more images.
+    """
+    by_turn = np.lexsort((labels, rank_in_class(labels)))  # [N]
+    return np.sort(by_turn[:limit])
+
+
+def check_portion(portion: float) -> None:
+    """Raises UserError unless `portion` lies strictly between 0 and 1."""
+    if not 0 < portion < 1:
+        raise UserError(f"portion is {portion}; give the share of images for the weights, between 0 and 1 (exclusive)")
+
+
+def stratified(labels: np.ndarray, classes: Sequence[str], portion: float) -> tuple[np.ndarray, np.ndarray]:
+    """Splits each class: its first floor(n·portion) images in source order, and the rest.
+
+    Returns:
+        Two int64 arrays of indices, each in source order.
+
+    Raises:
+        UserError: `portion` is not in (0, 1), or a class is too small to give an image to both parts.
+    """
+    check_portion(portion)
+    counts = np.bincount(labels, minlength=len(classes))  # [K]
+    firsts = np.floor(counts * portion).astype(np.int64)  # [K]
+    for name, count, first in zip(classes, counts, firsts, strict=True):
+        if first == 0:
+            raise UserError(
+                f"class '{name}' has {count} images, of which the portion {portion} gives none to the weights; both "
+                "parts of the search need an image of every class: add images or raise portion"
+            )
+    in_first = rank_in_class(labels) < firsts[labels]  # [N]
+    return np.flatnonzero(in_first), np.flatnonzero(~in_first)

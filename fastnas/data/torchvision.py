@@ -1,0 +1,99 @@
+"""The `torchvision` pipeline: the usual DataLoader and transforms, image by image, for sets that exceed the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2 import functional as transforms
+
+from fastnas.data.augmentation import Augmentation
+from fastnas.data.pipeline import Batch, Pipeline, Plan
+from fastnas.data.source import Source, Statistics
+from fastnas.errors import UserError
+
+
+class TorchvisionPipeline(Pipeline):
+    """Reads, augments and normalises one image at a time, in worker processes if `workers` is not 0.
+
+    Takes the arguments of `Pipeline`, and `workers`. The transforms get their random numbers from the epoch's plan, so
+    batches equal those of the `tensor` pipeline, however many workers there are, and no global generator is touched.
+    """
+
+    kind: ClassVar[str] = "torchvision"
+
+    def __init__(self, source: Source, *, workers: int = 0, **options: Any) -> None:
+        super().__init__(source, **options)
+        if workers < 0:
+            raise UserError(f"workers is {workers}; give a number of processes, 0 for none")
+        self.workers = workers
+        self._statistics = source.statistics()
+
+    def batch(self, epoch: int, step: int) -> Batch:
+        return self._deliver(self._images(epoch)[self.positions(step)])
+
+    def _iterate(self, epoch: int, start: int) -> Iterator[Batch]:
+        loader = DataLoader(
+            self._images(epoch),
+            batch_size=None,  # an item of the data set is a batch already
+            sampler=[self.positions(step) for step in range(start, len(self))],
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # otherwise the loader takes a number from the global one
+        )
+        for item in loader:
+            yield self._deliver(item)
+
+    def _images(self, epoch: int) -> _Images:
+        return _Images(self.source, self.plan(epoch), self.augmentation, self._statistics)
+
+    def _deliver(self, item: Batch | UserError) -> Batch:
+        if isinstance(item, UserError):
+            raise item
+        images, labels = item
+        return images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class _Images(Dataset[Batch | UserError]):
+    """The images of one epoch; indexed by a range of positions. This is what travels to worker processes."""
+
+    source: Source
+    plan: Plan
+    augmentation: Augmentation
+    statistics: Statistics
+
+    def __getitem__(self, positions: slice) -> Batch | UserError:
+        order = self.plan.order[positions]  # [B]
+        size = (len(order), self.source.channels, *self.source.image_size)
+        images = torch.empty(size, memory_format=torch.channels_last)  # [B, C, H, W]
+        for place, (position, index) in enumerate(zip(range(positions.start, positions.stop), order, strict=True)):
+            try:
+                pixels = self.source.image(index)  # [H, W, C]
+            except UserError as error:  # returned, because the loader would wrap a worker's traceback around it
+                return error
+            images[place] = self._transform(transforms.to_image(pixels), position)
+        return images, torch.from_numpy(self.source.labels[order])  # [B, C, H, W], [B]
+
+    def _transform(self, image: Tensor, position: int) -> Tensor:
+        """uint8 [C, H, W] → float32 [C, H, W]."""
+        draws, padding, side = self.plan.draws, self.augmentation.crop_padding, self.augmentation.cutout
+        if draws is not None:
+            top, left = draws.crop[position].tolist()
+            image = transforms.crop(transforms.pad(image, [padding]), top, left, *self.source.image_size)
+            if draws.flip[position]:
+                image = transforms.horizontal_flip(image)
+        image = transforms.normalize(transforms.to_dtype(image, torch.float32, scale=True), *self.statistics)
+        if draws is not None:
+            rows, columns = (slice(max(0, start), max(0, start + side)) for start in draws.cutout[position] - side // 2)
+            image[:, rows, columns] = 0
+        return image
+
+
+def _as_it_is(item: Any) -> Any:
+    return item

@@ -1,0 +1,5 @@
+"""The engine: loops, checkpoints and logs that every strategy shares."""
+
+from fastnas.engine.search import Diverged, Outcome, Search
+
+__all__ = ["Diverged", "Outcome", "Search"]

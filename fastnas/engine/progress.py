@@ -1,0 +1,88 @@
+"""What a person sees while a search runs: one line per epoch, and on a terminal a bar for the phase in progress."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from fastnas.engine.search import Search
+
+HEADER = (
+    f"{'epoch':>7}  {'rate':>7}  {'train loss':>10} {'acc':>6}  {'valid loss':>10} {'acc':>6}  {'H(α)':>5}  {'skips':>5}  "
+    f"{'time':>7}  {'data':>5}"
+)
+
+
+def epoch_line(record: dict[str, Any], epochs: int) -> str:
+    """One row of the table under `HEADER`, from an "epoch" event."""
+    alpha_entropy = sum(record["alpha_entropy"].values()) / len(record["alpha_entropy"])
+    seconds = sum(record["seconds"].values())
+    waiting = record["seconds"].get("data", 0.0) / seconds if seconds else 0.0
+    valid = f"{_number(record['valid_loss'], '10.4f')} {_percent(record['valid_accuracy'])}"
+    skips = f"{record['skip_count']['normal']}+{record['skip_count']['reduce']}"
+    return (
+        f"{record['epoch'] + 1:>3}/{epochs:<3}  {record['learning_rate']:>7.4f}  "
+        f"{_number(record['train_loss'], '10.4f')} {_percent(record['train_accuracy'])}  {valid}  "
+        f"{alpha_entropy:>5.3f}  {skips:>5}  {seconds:>6.1f}s  {waiting:>5.1%}"
+    )
+
+
+def update_line(record: dict[str, Any]) -> str:
+    """One line for an "update" event: what the evolution step found."""
+    return (
+        f"         evolution step {record['step']}: σ {record['sigma']:.3f}, accuracy {record['current_accuracy']:.1%} → "
+        f"{record['best_accuracy']:.1%}, fitness {_number(record['best_fitness'], '.4f')}"
+    )
+
+
+@contextmanager
+def shown(search: Search, console: Console) -> Iterator[None]:
+    """Shows the progress of `search` on `console` while the context is open."""
+    bar = Progress(
+        TextColumn("{task.description:>10}"),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task = bar.add_task("starting", total=None)
+    phase = ""
+    drawn = 0.0
+
+    def show(name: str, done: int, total: int) -> None:
+        nonlocal phase, drawn
+        now = time.perf_counter()
+        if name != phase:
+            bar.reset(task, description=name, total=total)
+        elif done < total and now - drawn < 0.1:
+            return
+        phase, drawn = name, now
+        bar.update(task, completed=done, total=total)
+
+    def write(record: dict[str, Any]) -> None:
+        if record["event"] == "epoch":
+            console.print(epoch_line(record, search.epochs), highlight=False)
+        elif record["event"] == "update":
+            console.print(update_line(record), style="dim", highlight=False)
+
+    search.show = show
+    search.log.listeners.append(write)
+    console.print(HEADER, style="bold", highlight=False)
+    with bar:
+        yield
+
+
+def _number(value: float | None, form: str) -> str:
+    return format(value if value is not None else math.nan, form) if value is not None else "-".rjust(10)
+
+
+def _percent(value: float | None) -> str:
+    return f"{value:6.1%}" if value is not None else "-".rjust(6)

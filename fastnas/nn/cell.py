@@ -1,0 +1,76 @@
+"""A cell of the supernet: all edges, all candidates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.nn.mixed_op import MixedOp
+from fastnas.nn.primitives import FactorizedReduce, Norm, ReLUConvNorm
+from fastnas.spaces import CellSpace
+
+
+class SearchCell(nn.Module):
+    """Two input states → the concatenation of the intermediate nodes, `space.nodes * channels` channels.
+
+    Args:
+        space: edges and candidates.
+        channels_in: the channels of the two input states.
+        channels: C, of every node.
+        reduction: halve height and width, by stride 2 on the edges that leave the inputs.
+        reduction_before: the first state is twice as high and wide as the second.
+        partial_channels: share 1/k of the channels that the candidates see.
+        norm: builds the normalisations, without affine parameters.
+        backend: "fused" or "reference".
+    """
+
+    def __init__(
+        self,
+        space: CellSpace,
+        channels_in: tuple[int, int],
+        channels: int,
+        *,
+        reduction: bool,
+        reduction_before: bool,
+        partial_channels: int,
+        norm: Norm,
+        backend: str,
+    ) -> None:
+        super().__init__()
+        self.space = space
+        self.kind = "reduce" if reduction else "normal"
+        self.preprocess0 = (
+            FactorizedReduce(channels_in[0], channels, norm)
+            if reduction_before
+            else ReLUConvNorm(channels_in[0], channels, kernel=1, stride=1, padding=0, norm=norm)
+        )
+        self.preprocess1 = ReLUConvNorm(channels_in[1], channels, kernel=1, stride=1, padding=0, norm=norm)
+        self.edges = nn.ModuleList(
+            MixedOp(
+                space.candidates,
+                channels,
+                stride=2 if reduction and source < 2 else 1,
+                partial_channels=partial_channels,
+                norm=norm,
+                pool_norm=space.pool_norm,
+                backend=backend,
+            )
+            for source, _ in space.edges
+        )
+
+    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
+        """States [B, C_i, H_i, W_i] and weights [E, O] → [B, nodes·C, H', W'].
+
+        For a population states are [P or 1, B, C_i, H_i, W_i], weights [P, E, O], and the result [P, B, nodes·C, H', W'].
+        """
+        states = [
+            self.preprocess0(s0.flatten(0, -4)).unflatten(0, s0.shape[:-3]),  # [..., B, C, H, W]
+            self.preprocess1(s1.flatten(0, -4)).unflatten(0, s1.shape[:-3]),  # [..., B, C, H, W]
+        ]
+        for node in range(2, self.space.nodes + 2):
+            total = None
+            for source, edge in enumerate(self.space.incoming(node)):
+                output = self.edges[edge](states[source], weights[..., edge, :])  # [..., B, C, H', W']
+                total = output if total is None else total + output
+            states.append(total)
+        return torch.cat(states[2:], dim=-3)

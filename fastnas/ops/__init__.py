@@ -1,0 +1,5 @@
+"""The fused operators: `torch.ops.fastnas.*` with autograd, for use in any PyTorch code."""
+
+from fastnas.ops.mixed_sum import mixed_sum, mixed_sum_reference
+
+__all__ = ["mixed_sum", "mixed_sum_reference"]

@@ -1,0 +1,34 @@
+// The page reads without this file. It shows the browser's slow tooltips at once, copies commands, and prints folded tables.
+const readout = document.getElementById("readout");
+document.addEventListener("pointermove", (event) => {
+  const area = event.target.closest?.(".hover, .edge");
+  readout.hidden = !area;
+  if (!area) return;
+  const title = area.querySelector("title");
+  if (title) {
+    area.dataset.text = title.textContent;
+    title.remove();
+  }
+  readout.textContent = area.dataset.text;
+  readout.style.left = `${Math.min(event.clientX + 14, innerWidth - readout.offsetWidth - 8)}px`;
+  readout.style.top = `${Math.min(event.clientY + 16, innerHeight - readout.offsetHeight - 8)}px`;
+});
+for (const block of document.querySelectorAll(".copy")) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "Copy";
+  button.addEventListener("click", async () => {
+    const text = block.querySelector("code");
+    try {
+      await navigator.clipboard.writeText(text.textContent);
+      button.textContent = "Copied";
+    } catch {
+      // Browsers refuse the clipboard to some local files: select the text, so that one key press copies it.
+      getSelection().selectAllChildren(text);
+      button.textContent = "Press Ctrl+C";
+    }
+    setTimeout(() => (button.textContent = "Copy"), 2000);
+  });
+  block.append(button);
+}
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((details) => (details.open = true)));

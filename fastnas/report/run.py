@@ -1,0 +1,219 @@
+"""Reads a run directory: the only input of the report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import yaml
+
+from fastnas.errors import UserError
+from fastnas.genotype import Genotype
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run directory says; whatever is missing is empty.
+
+    ``epochs``, ``populations`` and ``updates`` are in the order in which they happened. Where a resumed run repeats an
+    epoch or an evolution step, only the repetition is kept.
+    """
+
+    path: Path
+    config: Record = field(default_factory=dict)
+    starts: list[Record] = field(default_factory=list)
+    epochs: list[Record] = field(default_factory=list)
+    populations: list[Record] = field(default_factory=list)
+    updates: list[Record] = field(default_factory=list)
+    ending: Record | None = None
+    genotype: Genotype | None = None
+    genotype_origin: str = ""
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def status(self) -> str:
+        """``finished``, ``interrupted``, ``unfinished`` (no ending written) or ``not started``."""
+        if self.ending is not None:
+            return "finished" if self.ending["event"] == "end" else "interrupted"
+        return "unfinished" if self.starts or self.epochs else "not started"
+
+    @property
+    def environment(self) -> Record:
+        return self._latest("environment")
+
+    @property
+    def network(self) -> Record:
+        return self._latest("network")
+
+    @property
+    def data(self) -> Record:
+        return self._latest("data")
+
+    def _latest(self, key: str) -> Record:
+        return next((mapping(start[key]) for start in reversed(self.starts) if key in start), {})
+
+    @property
+    def command(self) -> list[str]:
+        """The arguments of the first start, the one that began the run; empty where none was recorded."""
+        argv = self.starts[0].get("argv") if self.starts else None
+        return [str(word) for word in argv] if isinstance(argv, list) else []
+
+    @property
+    def strategy(self) -> str | None:
+        name = self.option("strategy", "name")
+        return None if name is None else str(name)
+
+    @property
+    def planned_epochs(self) -> int | None:
+        epochs = self.option("weights", "epochs")
+        return int(epochs) if is_number(epochs) else None
+
+    def option(self, group: str, name: str) -> object:
+        """An option of config.yaml, None where it is missing."""
+        return mapping(self.config.get(group)).get(name)
+
+    @property
+    def seconds(self) -> float | None:
+        """Wall time: as recorded at the end of a run in one piece, otherwise the sum over the epochs' phases."""
+        recorded = (self.ending or {}).get("seconds")
+        if self.status == "finished" and len(self.starts) == 1 and is_number(recorded):
+            return float(recorded)
+        phases = [value for epoch in self.epochs for value in mapping(epoch.get("seconds")).values()]
+        return float(sum(value for value in phases if is_number(value))) if phases else None
+
+    @property
+    def valid_accuracy(self) -> tuple[float, int | None] | None:
+        """The last validation accuracy (0..1) and its epoch; the epoch is None for the one taken at the end."""
+        recorded = (self.ending or {}).get("valid_accuracy")
+        if is_number(recorded):
+            return float(recorded), None
+        for epoch in reversed(self.epochs):
+            if is_number(epoch.get("valid_accuracy")):
+                return float(epoch["valid_accuracy"]), epoch["epoch"]
+        return None
+
+    @property
+    def peak_memory_mb(self) -> float | None:
+        values = [epoch.get("peak_memory_mb") for epoch in self.epochs]
+        return max((float(value) for value in values if is_number(value)), default=None)
+
+
+def mapping(value: object) -> Record:
+    """``value`` if it is a dict, otherwise an empty one."""
+    return value if isinstance(value, dict) else {}
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether ``value`` is a finite int or float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def read_run(run_dir: str | Path) -> Run:
+    """Reads a run directory. A missing or damaged file becomes a line in ``problems``, not an error.
+
+    Raises:
+        UserError: ``run_dir`` is not a directory.
+    """
+    path = Path(run_dir)
+    if not path.is_dir():
+        found = "is a file" if path.exists() else "does not exist"
+        raise UserError(f"run directory {str(path)!r} {found}; give the folder that a search wrote")
+    problems: list[str] = []
+    config = _read_config(path / "config.yaml", problems)
+    starts: list[Record] = []
+    tables: dict[str, _Table] = {event: {} for event in _KEYS}
+    ending = None
+    for record in _read_records(path / "metrics.jsonl", problems):
+        event = record["event"]
+        if event == "run":
+            starts.append(record)
+            ending = None
+        elif event in ("end", "interrupted"):
+            ending = record
+        elif event in tables:
+            _keep(tables, event, record)
+    epochs, populations, updates = (list(table.values()) for table in tables.values())
+    genotype, origin = _read_genotype(path / "genotype.json", epochs, problems)
+    return Run(path, config, starts, epochs, populations, updates, ending, genotype, origin, problems)
+
+
+_KEYS = {"epoch": ("epoch",), "population": ("epoch", "step", "sample", "generation"), "update": ("epoch", "step")}
+_Table = dict[tuple[int, ...], Record]
+
+
+def _keep(tables: dict[str, _Table], event: str, record: Record) -> None:
+    """Stores ``record`` in its table and forgets what a process before a resume wrote for later epochs."""
+    key = tuple(record.get(name, 0) for name in _KEYS[event])
+    if "epoch" not in record or not all(isinstance(number, int) for number in key):
+        return
+    for table in tables.values():
+        while table and next(reversed(table))[0] > key[0]:
+            table.popitem()
+    tables[event][key] = record
+
+
+def _read_config(path: Path, problems: list[str]) -> Record:
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        problems.append("config.yaml is missing, so the settings are not known.")
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        problems.append(f"config.yaml could not be read: {' '.join(str(error).split())}")
+        return {}
+    if not isinstance(config, dict):
+        problems.append("config.yaml holds no options.")
+        return {}
+    return config
+
+
+def _read_records(path: Path, problems: list[str]) -> Iterator[Record]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        problems.append("metrics.jsonl is missing: nothing was measured yet.")
+        return
+    except OSError as error:
+        problems.append(f"metrics.jsonl could not be read: {error}")
+        return
+    lines = text.split("\n")
+    damaged = 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line) if line.strip() else None
+        except ValueError:
+            # The last line is torn where the process was stopped while writing it: expected, hence no problem.
+            damaged += number < len(lines)
+            continue
+        if isinstance(record, dict) and isinstance(record.get("event"), str):
+            yield record
+        else:
+            damaged += record is not None
+    if damaged:
+        problems.append(f"{damaged} damaged {'line' if damaged == 1 else 'lines'} of metrics.jsonl left out.")
+
+
+def _read_genotype(path: Path, epochs: list[Record], problems: list[str]) -> tuple[Genotype | None, str]:
+    """The genotype and where it is from: the file, or the last epoch that recorded one."""
+    if path.is_file():
+        try:
+            return Genotype.from_json(path), path.name
+        except (UserError, OSError) as error:
+            problems.append(f"genotype.json could not be read: {error}")
+    else:
+        problems.append("genotype.json is missing: it is written after every epoch.")
+    for epoch in reversed(epochs):
+        if "genotype" in epoch:
+            try:
+                genotype = Genotype.from_dict(epoch["genotype"])
+            except UserError as error:
+                problems.append(f"The genotype of epoch {epoch['epoch']} could not be read: {error}")
+                break
+            return genotype, f"the record of epoch {epoch['epoch']}"
+    return None, ""

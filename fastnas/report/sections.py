@@ -1,0 +1,158 @@
+"""The sections of the page that are not charts alone: each function turns a run into escaped HTML."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Iterator
+from html import escape
+from typing import Any
+
+from fastnas.genotype import CellKind, Genotype
+from fastnas.report.cell_graph import KIND_NAMES, draw_cell
+from fastnas.report.chart import Chart
+from fastnas.report.run import Record, Run
+
+KINDS: tuple[CellKind, CellKind] = ("normal", "reduce")
+# Sides of the images that give DerivedNetwork's auxiliary head, by stem, feature maps that it can take.
+AUXILIARY_SIDES = {"cifar": range(29, 41), "imagenet": range(193, 257)}
+NO_GENOTYPE = "There is no genotype yet: the first one is written after the first epoch."
+
+
+def charts(found: Iterable[Chart], otherwise: str) -> str:
+    """The charts in a grid, or a sentence where there is none."""
+    figures = [
+        f"<figure{' class=wide' if chart.is_wide else ''}><figcaption><h3>{escape(chart.title)}</h3>"
+        f"{_note(chart.note)}</figcaption>{_scroll(chart.svg()) if chart.is_wide else chart.svg()}</figure>"
+        for chart in found
+    ]
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else _missing(otherwise)
+
+
+def cells(run: Run) -> str:
+    """Both cells as graphs."""
+    if run.genotype is None:
+        return _missing(NO_GENOTYPE)
+    figures = (
+        f"<figure><figcaption><h3>{KIND_NAMES[kind].capitalize()}</h3></figcaption>"
+        f"{_scroll(draw_cell(run.genotype, kind))}</figure>"
+        for kind in KINDS
+    )
+    reading = "A node is the sum of the operations that point to it. Node i has the number i + 2 in the genotype."
+    return _note(f"{_origin(run)} {reading}") + f'<div class="cells">{"".join(figures)}</div>'
+
+
+def _origin(run: Run) -> str:
+    final = run.status == "finished" and run.genotype_origin == "genotype.json"
+    return f"From {run.genotype_origin}{'' if final else ', not final'}."
+
+
+def settings(run: Run) -> str:
+    """Configuration, environment and data."""
+    options = list(_flatten(run.config))
+    half = (len(options) + 1) // 2
+    config = _columns(_table(options[:half]), _table(options[half:])) if options else _missing("No options recorded.")
+    data = dict(run.data)
+    classes = data.pop("classes", None)
+    if isinstance(size := data.get("image_size"), list):
+        data["image_size"] = " × ".join(map(str, size))
+    rows = [(key.replace("_", " "), _plain(value)) for key, value in data.items()]
+    if isinstance(classes, list):
+        rows.insert(2, ("classes", f"{len(classes)}: {', '.join(map(str, classes))}"))
+    environment = [(key.replace("_", " "), _plain(value)) for key, value in run.environment.items()]
+    return f"<details open><summary>Options ({len(options)})</summary>{config}</details>" + _columns(
+        f"<h3>Environment</h3>{_table(environment)}", f"<h3>Data</h3>{_table(rows)}"
+    )
+
+
+def _columns(left: str, right: str) -> str:
+    return f'<div class="columns"><div>{left}</div><div>{right}</div></div>'
+
+
+def recipes(run: Run) -> str:
+    """The commands that repeat the run and that train its genotype."""
+    repeat = _code(shlex.join(run.command)) if run.command else _missing("The run's command was not recorded.")
+    parts = [("Repeat this run", "The exact command of the first start.", repeat)]
+    path = run.path / "genotype.json"
+    if run.genotype is None or run.genotype_origin != path.name:
+        retrain = _missing("genotype.json is not there yet; the commands that use it appear with it.")
+        parts.append(("Retrain this genotype", "", retrain))
+    else:
+        spec = run.data.get("spec")
+        command = ["python", "-m", "fastnas.train", "--genotype", str(path), "--data", str(spec or "SPEC")]
+        unknown = "" if spec else "SPEC stands for the images, such as cifar10:ROOT: this run recorded none."
+        parts.append(("Retrain this genotype", unknown, _code(shlex.join(command))))
+        parts.append(("Use it in Python", "", _code(_snippet(run, str(path)), wrap=False)))
+    return "".join(f'<div class="recipe"><h3>{title}</h3>{_note(note)}{body}</div>' for title, note, body in parts)
+
+
+def _snippet(run: Run, path: str) -> str:
+    classes, channels, size = (run.data.get(key) for key in ("classes", "channels", "image_size"))
+    stem = "imagenet" if run.option("network", "stem") == "imagenet" else "cifar"
+    arguments = [f"num_classes={len(classes)}"] if isinstance(classes, list) else []
+    arguments += [f"in_channels={channels}"] if isinstance(channels, int) else []
+    arguments += [f"stem={stem!r}"] if stem != "cifar" else []
+    if isinstance(size, list) and not all(side in AUXILIARY_SIDES[stem] for side in size):
+        arguments.append("auxiliary=False")
+    return (
+        "from fastnas import Genotype\n"
+        "from fastnas.nn import DerivedNetwork\n\n"
+        f"genotype = Genotype.from_json({path!r})\n"
+        f"network = DerivedNetwork({', '.join(['genotype', *arguments])})"
+    )
+
+
+def genotype(run: Run) -> str:
+    """The genotype as JSON text."""
+    if run.genotype is None:
+        return _missing(NO_GENOTYPE)
+    return _note(_origin(run)) + _code(_json(run.genotype), wrap=False)
+
+
+def _json(value: Genotype) -> str:
+    """JSON with one intermediate node a line."""
+    lines = []
+    for key, entry in value.to_dict().items():
+        if key in KINDS:
+            nodes = [", ".join(json.dumps(pair) for pair in pairs) for pairs in value.pairs(key)]
+            lines.append(f'  "{key}": [\n    ' + ",\n    ".join(nodes) + "\n  ]")
+        else:
+            lines.append(f'  "{key}": {json.dumps(entry)}')
+    return "{\n" + ",\n".join(lines) + "\n}"
+
+
+def _flatten(options: Record, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """``data: {batch_size: 64}`` as ``data.batch_size``, the way the command line spells it."""
+    for key, value in options.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value))
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    body = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in rows)
+    return f"<table>{body}</table>" if body else _missing("Not recorded yet.")
+
+
+def _scroll(svg: str) -> str:
+    return f'<div class="scroll">{svg}</div>'
+
+
+def _code(text: str, wrap: bool = True) -> str:
+    """A block that a script adds a copy button to. A long command wraps on the screen only, never in the copy."""
+    return f'<div class="copy"><pre{" class=wrap" if wrap else ""}><code>{escape(text)}</code></pre></div>'
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>' if text else ""
+
+
+def _missing(text: str) -> str:
+    return f'<p class="missing">{escape(text)}</p>'

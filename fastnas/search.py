@@ -1,0 +1,244 @@
+"""`python -m fastnas.search`: images in, a genotype and a report out."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from fastnas import data
+from fastnas.configuration import SearchOptions, differences, parse
+from fastnas.counting import count_parameters
+from fastnas.engine.checkpoint import load_checkpoint
+from fastnas.engine.progress import shown
+from fastnas.engine.search import Outcome, Search
+from fastnas.env import environment
+from fastnas.errors import UserError
+from fastnas.nn import Supernet
+from fastnas.report import print_genotype, write_report
+
+DESCRIPTION = """Searches a network architecture for your images.
+
+Without arguments: a demonstration on scanned digits, about two minutes on two CPU cores.
+Options come from the defaults, then --preset, then --config, then the flags below."""
+
+
+def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
+    """Everything between parsed options and a search that can run: data, network, run directory, checkpoint.
+
+    Raises:
+        UserError: data, options or run directory cannot be used. Nothing of an existing run has been changed then.
+    """
+    resume = options.command.resume
+    checkpoint = load_checkpoint(resume / "checkpoint.pt") if resume else None
+    plain = options.to_dict()
+    if checkpoint is not None and (changed := differences(checkpoint["options"], plain)):
+        raise UserError(
+            f"the run in {resume} cannot go on with other options: {'; '.join(changed)}. Leave these flags out, or start "
+            "a new run."
+        )
+    device = resolve_device(options.run.device)
+    if options.run.threads:
+        torch.set_num_threads(options.run.threads)
+    make_deterministic(options.run.deterministic)
+
+    if options.data.data is None:
+        raise UserError("no images: give --data, for example --data folder:./images, or --preset demo.")
+    source = data.open(
+        options.data.data,
+        image_size=options.data.image_size,
+        download=options.data.download,
+        limit=options.data.limit,
+    )
+    weight_half, alpha_half = source.search_split(options.data.split)
+    augmentation = data.Augmentation(
+        crop_padding=first_given(options.data.crop_padding, source.augmentation.crop_padding),
+        flip=first_given(options.data.flip, source.augmentation.flip),
+        cutout=options.data.cutout,
+    )
+
+    def pipeline(indices: Sequence[int], batch_size: int, train: bool, seed: int) -> data.Pipeline:
+        return data.pipeline(
+            source,
+            options.data.pipeline,
+            batch_size=batch_size,
+            indices=indices,
+            train=train,
+            seed=seed,
+            augmentation=augmentation,
+            device=device,
+            workers=options.data.workers,
+        )
+
+    seed, batch_size = options.run.seed, options.data.batch_size
+    weight_pipeline = pipeline(weight_half, batch_size, True, 2 * seed)
+    valid_pipeline = pipeline(alpha_half, min(batch_size, len(alpha_half)), False, 0)
+
+    torch.manual_seed(seed)
+    network = Supernet(
+        options.network.space or options.strategy.default_space,
+        channels=options.network.channels,
+        layers=options.network.layers,
+        num_classes=len(source.classes),
+        in_channels=source.channels,
+        partial_channels=options.network.partial_channels,
+        backend=options.network.backend,
+        stem=options.network.stem,
+    ).to(device, memory_format=torch.channels_last)
+
+    directory = resume or new_directory(options)
+    search = Search(
+        network=network,
+        strategy=options.strategy,
+        weights=options.weights,
+        weight_pipeline=weight_pipeline,
+        alpha_pipeline=lambda batch_size: pipeline(alpha_half, batch_size, True, 2 * seed + 1),
+        valid_pipeline=valid_pipeline,
+        directory=directory,
+        seed=seed,
+        options=plain,
+        checkpoint=checkpoint,
+        validate_every=options.run.validate_every,
+        stop_after=options.run.stop_after,
+    )
+    if checkpoint is None:
+        (directory / "config.yaml").write_text(options.to_yaml(), encoding="utf-8")
+    search.log.write(
+        "run",
+        argv=["python", "-m", "fastnas.search", *arguments],
+        resumed=checkpoint is not None,
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        environment=environment(device),
+        network={
+            "parameters": count_parameters(network),
+            "candidates": list(network.space.candidates),
+            "nodes": network.space.nodes,
+            "space": network.space.name,
+            "backend": network.backend,
+        },
+        data={
+            "spec": source.spec,
+            "pipeline": weight_pipeline.kind,
+            "images": len(source),
+            "classes": list(source.classes),
+            "image_size": list(source.image_size),
+            "channels": source.channels,
+            "weight_images": len(weight_half),
+            "alpha_images": len(alpha_half),
+        },
+    )
+    return search
+
+
+def first_given(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
+def resolve_device(name: str) -> torch.device:
+    """"auto" → CUDA where there is a GPU. UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no device {name!r}: {torch.cuda.device_count()} CUDA devices were found; use cpu.")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not supported: use cpu or cuda.")
+    return device
+
+
+def make_deterministic(strictly: bool) -> None:
+    """PyTorch's global switches; without `strictly` a GPU may choose the fastest algorithm."""
+    torch.use_deterministic_algorithms(strictly)
+    torch.backends.cudnn.benchmark = not strictly
+    if strictly:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def new_directory(options: SearchOptions) -> Path:
+    """Creates the run directory. UserError if a run is in it already."""
+    if options.run.out:
+        directory = Path(options.run.out)
+        if (directory / "checkpoint.pt").exists():
+            raise UserError(f"{directory} holds a run already: continue it with --resume, or give another --out.")
+    else:
+        label = re.sub(r"[^A-Za-z0-9.]+", "-", Path((options.data.data or "").rstrip("/")).name).strip("-")
+        stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{options.strategy.name}-{label}"
+        directory = Path("runs", stem)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot create the run directory {directory}: {error.strerror}; give another --out.") from error
+    return directory
+
+
+def introduce(search: Search, console: Console) -> None:
+    source, network = search.weight_pipeline.source, search.network
+    height, width = source.image_size
+    half = len(search.weight_pipeline.indices)
+    console.print(
+        f"[bold]{search.strategy.name}[/bold] on {source.spec}: {len(source):,} images "
+        f"({height}×{width}×{source.channels}, {len(source.classes)} classes), {half:,} for the weights, "
+        f"{len(source) - half:,} for α",
+        highlight=False,
+    )
+    console.print(
+        f"supernet {network.space.name}, {count_parameters(network):,} parameters, {network.backend} on {search.device}; "
+        f"run directory {search.directory}",
+        highlight=False,
+    )
+    if search.resumed:
+        console.print(f"resumed after {search.epoch} epochs and {search.step} steps", highlight=False)
+
+
+def conclude(search: Search, outcome: Outcome, report: Path, console: Console) -> None:
+    if outcome.status == "finished":
+        console.print()
+        print_genotype(outcome.genotype, console)
+        accuracy = outcome.valid_accuracy
+        console.print(
+            f"\nvalidation accuracy {accuracy:.2%} (supernet under softmax(α), on the {len(search.valid_pipeline.indices):,}"
+            " images of the α half)" if accuracy is not None else "",
+            highlight=False,
+        )
+        console.print(f"genotype  {search.directory / 'genotype.json'}", highlight=False, soft_wrap=True)
+    else:
+        command = shlex.join(["python", "-m", "fastnas.search", "--resume", str(search.directory)])
+        console.print(f"{outcome.status} after {outcome.epoch} epochs; go on with: {command}", highlight=False, soft_wrap=True)
+    console.print(f"report    {report}", highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status: 0, or 130 after Ctrl-C and SIGTERM; errors of the user end with 2."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    console = Console()
+    try:
+        if not arguments:
+            console.print("No arguments: running the demo preset. See --help for your own images.", highlight=False)
+            arguments = ["--preset", "demo"]
+        options = parse(arguments, "python -m fastnas.search", DESCRIPTION)
+        if options.command.print_config:
+            print(options.to_yaml(), end="")
+            return 0
+        search = prepare(options, arguments)
+        introduce(search, console)
+        with shown(search, console):
+            outcome = search.run()
+        conclude(search, outcome, write_report(search.directory), console)
+        return 130 if outcome.status == "interrupted" else 0
+    except UserError as error:
+        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True, markup=True)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

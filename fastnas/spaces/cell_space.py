@@ -1,0 +1,75 @@
+"""What all cell spaces of the DARTS family share: a topology, candidate names, and how a genotype is read off α."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fastnas.genotype import Genotype, Pair
+
+CELL_KINDS = ("normal", "reduce")
+
+
+@dataclass(frozen=True)
+class CellSpace:
+    """A cell with two inputs (nodes 0 and 1), `nodes` intermediate nodes, and a mixed operation on every edge.
+
+    Each intermediate node has an edge from every earlier node, so there are 2 + 3 + … edges, 14 for 4 nodes. They are
+    numbered by node, then by source; row e of α belongs to edge e, column o to ``candidates[o]``.
+
+    Args:
+        name: as users write it.
+        candidates: primitive names, in the order of α's columns.
+        pool_norm: whether a normalisation follows the pools while searching.
+        nodes: number of intermediate nodes.
+    """
+
+    name: str
+    candidates: tuple[str, ...]
+    pool_norm: bool
+    nodes: int = 4
+
+    @cached_property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """(source, node) of every edge."""
+        return tuple((source, node) for node in range(2, self.nodes + 2) for source in range(node))
+
+    def incoming(self, node: int) -> range:
+        """The numbers of the edges that enter a node; their order is that of the sources."""
+        first = sum(range(2, node))
+        return range(first, first + node)
+
+    def derive(self, op_weights: Mapping[str, Tensor]) -> Genotype:
+        """The genotype of the DARTS paper (Liu et al. 2019, section 2.4).
+
+        For each node the two incoming edges whose best candidate weighs most, and on each of them that candidate; "none"
+        takes part in the softmax but is never chosen. Ties go to the lower source and to the earlier candidate. The two
+        pairs of a node are listed strongest first.
+
+        Args:
+            op_weights: {"normal": [E, O], "reduce": [E, O]}, for instance softmax(α).
+        """
+        cells = {kind: self._strongest(op_weights[kind].detach().double().cpu()) for kind in CELL_KINDS}
+        concat = tuple(range(2, self.nodes + 2))
+        return Genotype(normal=cells["normal"], normal_concat=concat, reduce=cells["reduce"], reduce_concat=concat)
+
+    def _strongest(self, weights: Tensor) -> tuple[Pair, ...]:  # [E, O]
+        allowed = [index for index, name in enumerate(self.candidates) if name != "none"]
+        best = []  # of each edge: (weight, candidate)
+        for row in weights[:, allowed].tolist():
+            winner = max(range(len(row)), key=row.__getitem__)
+            best.append((row[winner], self.candidates[allowed[winner]]))
+        pairs: list[Pair] = []
+        for node in range(2, self.nodes + 2):
+            ranked = sorted(self.incoming(node), key=lambda edge: -best[edge][0])  # stable: lower source first
+            pairs += [(best[edge][1], self.edges[edge][0]) for edge in ranked[:2]]
+        return tuple(pairs)
+
+    def uniform_alphas(self, scale: float = 1e-3, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """Initial α: `scale`·N(0, 1), {"normal": [E, O], "reduce": [E, O]}."""
+        shape = (len(self.edges), len(self.candidates))
+        return {kind: scale * torch.randn(shape, generator=generator) for kind in CELL_KINDS}

@@ -1,0 +1,28 @@
+"""Search strategies. A new one is one file and one entry here."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from fastnas.errors import UserError
+from fastnas.strategies.base import Strategy
+from fastnas.strategies.egnas import EGNAS
+
+STRATEGIES: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in (EGNAS,)}
+
+__all__ = ["STRATEGIES", "Strategy", "create", "find"]
+
+
+def find(name: str) -> type[Strategy]:
+    """The class of a strategy. UserError for an unknown name."""
+    if name not in STRATEGIES:
+        near = difflib.get_close_matches(name, STRATEGIES, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(STRATEGIES)}."
+        raise UserError(f"unknown strategy {name!r}: {advice}")
+    return STRATEGIES[name]
+
+
+def create(name: str, **options: Any) -> Strategy:
+    """A strategy by name, with its hyper-parameters as keywords. UserError for an unknown name."""
+    return find(name)(**options)

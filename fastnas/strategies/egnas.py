@@ -1,0 +1,425 @@
+"""EG-NAS: weights by gradient, α by an evolution strategy (Cai et al., "EG-NAS: Neural Architecture Search with Fast
+Evolutionary Exploration", AAAI 2024).
+
+Supernet weights ω are trained by SGD on one half of the images. Once per epoch, after a warm-up, α moves: CMA-ES samples
+populations around it, all individuals are scored with the same ω on one batch of the other half, and the winner is added to
+α with a small step. α is never differentiated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastnas.data import Pipeline
+from fastnas.errors import UserError
+from fastnas.nn import Supernet
+from fastnas.spaces import CELL_KINDS
+from fastnas.strategies.base import Strategy
+from fastnas.strategies.cma_es import CMAES
+
+if TYPE_CHECKING:
+    from fastnas.engine.search import Search
+
+SigmaSchedule = Literal["es_step", "global_epoch", "constant"]
+Similarity = Literal["flat_logits", "edge_mean", "edge_mean_probabilities"]
+BatchNormMode = Literal["batch", "running", "train"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Where the paper and the two published programs part ways; `EGNAS` options of the same name override a field."""
+
+    sigma_schedule: SigmaSchedule
+    similarity: Similarity
+    bn_mode: BatchNormMode
+    clip_includes_alpha: bool
+    center: bool
+    around: Literal["logits", "probabilities"]  # what the populations are centred on: α or softmax(α)
+    noise: Literal["normal", "uniform"]  # added to the centre
+    independent: bool  # each sample has noise and random numbers of its own; else all N populations are the same one
+    unit_rows: bool  # candidates are divided by the L2 norm of each row
+    evaluate_mean: bool  # the updated mean of CMA-ES competes too; else the last candidate is scored twice, to no effect
+    later_ties_win: bool  # among equal fitness
+    winner_softmaxes: int  # how often the winner is softmaxed before it is added
+    zero_accuracy_wins: bool  # a winner that classifies nothing correctly beats the others and adds nothing to α
+
+
+VARIANTS = {
+    "paper": Variant(
+        sigma_schedule="es_step",
+        similarity="flat_logits",
+        bn_mode="batch",
+        clip_includes_alpha=False,
+        center=True,
+        around="logits",
+        noise="normal",
+        independent=True,
+        unit_rows=False,
+        evaluate_mean=True,
+        later_ties_win=False,
+        winner_softmaxes=1,
+        zero_accuracy_wins=False,
+    ),
+    "official": Variant(
+        sigma_schedule="constant",  # its epoch counter stays 0, so σ = 1/(0 + 1)
+        similarity="edge_mean",
+        bn_mode="running",
+        clip_includes_alpha=True,
+        center=False,
+        around="probabilities",
+        noise="normal",
+        independent=False,
+        unit_rows=True,
+        evaluate_mean=False,
+        later_ties_win=True,
+        winner_softmaxes=2,
+        zero_accuracy_wins=True,
+    ),
+    "official_imagenet": Variant(
+        sigma_schedule="global_epoch",
+        similarity="edge_mean_probabilities",
+        bn_mode="train",
+        clip_includes_alpha=True,
+        center=False,
+        around="probabilities",
+        noise="uniform",
+        independent=False,
+        unit_rows=False,
+        evaluate_mean=False,
+        later_ties_win=True,
+        winner_softmaxes=1,
+        zero_accuracy_wins=False,
+    ),
+}
+
+
+# --- fitness -------------------------------------------------------------------------------------------------------------
+
+
+def similarity(current: Tensor, candidates: Tensor, kind: Similarity) -> Tensor:
+    """L2 of equation 3, in [0, 1]; 1 where the candidate points the way α does.
+
+    Args:
+        current: α, [2, E, O].
+        candidates: z, [P, 2, E, O].
+        kind: "flat_logits": one cosine of the flattened α and z. "edge_mean": the mean over edges of the cosine of
+            softmax(α) and z. "edge_mean_probabilities": the same of softmax(α) and softmax(z).
+
+    Returns:
+        [P].
+    """
+    if kind == "flat_logits":
+        cosine = F.cosine_similarity(current.flatten()[None], candidates.flatten(1), dim=-1, eps=1e-8)  # [P]
+        return (1 + cosine) / 2
+    compared = torch.softmax(candidates, -1) if kind == "edge_mean_probabilities" else candidates
+    cosine = F.cosine_similarity(torch.softmax(current, -1)[None], compared, dim=-1, eps=1e-8)  # [P, 2, E]
+    return ((1 + cosine) / 2).mean(dim=(1, 2))
+
+
+def compound_fitness(
+    loss: Tensor,
+    likeness: Tensor,
+    accuracy: Tensor,
+    current_accuracy: float,
+    *,
+    zeta: float,
+    eta: float,
+    form: Literal["eq3", "rebased"],
+) -> Tensor:
+    """Equation 3, to be minimised: ζ·loss, and likeness to α is punished where a candidate is at least as accurate as α
+    (search on elsewhere), rewarded where it is worse (come back).
+
+    "eq3" jumps up by 2·η·likeness where a candidate becomes as accurate as α; "rebased" replaces the reward -η·likeness by
+    η·(1 - likeness), which has the same slope and nearly no jump.
+
+    Args:
+        loss, likeness, accuracy: [P]; accuracy in the unit of `current_accuracy`.
+    """
+    reward = -likeness if form == "eq3" else 1 - likeness
+    return zeta * loss + eta * torch.where(accuracy >= current_accuracy, likeness, reward)
+
+
+# --- the strategy --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class EGNAS(Strategy):
+    """EG-NAS. Where the default is None, the variant decides."""
+
+    name: ClassVar[str] = "egnas"
+    default_space: ClassVar[str] = "egnas"
+
+    variant: Literal["paper", "official", "official_imagenet"] = "paper"
+    """As printed, or as the released programs compute, quirks included."""
+    population: int = 50
+    """λ, individuals per generation."""
+    samples: int = 3
+    """N, populations per evolution step."""
+    generations: int = 1
+    """T, generations of CMA-ES per population."""
+    warm_up: int = 15
+    """Epochs before α moves for the first time."""
+    sigma: float = 1.0
+    """First step size of CMA-ES, in logits."""
+    sigma_floor: float = 0.02
+    """Smallest step size of a schedule."""
+    sigma_schedule: SigmaSchedule | None = None
+    """Divide sigma by 1 + step, by 1 + epoch, or not."""
+    noise: float = 0.01
+    """Noise on the centre of a population, in logits."""
+    step_size: float = 0.1
+    """ξ, how far α moves towards the winner."""
+    zeta: float = 1.0
+    """ζ, weight of the loss in the fitness."""
+    eta: float = 0.4
+    """η, weight of the likeness to α in the fitness."""
+    fitness: Literal["eq3", "rebased"] = "eq3"
+    """Equation 3, or without its jump at equal accuracy."""
+    similarity: Similarity | None = None
+    """Likeness: one cosine of all logits, or a mean over edges."""
+    update: Literal["softmax", "delta"] = "softmax"
+    """Add ξ·softmax(winner) to α, or ξ·(winner - α)."""
+    center: bool | None = None
+    """Subtract the mean of each row of α after a step."""
+    fitness_batch_size: int = 128
+    """Images that individuals are scored on."""
+    fitness_batches: int = 1
+    """Batches of that size; more give less noise."""
+    bn_mode: BatchNormMode | None = None
+    """Normalise individuals by their batch, by running statistics, or as in training, which moves the latter."""
+    clip_includes_alpha: bool | None = None
+    """Count α's never-zeroed gradients in the clipped norm."""
+    cmaes_alias: bool = False
+    """Begin each population where the last one ended (official)."""
+    chunk: int | Literal["auto"] = "auto"
+    """Individuals per forward; auto fits the memory."""
+
+    def __post_init__(self) -> None:
+        if self.variant not in VARIANTS:
+            raise UserError(f"unknown variant {self.variant!r} of EG-NAS: expected one of {', '.join(VARIANTS)}.")
+        names = ("sigma_schedule", "similarity", "bn_mode", "clip_includes_alpha", "center")
+        overrides = {name: value for name in names if (value := getattr(self, name)) is not None}
+        self.rules = replace(VARIANTS[self.variant], **overrides)
+        for name, least in (("population", 2), ("samples", 1), ("generations", 1), ("warm_up", 0),
+                            ("fitness_batch_size", 1), ("fitness_batches", 1)):  # fmt: skip
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least {least}.")
+        for name in ("sigma", "sigma_floor"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"{name} is {getattr(self, name)}, expected a step size above 0.")
+        if self.cmaes_alias and self.rules.independent:
+            raise UserError("cmaes_alias reproduces the released programs: use it with variant=official.")
+        self.evolution_step = 0
+        self._pending: dict[str, Any] | None = None  # an evolution step that was interrupted
+
+    def start(self, search: Search) -> None:
+        if self.warm_up >= search.epochs:
+            raise UserError(
+                f"warm_up is {self.warm_up} epochs, but the search has {search.epochs}: α would never move. "
+                "Lower the warm-up or raise the epochs."
+            )
+        self._network = search.network
+        self._pipeline = search.alpha_pipeline(self.fitness_batch_size)
+        for alpha in self._network.alphas.values():
+            alpha.requires_grad_(self.rules.clip_includes_alpha)
+
+    def clipped_parameters(self, search: Search) -> list[nn.Parameter]:
+        alphas = search.network.alphas.values() if self.rules.clip_includes_alpha else ()
+        return [*search.weight_parameters, *alphas]
+
+    def step_size_of(self, evolution_step: int, epoch: int) -> float:
+        """σ of an evolution step."""
+        if self.rules.sigma_schedule == "constant":
+            return self.sigma
+        count = evolution_step if self.rules.sigma_schedule == "es_step" else epoch
+        return max(self.sigma_floor, self.sigma / (count + 1))
+
+    def before_epoch(self, search: Search) -> None:
+        if search.epoch < self.warm_up:
+            return
+        batches = [self._pipeline.batch(search.epoch, index) for index in range(self.fitness_batches)]
+        alpha = torch.stack([self._network.alphas[kind].detach() for kind in CELL_KINDS])  # [2, E, O]
+        if self._pending is None:
+            self._pending = self._begin(search, alpha, batches)
+        while len(self._pending["winners"]) < self.samples:
+            self._advance(search, alpha, batches, self._pending)
+            search.show("evolution", len(self._pending["winners"]), self.samples)
+            search.check_stop()
+        self._finish(search, alpha, batches, self._pending)
+        self._pending = None
+        self.evolution_step += 1
+
+    # An evolution step is a dict from here on, so that it can be interrupted and checkpointed between generations:
+    # "sigma", "current_accuracy", "centre" [2, E, O] of the sample in progress, "cma" its state, "best" its best candidate so
+    # far, and "winners", the best candidates of the samples that are done; a candidate is {"z", "fitness", "accuracy"}.
+
+    def _begin(self, search: Search, alpha: Tensor, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+        _, accuracy = self._score(alpha[None], batches)
+        return {
+            "sigma": self.step_size_of(self.evolution_step, search.epoch),
+            "current_accuracy": accuracy.item(),
+            "centre": self._centre(search, alpha, sample=0),
+            "cma": None,
+            "best": None,
+            "winners": [],
+        }
+
+    def _centre(self, search: Search, alpha: Tensor, sample: int) -> Tensor:
+        centre = alpha if self.rules.around == "logits" else torch.softmax(alpha, -1)  # [2, E, O]
+        draw = torch.randn if self.rules.noise == "normal" else torch.rand
+        generator = torch.Generator().manual_seed(search.seed_for(self.evolution_step, sample, 0))
+        noise = draw(alpha.shape, generator=generator, dtype=torch.float64)  # on the CPU: the same on every device
+        return centre + self.noise * noise.to(alpha)
+
+    def _advance(
+        self, search: Search, alpha: Tensor, batches: list[tuple[Tensor, Tensor]], step: dict[str, Any]
+    ) -> None:
+        """One generation of the sample in progress."""
+        sample = len(step["winners"])
+        if step["cma"] is None:
+            if self.rules.independent and sample > 0:
+                step["centre"] = self._centre(search, alpha, sample)
+            run = CMAES(step["centre"].flatten(), step["sigma"], self.population, self._cma_seed(search, sample))
+        else:
+            run = CMAES.from_state(step["cma"])
+        candidates = run.ask().view(-1, *alpha.shape).to(alpha)  # [λ, 2, E, O]
+        fitness = self._compete(search, alpha, candidates, batches, step, generation=run.generation, sample=sample)
+        run.tell(fitness)
+        if run.generation < self.generations:
+            step["cma"] = run.state_dict()
+            return
+        final = run.mean.view(1, *alpha.shape).to(alpha) if self.rules.evaluate_mean else candidates[-1:]
+        self._compete(search, alpha, final, batches, step)
+        if self.cmaes_alias:
+            step["centre"] = run.mean.view(alpha.shape).to(alpha)
+        step["winners"].append(step["best"])
+        step["best"], step["cma"] = None, None
+
+    def _cma_seed(self, search: Search, sample: int) -> int:
+        if self.variant == "official":
+            return 1
+        if not self.rules.independent:
+            return search.seed
+        return search.seed_for(self.evolution_step, sample, 1)
+
+    def _compete(
+        self,
+        search: Search,
+        alpha: Tensor,
+        candidates: Tensor,
+        batches: list[tuple[Tensor, Tensor]],
+        step: dict[str, Any],
+        **logged: int,
+    ) -> Tensor:
+        """Scores candidates [P, 2, E, O], keeps the best one in `step`, and returns the fitness [P]."""
+        if self.rules.unit_rows:
+            candidates = F.normalize(candidates, dim=-1)
+        loss, accuracy = self._score(candidates, batches)
+        fitness = compound_fitness(
+            loss,
+            similarity(alpha, candidates, self.rules.similarity).to(loss),
+            accuracy,
+            step["current_accuracy"],
+            zeta=self.zeta,
+            eta=self.eta,
+            form=self.fitness,
+        )
+        fitness = torch.nan_to_num(fitness, nan=torch.inf)
+        ties_win = self.rules.later_ties_win and bool(logged)  # not when a candidate is only scored again
+        for index, value in enumerate(fitness.tolist()):
+            best = step["best"]
+            if best is None or value < best["fitness"] or (ties_win and value == best["fitness"]):
+                step["best"] = {"z": candidates[index].cpu(), "fitness": value, "accuracy": accuracy[index].item()}
+        if logged:
+            search.log(
+                "population",
+                epoch=search.epoch,
+                step=self.evolution_step,
+                **logged,
+                sigma=step["sigma"],
+                fitness=fitness.tolist(),
+                loss=loss.tolist(),
+                accuracy=accuracy.tolist(),
+            )
+        return fitness
+
+    def _score(self, candidates: Tensor, batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Mean loss [P] and accuracy [P] of candidates [P, 2, E, O] as logits."""
+        alphas = {kind: candidates[:, index] for index, kind in enumerate(CELL_KINDS)}  # [P, E, O]
+        losses, accuracies = [], []
+        for images, labels in batches:
+            logits = self._logits(images, alphas).double()  # [P, B, classes]
+            each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(candidates)), reduction="none")
+            losses.append(each.view(len(candidates), -1).mean(1))
+            accuracies.append((logits.argmax(-1) == labels).double().mean(1))
+        return torch.stack(losses).mean(0).cpu(), torch.stack(accuracies).mean(0).cpu()
+
+    @torch.no_grad()
+    def _logits(self, images: Tensor, alphas: dict[str, Tensor]) -> Tensor:
+        network = self._network
+        if self.rules.bn_mode != "train":
+            return network.population_logits(images, alphas, chunk=self.chunk, bn_mode=self.rules.bn_mode)
+        was_training = network.training
+        network.train()
+        weights = {kind: torch.softmax(alpha, -1) for kind, alpha in alphas.items()}  # [P, E, O]
+        count = len(weights["normal"])
+        logits = [network(images, {kind: weights[kind][p] for kind in CELL_KINDS}) for p in range(count)]
+        network.train(was_training)
+        return torch.stack(logits)
+
+    def _finish(
+        self, search: Search, alpha: Tensor, batches: list[tuple[Tensor, Tensor]], step: dict[str, Any]
+    ) -> None:
+        """Moves α towards the best winner."""
+        winners = step["winners"]
+        if self.rules.winner_softmaxes == 2:
+            # The program measures its winners once more, after the first of the two softmaxes.
+            flat = torch.stack([torch.softmax(winner["z"].to(alpha), -1) for winner in winners])  # [N, 2, E, O]
+            accuracies = self._score(flat, batches)[1].tolist()
+            winners = [{**winner, "accuracy": value} for winner, value in zip(winners, accuracies, strict=True)]
+        best = max(winners, key=self._rank)
+        target = best["z"].to(alpha)  # [2, E, O]
+        for _ in range(self.rules.winner_softmaxes if self.update == "softmax" else 0):
+            target = torch.softmax(target, -1)
+        change = self.step_size * (target if self.update == "softmax" else target - alpha)
+        if self.rules.zero_accuracy_wins and best["accuracy"] == 0:
+            change = torch.zeros_like(alpha)
+        moved = alpha + change
+        if self.rules.center:
+            moved = moved - moved.mean(-1, keepdim=True)
+        with torch.no_grad():
+            for index, kind in enumerate(CELL_KINDS):
+                self._network.alphas[kind].copy_(moved[index])
+        search.log(
+            "update",
+            epoch=search.epoch,
+            step=self.evolution_step,
+            sigma=step["sigma"],
+            best_fitness=best["fitness"],
+            best_accuracy=best["accuracy"],
+            current_accuracy=step["current_accuracy"],
+        )
+
+    def _rank(self, winner: dict[str, Any]) -> tuple[float, ...]:
+        if self.rules.evaluate_mean:
+            return winner["accuracy"], -winner["fitness"]
+        # The programs rank by 1/accuracy and keep the first of equals; the CIFAR one stores 0 where the accuracy is 0.
+        if winner["accuracy"] == 0:
+            return (float("inf") if self.rules.zero_accuracy_wins else -1.0,)
+        return (winner["accuracy"],)
+
+    def state_dict(self) -> dict[str, Any]:
+        grads = {kind: alpha.grad for kind, alpha in self._network.alphas.items() if alpha.grad is not None}
+        return {"evolution_step": self.evolution_step, "pending": self._pending, "alpha_grads": grads}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.evolution_step = state["evolution_step"]
+        self._pending = state["pending"]
+        for kind, grad in state["alpha_grads"].items():
+            alpha = self._network.alphas[kind]
+            alpha.grad = grad.to(alpha)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastnas import data
+from fastnas.errors import UserError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+LABELS = np.array([0, 1, 2, 0, 1, 2])
+
+
+def saved(tmp_path: Path, **arrays) -> str:
+    np.savez(tmp_path / "set.npz", **arrays)
+    return f"npz:{tmp_path / 'set.npz'}"
+
+
+def test_training_and_test_images(tmp_path: Path) -> None:
+    spec = saved(tmp_path, images=IMAGES, labels=LABELS, test_images=IMAGES[:2], test_labels=np.array([2, 0]))
+    train, test = data.open(spec), data.open(spec, "test")
+    np.testing.assert_array_equal(train.images(), IMAGES)
+    np.testing.assert_array_equal(train.labels, LABELS)
+    np.testing.assert_array_equal(test.images(), IMAGES[:2])
+    assert test.labels.tolist() == [2, 0]
+    assert train.labels.dtype == test.labels.dtype == np.int64
+    assert train.classes == test.classes == ("0", "1", "2")
+    assert (train.channels, train.image_size, train.name) == (3, (8, 8), "set")
+    assert train.augmentation == data.Augmentation(crop_padding=1, flip=True)
+    assert test.statistics() == train.statistics()
+
+
+def test_keras_names_and_label_columns(tmp_path: Path) -> None:
+    spec = saved(tmp_path, x_train=IMAGES, y_train=LABELS[:, None], x_test=IMAGES[:3], y_test=LABELS[:3, None])
+    np.testing.assert_array_equal(data.open(spec).labels, LABELS)
+    assert len(data.open(spec, "test")) == 3
+
+
+def test_grey_images_without_channel_axis_are_not_flipped(tmp_path: Path) -> None:
+    source = data.open(saved(tmp_path, images=IMAGES[..., 0], labels=LABELS))
+    assert source.channels == 1
+    assert source.images().shape == (6, 8, 8, 1)
+    assert source.image(2).shape == (8, 8, 1)
+    assert not source.augmentation.flip
+
+
+def test_class_names(tmp_path: Path) -> None:
+    names = data.open(saved(tmp_path, images=IMAGES, labels=LABELS, classes=np.array(["a", "bc", "ü", "d"]))).classes
+    assert names == ("a", "bc", "ü", "d")
+    names = data.open(saved(tmp_path, images=IMAGES, labels=LABELS, classes=np.array([b"a", b"b", b"c"]))).classes
+    assert names == ("a", "b", "c")
+
+
+def test_compressed_and_fortran_ordered(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "set.npz", images=np.asfortranarray(IMAGES), labels=LABELS.astype(np.uint8))
+    source = data.open(f"npz:{tmp_path / 'set.npz'}")
+    np.testing.assert_array_equal(source.images(), IMAGES)
+    images, _ = data.pipeline(source, "tensor", batch_size=6).batch(0, 0)
+    assert images.shape == (6, 3, 8, 8)
+
+
+def test_image_size(tmp_path: Path) -> None:
+    source = data.open(saved(tmp_path, images=IMAGES[:, :, :6], labels=LABELS), image_size=16)
+    assert source.image_size == (16, 16)
+    assert source.images().shape == (6, 16, 16, 3)
+    assert source.augmentation.crop_padding == 2
+
+
+def test_non_square_images(tmp_path: Path) -> None:
+    source = data.open(saved(tmp_path, images=IMAGES[:, :, :6], labels=LABELS))
+    assert source.image_size == (8, 6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": None}, "has no array 'images'; found: labels; expected: images and labels"),
+        ({"labels": None}, "has no array 'labels'; found: images; expected: images and labels"),
+        ({"images": IMAGES / 255}, "'images' is float64; images must be uint8"),
+        ({"images": IMAGES.astype(object)}, "'images' holds Python objects"),
+        ({"labels": LABELS.astype(object)}, "'labels' holds Python objects"),
+        ({"images": IMAGES[0, 0]}, r"'images' has the shape \(8, 3\)"),
+        ({"images": IMAGES[:0]}, r"'images' has the shape \(0, 8, 8, 3\)"),
+        ({"images": IMAGES.transpose(0, 3, 1, 2)}, r"\(6, 3, 8, 8\) has its channels first"),
+        ({"labels": LABELS[:5]}, "'images' holds 6 images but 'labels' 5 labels"),
+        ({"labels": LABELS.astype(np.float32)}, "'labels' is float32"),
+        ({"labels": np.eye(6, dtype=int)}, r"'labels' is int64 \(6, 6\); labels must be integers"),
+        ({"labels": LABELS - 1}, "'labels' holds the label -1"),
+        ({"labels": LABELS * 2}, "goes up to 4, which makes 5 classes, but only 3 occur: no image has the label 1"),
+        ({"classes": np.array(["a", "b"])}, r"label 2, but there are 2 classes; labels must lie in 0\.\.1"),
+        ({"classes": np.array([1, 2, 3])}, "'classes' is int64"),
+        ({"classes": np.array(["a", None, "b"])}, "'classes' holds Python objects"),
+    ],
+)
+def test_wrong_arrays_are_explained(tmp_path: Path, changes: dict[str, np.ndarray | None], message: str) -> None:
+    arrays = {"images": IMAGES, "labels": LABELS} | changes
+    spec = saved(tmp_path, **{name: array for name, array in arrays.items() if array is not None})
+    with pytest.raises(UserError, match=message) as caught:
+        data.open(spec)
+    assert "set.npz" in str(caught.value)
+
+
+def test_test_split_needs_its_arrays(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no array 'test_images'; found: images, labels"):
+        data.open(saved(tmp_path, images=IMAGES, labels=LABELS), "test")
+
+
+def test_test_labels_beyond_the_training_classes(tmp_path: Path) -> None:
+    spec = saved(tmp_path, images=IMAGES, labels=LABELS, test_images=IMAGES[:1], test_labels=np.array([3]))
+    with pytest.raises(UserError, match="'test_labels' holds the label 3, but there are 3 classes"):
+        data.open(spec, "test")
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*gone\.npz: No such file"):
+        data.open(f"npz:{tmp_path / 'gone.npz'}")
+
+
+def test_folder_instead_of_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Is a directory"):
+        data.open(f"npz:{tmp_path}")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, world", b"PK\x03\x04 cut"])
+def test_other_files(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "set.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"set\.npz is no complete \.npz file"):
+        data.open(f"npz:{tmp_path / 'set.npz'}")
+
+
+def test_single_array_file(tmp_path: Path) -> None:
+    np.save(tmp_path / "set.npy", IMAGES)
+    with pytest.raises(UserError, match=r"set\.npy holds a single array"):
+        data.open(f"npz:{tmp_path / 'set.npy'}")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_damaged_array(tmp_path: Path, save: Callable[..., None]) -> None:
+    save(tmp_path / "set.npz", images=IMAGES, labels=LABELS)
+    content = bytearray((tmp_path / "set.npz").read_bytes())
+    content[400:600] = bytes(200)  # within the pixels of 'images'
+    (tmp_path / "set.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"set\.npz: 'images' cannot be read .*damaged"):
+        data.open(f"npz:{tmp_path / 'set.npz'}")

@@ -1,0 +1,327 @@
+"""Charts: they show the numbers of the run, and only for what the run recorded."""
+
+from __future__ import annotations
+
+import math
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic_run import CANDIDATES, EDGES, run_events
+
+from fastnas.genotype import Genotype
+from fastnas.report.alphas import _edges, weight_charts
+from fastnas.report.chart import Chart, colour, spread
+from fastnas.report.curves import epoch_charts, time_charts
+from fastnas.report.palette import COLOURS
+from fastnas.report.population import BARS, population_charts
+from fastnas.report.run import Run
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def texts(chart: Chart) -> list[str]:
+    return [element.text or "" for element in ET.fromstring(chart.svg()).iter(f"{SVG}text")]
+
+
+def hovers(chart: Chart) -> list[str]:
+    root = ET.fromstring(chart.svg())
+    return [rect.findtext(f"{SVG}title") or "" for rect in root.iter(f"{SVG}rect") if rect.get("class") == "hover"]
+
+
+def by_name(charts: Iterable[Chart]) -> dict[str, Chart]:
+    return {chart.name: chart for chart in charts}
+
+
+def run_of(*epochs: dict[str, Any], **fields: Any) -> Run:
+    return Run(Path("run"), epochs=[{"event": "epoch", "epoch": i} | epoch for i, epoch in enumerate(epochs)], **fields)
+
+
+def complete_run(**options: int) -> Run:
+    events, genotype = run_events(Path("run"), **options)
+    kinds = {
+        kind: [event for event in events if event["event"] == kind] for kind in ("run", "epoch", "population", "update")
+    }
+    return Run(Path("run"), {}, *kinds.values(), events[-1], genotype, "genotype.json")
+
+
+# --- the frame ---
+
+
+def test_svg_is_well_formed_deterministic_and_free_of_stand_in_colours() -> None:
+    def drawing() -> str:
+        chart = Chart("a", "Loss & <more>")
+        chart.label("epoch", "nats")
+        chart.axes.plot([0, 1, 2], [1, 3, 2], color=colour("accent"))
+        chart.axes.text(1, 2, "0.123456 #fa5001 font: 12px x", color=colour("ink"))
+        chart.direct_labels([(2.0, "end", "contrast")])
+        chart.hover_columns([0, 1, 2], ["first <b>", "second", "third"])
+        return chart.svg()
+
+    text = drawing()
+    assert text == drawing()
+    root = ET.fromstring(text)
+    assert root.findtext(f"{SVG}title") == "Loss & <more>"
+    assert "0.123456 #fa5001 font: 12px x" in [
+        element.text for element in root.iter(f"{SVG}text")
+    ]  # text stays as it is
+    assert "var(--accent)" in text
+    assert not re.search(r"<[^>]*#fa5", text)
+    assert not re.search(r"<[^>]*\d\.\d{3}", text)
+    assert "<style" not in text
+    assert "metadata" not in text
+    assert not re.search(r'<g [^>]*id="', text)
+
+
+@pytest.mark.parametrize("name", COLOURS)
+def test_every_colour_becomes_its_custom_property(name: str) -> None:
+    chart = Chart("a", "a")
+    chart.axes.plot([0, 1], [0, 1], color=colour(name))
+    assert f"var(--{name})" in chart.svg()
+
+
+def test_names_with_markup_and_dollar_signs_stay_text() -> None:
+    names = ["<script>alert(1)</script>", "$\\frac{", "a&b", "-->", '"quoted"']
+    weights = {"normal": [[0.2] * 5, [0.1, 0.2, 0.3, 0.2, 0.2]]}
+    run = run_of({"op_weights": weights}, {"op_weights": weights}, starts=[{"network": {"candidates": names}}])
+    for chart in weight_charts(run):
+        assert "<script" not in chart.svg()
+        assert any("a&b" in text for text in texts(chart))
+
+
+@given(st.lists(st.floats(-50, 300), max_size=12), st.floats(1, 30))
+def test_labels_are_spread(wanted: list[float], distance: float) -> None:
+    wanted.sort()
+    places = spread(wanted, distance, (0.0, 200.0))
+    assert len(places) == len(wanted)
+    assert all(b - a >= distance - 1e-9 for a, b in pairwise(places))
+    if len(wanted) * distance <= 200:
+        assert all(-1e-9 <= place <= 200 + 1e-9 for place in places)
+    clear = all(b - a >= distance for a, b in pairwise(wanted))
+    if clear and all(0 <= want <= 200 for want in wanted):
+        assert places == pytest.approx(wanted)
+
+
+def label_heights(chart: Chart) -> dict[str, float]:
+    return {text.get_text(): text.get_position()[1] * chart.size[1] for text in chart.figure.texts}
+
+
+def test_labels_stand_beside_the_ends_of_their_curves() -> None:
+    run = complete_run(epochs=20, warm_up=5, samples=2, population=8)
+    charts = by_name([*epoch_charts(run), *population_charts(run), *weight_charts(run)])
+    for name, label, value in [
+        ("loss", f"training {run.epochs[-1]['train_loss']:.3f}", run.epochs[-1]["train_loss"]),
+        ("population_fitness", f"best {run.updates[-1]['best_fitness']:.3f}", run.updates[-1]["best_fitness"]),
+        ("sigma", f"{run.updates[-1]['sigma']:.3g}", run.updates[-1]["sigma"]),
+    ]:
+        chart = charts[name]
+        chart.svg()
+        height = float(chart.axes.transData.transform((0, value))[1])
+        assert label_heights(chart)[label] == pytest.approx(height, abs=14)
+
+
+def test_labels_fit_into_the_drawing() -> None:
+    run = complete_run(epochs=8, warm_up=2, samples=1, population=5)
+    for chart in [*epoch_charts(run), *population_charts(run), *weight_charts(run), *time_charts(run)]:
+        for text in chart.figure.texts:
+            x = text.get_position()[0] * chart.size[0]
+            assert x + len(text.get_text()) * 0.62 * text.get_fontsize() <= chart.size[0], text.get_text()
+
+
+# --- curves ---
+
+
+def test_a_curve_appears_only_for_what_was_recorded() -> None:
+    assert list(epoch_charts(run_of())) == []
+    assert by_name(epoch_charts(run_of({"train_loss": 1.0}))).keys() == {"loss"}
+    assert by_name(epoch_charts(run_of({"learning_rate": 0.1, "valid_accuracy": None}))).keys() == {"learning_rate"}
+    everything = by_name(epoch_charts(complete_run(epochs=3, warm_up=1)))
+    assert list(everything) == ["loss", "accuracy", "entropy", "skips", "sigma", "learning_rate"]
+
+
+def test_curves_state_their_last_value_and_every_value_on_hover() -> None:
+    run = run_of({"train_accuracy": 0.25, "valid_accuracy": 0.125}, {"train_accuracy": 0.5, "valid_accuracy": None})
+    chart = by_name(epoch_charts(run))["accuracy"]
+    assert {"training 50.0 %", "validation 12.5 %", "accuracy (%)", "epoch"} <= set(texts(chart))
+    assert hovers(chart) == ["epoch 0\ntraining 25.0 %\nvalidation 12.5 %", "epoch 1\ntraining 50.0 %"]
+
+
+def test_undefined_values_leave_a_curve_drawable() -> None:
+    run = run_of({"train_loss": 1.0}, {"train_loss": math.nan}, {"train_loss": math.inf}, {"train_loss": 0.5})
+    assert hovers(by_name(epoch_charts(run))["loss"]) == ["epoch 0\ntraining 1.000", "epoch 3\ntraining 0.500"]
+
+
+@pytest.mark.parametrize("count", [5, 7, 8])
+def test_entropy_marks_the_logarithm_of_the_number_of_candidates(count: int) -> None:
+    weights = {"normal": [[1 / count] * count] * 2}
+    run = run_of({"alpha_entropy": {"normal": 1.0}, "op_weights": weights})
+    chart = by_name(epoch_charts(run))["entropy"]
+    assert f"ln {count} = {math.log(count):.3f}" in texts(chart)
+    assert f"all {count} candidates" in chart.note
+    assert chart.axes.get_ylim()[1] > math.log(count)
+
+
+def test_entropy_without_a_known_number_of_candidates_has_no_ceiling() -> None:
+    chart = by_name(epoch_charts(run_of({"alpha_entropy": {"normal": 1.0}})))["entropy"]
+    assert not any("ln" in text for text in texts(chart))
+    assert chart.note == ""
+
+
+def test_constant_and_single_values_can_be_drawn() -> None:
+    for values in ([0.0], [0.0, 0.0], [3.0, 3.0]):
+        for chart in epoch_charts(run_of(*({"learning_rate": v, "train_loss": v} for v in values))):
+            ET.fromstring(chart.svg())
+
+
+def test_a_sigma_of_zero_keeps_a_linear_axis() -> None:
+    updates = [{"epoch": 0, "step": i, "sigma": sigma} for i, sigma in enumerate((1.0, 0.0))]
+    chart = by_name(epoch_charts(Run(Path("run"), updates=updates)))["sigma"]
+    assert chart.axes.get_yscale() == "linear"
+    ET.fromstring(chart.svg())
+
+
+def test_time_is_split_by_phase() -> None:
+    seconds = {"train": 30.0, "evolution": 60.0, "valid": 9.0, "data": 1.0}
+    (chart,) = time_charts(run_of({"seconds": seconds}, {"seconds": seconds}))
+    assert {"evolution 60%", "training 30%", "validation 9%", "waiting for data 1%", "time (s)"} <= set(texts(chart))
+    expected = "epoch 1\nwaiting for data 1.0 s\nvalidation 9.0 s\ntraining 30.0 s\nevolution 60.0 s"
+    assert hovers(chart)[1] == expected
+    assert list(time_charts(run_of({"train_loss": 1.0}))) == []
+
+
+@pytest.mark.parametrize(("seconds", "unit"), [(299, "s"), (3000, "min"), (20000, "h")])
+def test_time_has_a_fitting_unit(seconds: float, unit: str) -> None:
+    (chart,) = time_charts(run_of({"seconds": {"train": seconds}}))
+    assert f"time ({unit})" in texts(chart)
+
+
+def test_time_of_an_unknown_phase_and_of_missing_epochs_is_shown() -> None:
+    run = run_of({"seconds": {"train": 1.0}}, {}, {"seconds": {"train": 1.0, "sampling": 2.0}})
+    (chart,) = time_charts(run)
+    assert any(text.startswith("sampling") for text in texts(chart))
+    assert hovers(chart)[-1].startswith("epoch 2\nsampling 2.0 s")
+
+
+# --- operation weights ---
+
+
+def test_edges_are_in_the_order_of_the_alphas() -> None:
+    assert _edges(14) == EDGES
+    assert _edges(2) == [(0, 2), (1, 2)]
+    assert _edges(6) == [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]  # NAS-Bench-201: one input, three nodes
+    assert len(_edges(9)) == 9
+    assert _edges(9)[-1] == (3, 4)
+
+
+def test_the_heat_map_shows_every_weight_and_marks_the_genotype() -> None:
+    run = complete_run(epochs=3, warm_up=0, samples=1, population=4)
+    charts = by_name(weight_charts(run))
+    assert list(charts) == ["weights_normal", "leaders_normal", "weights_reduce", "leaders_reduce"]
+    for kind in ("normal", "reduce"):
+        chart, table = charts[f"weights_{kind}"], run.epochs[-1]["op_weights"][kind]
+        expected = [
+            f"{source} → {target}\n{candidate} {100 * weight:.2f} %"
+            for (source, target), row in zip(named_edges(), table, strict=True)
+            for candidate, weight in zip(CANDIDATES, row, strict=True)
+        ]
+        assert hovers(chart) == expected
+        numbers = [f"{100 * weight:.0f}" for row in table for weight in row]
+        assert [text for text in texts(chart) if text.isdigit() and text != "3"] == [n for n in numbers if n != "3"]
+        bold = [t for t in chart.axes.texts if t.get_fontweight() == "bold"]
+        assert len(bold) == 8  # two operations for each of four nodes
+        assert run.genotype is not None
+        wanted = {
+            (source, node + 2, primitive)
+            for node, pairs in enumerate(run.genotype.pairs(kind))
+            for primitive, source in pairs
+        }
+        rows = {round(y, 6): edge for y, edge in zip(chart.axes.get_yticks(), EDGES, strict=True)}
+        marked = {(*rows[round(t.get_position()[1], 6)], CANDIDATES[int(t.get_position()[0])]) for t in bold}
+        assert marked == wanted
+
+
+def named_edges() -> list[tuple[str, int]]:
+    return [({0: "cₖ₋₂", 1: "cₖ₋₁"}.get(source, str(source - 2)), target - 2) for source, target in EDGES]
+
+
+def test_leaders_are_the_strongest_candidates() -> None:
+    run = complete_run(epochs=4, warm_up=1, samples=1, population=4)
+    chart = by_name(weight_charts(run))["leaders_normal"]
+    expected = []
+    for edge, (source, target) in enumerate(named_edges()):
+        for epoch in run.epochs:
+            row = epoch["op_weights"]["normal"][edge]
+            leader = CANDIDATES[row.index(max(row))]
+            expected.append(f"{source} → {target}, epoch {epoch['epoch']}\n{leader} {100 * max(row):.1f} %")
+    assert hovers(chart) == expected
+
+
+def test_long_runs_show_some_of_their_epochs_and_always_the_last() -> None:
+    weights = {"normal": [[0.5, 0.5], [0.4, 0.6]]}
+    run = run_of(*({"op_weights": weights} for _ in range(601)))
+    chart = by_name(weight_charts(run))["leaders_normal"]
+    shown = {int(re.findall(r"epoch (\d+)", text)[0]) for text in hovers(chart)}
+    assert len(shown) <= 60
+    assert max(shown) == 600
+
+
+def test_weights_that_change_their_shape_are_compared_within_the_last_shape() -> None:
+    run = run_of({"op_weights": {"normal": [[0.2] * 5] * 2}}, {"op_weights": {"normal": [[0.5, 0.5]] * 2}})
+    assert list(by_name(weight_charts(run))) == ["weights_normal"]
+
+
+@pytest.mark.parametrize("table", [None, [], [[]], [[0.5], [0.5, 0.5]], [["a"]], [[None]], "text"])
+def test_damaged_weights_are_left_out(table: object) -> None:
+    assert list(weight_charts(run_of({"op_weights": {"normal": table}}))) == []
+
+
+def test_a_genotype_with_other_nodes_than_the_weights_is_marked_where_it_fits() -> None:
+    run = run_of({"op_weights": {"normal": [[0.5, 0.5]] * 2}}, genotype=Genotype.published("NASNet"))
+    ET.fromstring(next(iter(weight_charts(run))).svg())
+
+
+# --- population ---
+
+
+def test_population_pools_the_samples_of_a_step() -> None:
+    def record(step: int, sample: int, fitness: list[Any]) -> dict[str, Any]:
+        return {"epoch": 4, "step": step, "sample": sample, "generation": 0, "fitness": fitness}
+
+    updates = [{"epoch": 4, "step": 0, "best_fitness": 1.0, "current_accuracy": 0.5}]
+    records = [record(0, 0, [1.0, 2.0, None]), record(0, 1, [3.0, 4.0, 5.0]), record(1, 0, [7.0])]
+    charts = by_name(population_charts(Run(Path("run"), populations=records, updates=updates)))
+    assert list(charts) == ["population_fitness"]  # no accuracy was recorded
+    assert hovers(charts["population_fitness"]) == [
+        "evolution step 0\nall 1.000 to 5.000\nmiddle half 2.000 to 4.000\nmedian 3.000\nbest 1.000",
+        "evolution step 1\nall 7.000 to 7.000\nmiddle half 7.000 to 7.000\nmedian 7.000",
+    ]
+
+
+def test_population_marks_best_and_current() -> None:
+    run = complete_run(epochs=5, warm_up=1, samples=3, population=10)
+    charts = by_name(population_charts(run))
+    last = run.updates[-1]
+    assert f"best {last['best_fitness']:.3f}" in texts(charts["population_fitness"])
+    wanted = {f"best {100 * last['best_accuracy']:.1f} %", f"current {100 * last['current_accuracy']:.1f} %"}
+    assert wanted <= set(texts(charts["population_accuracy"]))
+    assert len(hovers(charts["population_accuracy"])) == 4
+
+
+def test_many_steps_are_pooled() -> None:
+    records = [{"epoch": i, "step": i, "fitness": [float(i)]} for i in range(1001)]
+    chart = by_name(population_charts(Run(Path("run"), populations=records)))["population_fitness"]
+    found = hovers(chart)
+    assert len(found) <= BARS
+    assert found[0].startswith("evolution steps 0 to 4\nall 0.000 to 4.000")
+    assert found[-1].startswith("evolution step 1000\n")
+
+
+def test_a_single_individual_can_be_drawn() -> None:
+    for chart in population_charts(complete_run(epochs=1, warm_up=0, samples=1, population=1)):
+        ET.fromstring(chart.svg())
