@@ -1,7 +1,19 @@
 """fastnas: neural architecture search for PyTorch whose inner loops run on fused C++ and CUDA operators."""
 
+import importlib
+from types import ModuleType
+
 from fastnas.counting import count_macs, count_parameters
 from fastnas.genotype import Genotype
 from fastnas.version import __version__
 
 __all__ = ["Genotype", "__version__", "count_macs", "count_parameters"]
+
+# Loaded when first used: torchvision and TensorBoard behind some of them take seconds to import.
+_SUBPACKAGES = {"data", "engine", "nn", "ops", "report", "spaces", "strategies"}
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"fastnas.{name}")
+    raise AttributeError(f"module 'fastnas' has no attribute {name!r}")

@@ -25,7 +25,7 @@ from fastnas.strategies import Strategy
 
 PRESETS = Path(__file__).with_name("presets")
 GROUPS = ("strategy", "network", "data", "weights", "run")
-# What may differ when a run is resumed: nothing that changes a single bit of the result.
+# What may differ when a run is resumed.
 RESUMABLE = {("run", "out"), ("run", "device"), ("run", "threads"), ("run", "stop_after"), ("data", "workers")}
 
 
@@ -93,7 +93,9 @@ def parse(arguments: Sequence[str], program: str, description: str) -> SearchOpt
         path = Path(first.resume, "config.yaml")
         if not path.exists():
             raise UserError(f"nothing to resume in {first.resume}: it has no config.yaml; give a run directory.")
-        files.append((str(path), _read(path)))
+        content = _read(path)
+        content.get("run", {}).pop("stop_after", None)  # it was about the process that stopped
+        files.append((str(path), content))
     names = [content["strategy"]["name"] for _, content in files if "name" in content.get("strategy", {})]
     strategy = strategies.create(first.strategy or (names[-1] if names else CommandOptions.strategy))
     defaults = SearchOptions(

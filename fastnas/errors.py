@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """Something the user gave cannot work: a path, a file, an option.
 
     The message says what was given, what was expected and what to do. The command line prints it as one line,

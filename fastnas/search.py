@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime
 import os
+import random
 import re
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -23,6 +26,8 @@ from fastnas.env import environment
 from fastnas.errors import UserError
 from fastnas.nn import Supernet
 from fastnas.report import print_genotype, write_report
+
+T = TypeVar("T")
 
 DESCRIPTION = """Searches a network architecture for your images.
 
@@ -59,8 +64,8 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
     )
     weight_half, alpha_half = source.search_split(options.data.split)
     augmentation = data.Augmentation(
-        crop_padding=first_given(options.data.crop_padding, source.augmentation.crop_padding),
-        flip=first_given(options.data.flip, source.augmentation.flip),
+        crop_padding=given(options.data.crop_padding, source.augmentation.crop_padding),
+        flip=given(options.data.flip, source.augmentation.flip),
         cutout=options.data.cutout,
     )
 
@@ -81,7 +86,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
     weight_pipeline = pipeline(weight_half, batch_size, True, 2 * seed)
     valid_pipeline = pipeline(alpha_half, min(batch_size, len(alpha_half)), False, 0)
 
-    torch.manual_seed(seed)
+    seed_everything(seed)
     network = Supernet(
         options.network.space or options.strategy.default_space,
         channels=options.network.channels,
@@ -137,7 +142,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
     return search
 
 
-def first_given(value: int | None, default: int) -> int:
+def given(value: T | None, default: T) -> T:
     return default if value is None else value
 
 
@@ -154,6 +159,13 @@ def resolve_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not supported: use cpu or cuda.")
     return device
+
+
+def seed_everything(seed: int) -> None:
+    """The global generators, for whatever draws from them; fastnas' own draws name their seeds."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def make_deterministic(strictly: bool) -> None:
@@ -190,11 +202,13 @@ def introduce(search: Search, console: Console) -> None:
         f"({height}×{width}×{source.channels}, {len(source.classes)} classes), {half:,} for the weights, "
         f"{len(source) - half:,} for α",
         highlight=False,
+        soft_wrap=True,
     )
     console.print(
         f"supernet {network.space.name}, {count_parameters(network):,} parameters, {network.backend} on {search.device}; "
         f"run directory {search.directory}",
         highlight=False,
+        soft_wrap=True,
     )
     if search.resumed:
         console.print(f"resumed after {search.epoch} epochs and {search.step} steps", highlight=False)
@@ -205,11 +219,9 @@ def conclude(search: Search, outcome: Outcome, report: Path, console: Console) -
         console.print()
         print_genotype(outcome.genotype, console)
         accuracy = outcome.valid_accuracy
-        console.print(
-            f"\nvalidation accuracy {accuracy:.2%} (supernet under softmax(α), on the {len(search.valid_pipeline.indices):,}"
-            " images of the α half)" if accuracy is not None else "",
-            highlight=False,
-        )
+        if accuracy is not None:
+            images = len(search.valid_pipeline.indices)
+            console.print(f"\nvalidation accuracy {accuracy:.2%} on {images:,} images", highlight=False)
         console.print(f"genotype  {search.directory / 'genotype.json'}", highlight=False, soft_wrap=True)
     else:
         command = shlex.join(["python", "-m", "fastnas.search", "--resume", str(search.directory)])

@@ -69,7 +69,7 @@ def _open(
             ) from error
         raise UserError(
             f"{kind} is not in {root}: the folder {dataset.base_folder} is missing or incomplete; give the folder that "
-            "holds it, or allow the download with download=True (--data.download)"
+            "holds it, or allow the download with download=True (--download)"
         ) from error
     array = files.data if image_size is None else resize(files.data, image_size)  # [N, H, W, 3]
     size = array.shape[1]

@@ -164,7 +164,7 @@ def _common_size(files: tuple[Path, ...], image_size: int | None) -> tuple[int, 
 def _other_size(path: Path, size: tuple[int, ...], other: str, other_size: tuple[int, int]) -> UserError:
     return UserError(
         f"images differ in size: {path} is {size[0]}x{size[1]} (height x width), {other} {other_size[0]}x"
-        f"{other_size[1]}; pass image_size (--data.image-size) to bring all to one size"
+        f"{other_size[1]}; pass image_size (--image-size) to bring all to one size"
     )
 
 

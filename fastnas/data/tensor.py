@@ -32,7 +32,10 @@ class TensorPipeline(Pipeline):
         height, width = source.image_size
         self._images = _resident(source, self.device)  # [N, H, W, C]
         self._labels = torch.from_numpy(source.labels).to(self.device)  # [N]
-        mean, std = (torch.tensor(values).repeat(height * width).to(self.device) for values in source.statistics())
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=self.device).repeat(height * width)
+            for values in source.statistics()
+        )
         self._mean, self._std = mean, std  # [H·W·C] each, so that a batch is normalised in long rows
         self._on_device: tuple[int, dict[str, Tensor]] | None = None
 

@@ -71,7 +71,7 @@ class _Images(Dataset[Batch | UserError]):
     def __getitem__(self, positions: slice) -> Batch | UserError:
         order = self.plan.order[positions]  # [B]
         size = (len(order), self.source.channels, *self.source.image_size)
-        images = torch.empty(size, memory_format=torch.channels_last)  # [B, C, H, W]
+        images = torch.empty(size, dtype=torch.float32, memory_format=torch.channels_last)  # [B, C, H, W]
         for place, (position, index) in enumerate(zip(range(positions.start, positions.stop), order, strict=True)):
             try:
                 pixels = self.source.image(index)  # [H, W, C]
@@ -90,7 +90,7 @@ class _Images(Dataset[Batch | UserError]):
                 image = transforms.horizontal_flip(image)
         image = transforms.normalize(transforms.to_dtype(image, torch.float32, scale=True), *self.statistics)
         if draws is not None:
-            rows, columns = (slice(max(0, start), max(0, start + side)) for start in draws.cutout[position] - side // 2)
+            rows, columns = (slice(max(0, start), start + side) for start in draws.cutout[position] - side // 2)
             image[:, rows, columns] = 0
         return image
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint at {path}: give the directory of a run that has begun.") from error
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n", 1)[0]
+    except Exception as error:  # damaged bytes make the reader fail in any way
+        reason = f"{type(error).__name__}: {error}".split("\n", 1)[0]
         raise UserError(f"{path} is not a checkpoint of fastnas ({reason}): resume from another run.") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(f"{path} has a format this version does not read: resume with the version that wrote it.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,30 +13,42 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fastnas.engine.search import Search
 
 HEADER = (
-    f"{'epoch':>7}  {'rate':>7}  {'train loss':>10} {'acc':>6}  {'valid loss':>10} {'acc':>6}  {'H(α)':>5}  {'skips':>5}  "
-    f"{'time':>7}  {'data':>5}"
+    f"{'epoch':>7} {'rate':>7} {'train loss':>11} {'acc':>6} {'valid loss':>11} {'acc':>6} "
+    f"{'H(α)':>6} {'skips':>5} {'time':>7}"
 )
+"""At most 79 columns, as `epoch_line`."""
 
 
 def epoch_line(record: dict[str, Any], epochs: int) -> str:
     """One row of the table under `HEADER`, from an "epoch" event."""
     alpha_entropy = sum(record["alpha_entropy"].values()) / len(record["alpha_entropy"])
-    seconds = sum(record["seconds"].values())
-    waiting = record["seconds"].get("data", 0.0) / seconds if seconds else 0.0
-    valid = f"{_number(record['valid_loss'], '10.4f')} {_percent(record['valid_accuracy'])}"
     skips = f"{record['skip_count']['normal']}+{record['skip_count']['reduce']}"
-    return (
-        f"{record['epoch'] + 1:>3}/{epochs:<3}  {record['learning_rate']:>7.4f}  "
-        f"{_number(record['train_loss'], '10.4f')} {_percent(record['train_accuracy'])}  {valid}  "
-        f"{alpha_entropy:>5.3f}  {skips:>5}  {seconds:>6.1f}s  {waiting:>5.1%}"
-    )
+    columns = [
+        f"{record['epoch'] + 1:>3}/{epochs:<3}",
+        f"{record['learning_rate']:>7.4f}",
+        f"{_number(record['train_loss'], '.4f'):>11}",
+        f"{_number(record['train_accuracy'], '.1%'):>6}",
+        f"{_number(record['valid_loss'], '.4f'):>11}",
+        f"{_number(record['valid_accuracy'], '.1%'):>6}",
+        f"{alpha_entropy:>6.3f}",
+        f"{skips:>5}",
+        f"{sum(record['seconds'].values()):>6.1f}s",
+    ]
+    waiting = waiting_share(record["seconds"])
+    return " ".join(columns) + (f"  waited {waiting:.0%} for data" if waiting >= 0.05 else "")
+
+
+def waiting_share(seconds: dict[str, float]) -> float:
+    """Share of the weight steps' time that went into waiting for images."""
+    busy = seconds.get("train", 0.0) + seconds.get("data", 0.0)
+    return seconds.get("data", 0.0) / busy if busy else 0.0
 
 
 def update_line(record: dict[str, Any]) -> str:
     """One line for an "update" event: what the evolution step found."""
     return (
-        f"         evolution step {record['step']}: σ {record['sigma']:.3f}, accuracy {record['current_accuracy']:.1%} → "
-        f"{record['best_accuracy']:.1%}, fitness {_number(record['best_fitness'], '.4f')}"
+        f"        evolution step {record['step'] + 1}: σ {record['sigma']:.3f}, accuracy {record['current_accuracy']:.1%} → "
+        f"{record['best_accuracy']:.1%}, fitness {record['best_fitness']:.4f}"
     )
 
 
@@ -81,8 +92,4 @@ def shown(search: Search, console: Console) -> Iterator[None]:
 
 
 def _number(value: float | None, form: str) -> str:
-    return format(value if value is not None else math.nan, form) if value is not None else "-".rjust(10)
-
-
-def _percent(value: float | None) -> str:
-    return f"{value:6.1%}" if value is not None else "-".rjust(6)
+    return "-" if value is None else format(value, form)

@@ -61,7 +61,8 @@ class SearchCell(nn.Module):
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
         """States [B, C_i, H_i, W_i] and weights [E, O] → [B, nodes·C, H', W'].
 
-        For a population states are [P or 1, B, C_i, H_i, W_i], weights [P, E, O], and the result [P, B, nodes·C, H', W'].
+        For a population states are [P or 1, B, C_i, H_i, W_i], weights [P, E, O] and the result
+        [P, B, nodes·C, H', W'].
         """
         states = [
             self.preprocess0(s0.flatten(0, -4)).unflatten(0, s0.shape[:-3]),  # [..., B, C, H, W]

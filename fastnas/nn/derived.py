@@ -159,7 +159,7 @@ class DerivedNetwork(nn.Module):
                 raise UserError(f"{name} is {value}, expected at least 1.")
         self.drop_path_prob = drop_path
 
-        self.stem = make_stem(stem, in_channels, channels)
+        self.stem = make_stem(stem, in_channels, 3 * channels if stem == "cifar" else channels)
         self.auxiliary_after = 2 * layers // 3
         self.auxiliary_head: AuxiliaryHead | None = None
         self.cells = nn.ModuleList()

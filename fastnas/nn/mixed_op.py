@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
@@ -17,7 +18,7 @@ BACKENDS: dict[str, MixedSum] = {"fused": mixed_sum, "reference": mixed_sum_refe
 
 
 def resolve_backend(backend: str) -> str:
-    """"auto" → "fused"; UserError for an unknown name."""
+    """The name itself, or "fused" for "auto". UserError for an unknown name."""
     if backend == "auto":
         return "fused"
     if backend not in BACKENDS:
@@ -28,8 +29,8 @@ def resolve_backend(backend: str) -> str:
 class MixedOp(nn.Module):
     """Σ_o w_o · candidate_o(x) on the first C/k channels; the other channels pass (PC-DARTS, Xu et al. 2020, eq. 1).
 
-    With partial channels (k > 1) the processed channels come first, then the bypass (max-pooled 2×2 on an edge of stride
-    2), and a channel shuffle of k groups mixes them.
+    With partial channels (k > 1) the processed channels come first, then the bypass (max-pooled 2×2 on an edge of
+    stride 2), and a channel shuffle of k groups (ShuffleNet, Zhang et al. 2018) mixes them.
 
     Args:
         candidates: names of primitives, in the order of the weights.
@@ -74,25 +75,23 @@ class MixedOp(nn.Module):
         """
         flat = x.flatten(0, -4)  # [P·B, C, H, W]
         processed = flat if self.partial_channels == 1 else flat[:, : self.processed]  # [P·B, C/k, H, W]
-        outputs, used = [], []
-        for index, candidate in enumerate(self.candidates):
-            # "none" adds nothing; its weight still gets its gradient, zero, through the softmax.
-            if isinstance(candidate, Zero) and self.backend == "fused" and len(self.candidates) > 1:
+        outputs, columns = [], []
+        for candidate, column in zip(self.candidates, weights.unbind(-1), strict=True):  # column: [] or [P]
+            # "none" adds nothing, and its α gets its gradient through the softmax. One at the end stays: there may be
+            # no other candidate.
+            if self.backend == "fused" and isinstance(candidate, Zero) and candidate is not self.candidates[-1]:
                 continue
             outputs.append(candidate(processed).unflatten(0, x.shape[:-3]))  # [P, B, C/k, H', W']
-            used.append(index)
-        if len(used) < len(self.candidates):
-            weights = weights[..., used]
+            columns.append(column)
+        if len(columns) < len(self.candidates):
+            # Not weights[..., indices], which would copy the indices to the device.
+            weights = torch.stack(columns, dim=-1)  # [K] or [P, K]
         total = BACKENDS[self.backend](outputs, weights)  # [P, B, C/k, H', W']
         if self.partial_channels == 1:
             return total
         rest = self.bypass(flat[:, self.processed :]).unflatten(0, x.shape[:-3])  # [P or 1, B, C - C/k, H', W']
         if x.dim() == 5:
             rest = rest.expand(total.shape[0], *rest.shape[1:])
-        return shuffle_channels(torch.cat([total, rest], dim=-3), self.partial_channels)
-
-
-def shuffle_channels(x: Tensor, groups: int) -> Tensor:
-    """Interleaves `groups` runs of channels (ShuffleNet, Zhang et al. 2018): [..., C, H, W] → [..., C, H, W]."""
-    grouped = x.unflatten(-3, (groups, x.shape[-3] // groups))  # [..., groups, C/groups, H, W]
-    return grouped.transpose(-4, -3).flatten(-4, -3)
+        joined = torch.cat([total, rest], dim=-3)  # [P, B, C, H', W']
+        shuffled = F.channel_shuffle(joined.flatten(0, -4), self.partial_channels)  # [P·B, C, H', W']
+        return shuffled.unflatten(0, joined.shape[:-3])

@@ -9,18 +9,18 @@ from fastnas.nn.primitives import Norm, ReLUConvNorm
 
 
 class CIFARStem(nn.Module):
-    """One 3×3 convolution to `3 * channels` channels; both inputs of the first cell are its output."""
+    """One 3×3 convolution and a normalisation; both inputs of the first cell are its output."""
 
     reduces = False  # the two states have one size
 
-    def __init__(self, in_channels: int, channels: int, norm: Norm = nn.BatchNorm2d) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()
-        self.out_channels = 3 * channels
-        self.conv = nn.Conv2d(in_channels, self.out_channels, 3, padding=1, bias=False)
-        self.norm = norm(self.out_channels)
+        self.out_channels = out_channels
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.norm = norm(out_channels)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [B, in_channels, H, W]
-        s = self.norm(self.conv(x))  # [B, 3C, H, W]
+        s = self.norm(self.conv(x))  # [B, out_channels, H, W]
         return s, s
 
 
@@ -29,30 +29,42 @@ class ImageNetStem(nn.Module):
 
     reduces = True  # the second state has half the size of the first
 
-    def __init__(self, in_channels: int, channels: int, norm: Norm = nn.BatchNorm2d) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()
-        if channels % 2:
-            raise UserError(f"channels is {channels}, but the ImageNet stem halves it: choose an even number.")
-        self.out_channels = channels
+        if out_channels % 2:
+            raise UserError(
+                f"out_channels is {out_channels}, but the ImageNet stem halves it: choose an even number of channels."
+            )
+        self.out_channels = out_channels
         self.stem0 = nn.Sequential(
-            nn.Conv2d(in_channels, channels // 2, 3, stride=2, padding=1, bias=False),
-            norm(channels // 2),
+            nn.Conv2d(in_channels, out_channels // 2, 3, stride=2, padding=1, bias=False),
+            norm(out_channels // 2),
             nn.ReLU(),
-            nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1, bias=False),
-            norm(channels),
+            nn.Conv2d(out_channels // 2, out_channels, 3, stride=2, padding=1, bias=False),
+            norm(out_channels),
         )
-        self.stem1 = ReLUConvNorm(channels, channels, kernel=3, stride=2, padding=1, norm=norm)
+        self.stem1 = ReLUConvNorm(out_channels, out_channels, kernel=3, stride=2, padding=1, norm=norm)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [B, in_channels, H, W]
-        s0 = self.stem0(x)  # [B, C, H/4, W/4]
-        return s0, self.stem1(s0)  # [B, C, H/8, W/8]
+        s0 = self.stem0(x)  # [B, out_channels, H/4, W/4]
+        return s0, self.stem1(s0)  # [B, out_channels, H/8, W/8]
 
 
-STEMS = {"cifar": CIFARStem, "imagenet": ImageNetStem}
+STEMS: dict[str, type[CIFARStem] | type[ImageNetStem]] = {"cifar": CIFARStem, "imagenet": ImageNetStem}
 
 
-def make_stem(name: str, in_channels: int, channels: int, norm: Norm = nn.BatchNorm2d) -> CIFARStem | ImageNetStem:
-    """The stem `name`: "cifar" keeps the size of the images, "imagenet" divides it by 8. `norm` has affine parameters."""
+def make_stem(name: str, in_channels: int, out_channels: int, norm: Norm = nn.BatchNorm2d) -> CIFARStem | ImageNetStem:
+    """The stem `name`: "cifar" keeps the size of the images, "imagenet" divides it by 8.
+
+    Args:
+        name: "cifar" or "imagenet".
+        in_channels: channels of the images.
+        out_channels: channels of both states; even for "imagenet".
+        norm: builds the normalisations, with affine parameters.
+
+    Raises:
+        UserError: an unknown name, or odd `out_channels` for "imagenet".
+    """
     if name not in STEMS:
         raise UserError(f"unknown stem {name!r}: use 'cifar' (images of 32×32) or 'imagenet' (224×224).")
-    return STEMS[name](in_channels, channels, norm)
+    return STEMS[name](in_channels, out_channels, norm)

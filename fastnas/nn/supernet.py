@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,9 @@ MEMORY_BUDGET = 512 * 2**20
 class Supernet(nn.Module):
     """Stem, `layers` search cells, global average pooling, linear classifier (DARTS, Liu et al. 2019, section 3).
 
-    Cells `layers // 3` and `2 * layers // 3` are reduction cells: they halve the maps and double the channels. All normal
-    cells share α "normal", all reduction cells α "reduce". Normalisations inside the cells have no affine parameters.
+    Cells `layers // 3` and `2 * layers // 3` are reduction cells: they halve the maps and double the channels. All
+    normal cells share α "normal", all reduction cells α "reduce". The stem gives 3·C channels. Normalisations inside
+    the cells have no affine parameters.
 
     Args:
         space: "darts", "egnas" or a `CellSpace`.
@@ -44,7 +46,8 @@ class Supernet(nn.Module):
             `state_dict`, and of `parameters()`: give `weight_parameters()` to the optimizer of ω.
 
     Raises:
-        UserError: an unknown space, backend or stem, or channels that `partial_channels` does not divide.
+        UserError: an unknown space, backend or stem, a number below 1, channels that `partial_channels` does not
+            divide, or odd channels with the ImageNet stem.
     """
 
     def __init__(
@@ -65,9 +68,11 @@ class Supernet(nn.Module):
                 raise UserError(f"{name} is {value}, expected at least 1.")
         self.space = find(space)
         self.backend = resolve_backend(backend)
+        self.channels = channels
+        self.partial_channels = partial_channels
         self.num_classes = num_classes
         norm = functools.partial(BatchNorm, affine=False)
-        self.stem = make_stem(stem, in_channels, channels, BatchNorm)
+        self.stem = make_stem(stem, in_channels, 3 * channels, BatchNorm)
         self.cells = nn.ModuleList()
         channels_in = (self.stem.out_channels, self.stem.out_channels)
         reduction_before = self.stem.reduces
@@ -111,14 +116,23 @@ class Supernet(nn.Module):
 
         Args:
             op_weights: {"normal": [E, O], "reduce": [E, O]}, used as they are; by default softmax(α).
+
+        Raises:
+            UserError: `op_weights` of another shape.
         """
         weights = self.op_weights() if op_weights is None else op_weights
-        return self._classify(*self.stem(x), weights)  # [B, num_classes]
+        shapes = _shapes("op_weights", weights)
+        expected = tuple(self.alphas["normal"].shape)  # (E, O)
+        if any(shape != expected for shape in shapes.values()):
+            raise UserError(f"op_weights have shapes {shapes}, expected {expected} for both kinds of cells.")
+        s0, s1 = self.stem(x)
+        return self._classify(s0, s1, weights)  # [B, num_classes]
 
     def _classify(self, s0: Tensor, s1: Tensor, weights: OpWeights) -> Tensor:
         for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1, weights[cell.kind])  # [..., B, nodes·C, H', W']
-        return self.classifier(self.pool(s1.flatten(0, -4)).flatten(1)).unflatten(0, s1.shape[:-3])
+            s0, s1 = s1, cell(s0, s1, weights[cast(str, cell.kind)])  # [..., B, nodes·C, H', W']
+        pooled = self.pool(s1.flatten(0, -4)).flatten(1)  # [P·B, nodes·C]
+        return self.classifier(pooled).unflatten(0, s1.shape[:-3])  # [..., B, num_classes]
 
     @torch.no_grad()
     def population_logits(
@@ -131,7 +145,7 @@ class Supernet(nn.Module):
         """Logits [P, B, num_classes] of the same images under P architectures that share ω; no gradient.
 
         What does not depend on α (stem, candidates that read the inputs of the first cell) is computed once per chunk;
-        the "reference" backend runs the individuals one by one. Running statistics and the training flag stay as they are.
+        the "reference" backend runs the individuals one by one. Running statistics and training flags stay as they are.
 
         Args:
             x: images [B, in_channels, H, W].
@@ -140,7 +154,7 @@ class Supernet(nn.Module):
             bn_mode: "running" normalises by running statistics, "batch" each individual by its own batch.
 
         Raises:
-            UserError: α of another shape, or an unknown mode.
+            UserError: α of another shape, a chunk below 1, or an unknown mode.
         """
         individuals = self._check_population(alphas, chunk, bn_mode)
         weights = {kind: torch.softmax(alphas[kind], dim=-1) for kind in CELL_KINDS}  # [P, E, O]
@@ -148,15 +162,8 @@ class Supernet(nn.Module):
             chunk = 1
         elif chunk == "auto":
             chunk = self._fitting_chunk(x)
-        was_training = self.training
-        try:
-            if bn_mode == "running":
-                self.eval()
-                return self._chunked(x, weights, individuals, chunk)
-            with individual_statistics(self, images=len(x)):
-                return self._chunked(x, weights, individuals, chunk)
-        finally:
-            self.train(was_training)
+        with _evaluation(self) if bn_mode == "running" else individual_statistics(self, images=len(x)):
+            return self._chunked(x, weights, individuals, chunk)
 
     def _chunked(self, x: Tensor, weights: OpWeights, individuals: int, chunk: int) -> Tensor:
         logits = []
@@ -174,21 +181,40 @@ class Supernet(nn.Module):
             raise UserError(f"unknown bn_mode {bn_mode!r}: expected 'running' or 'batch'.")
         if chunk != "auto" and (not isinstance(chunk, int) or chunk < 1):
             raise UserError(f"chunk is {chunk!r}: expected a positive number of individuals, or 'auto'.")
-        expected = tuple(self.alphas["normal"].shape)  # (E, O)
-        shapes = {kind: tuple(alphas[kind].shape) for kind in CELL_KINDS}
-        if any(len(shape) != 3 or shape[1:] != expected for shape in shapes.values()) or len(set(shapes.values())) > 1:
-            raise UserError(f"population α have shapes {shapes}, expected [P, {expected[0]}, {expected[1]}] for both.")
-        return shapes["normal"][0]
+        edges, candidates = self.alphas["normal"].shape
+        shapes = _shapes("population α", alphas)
+        individuals = shapes["normal"][0] if shapes["normal"] else 0
+        if any(shape != (individuals, edges, candidates) for shape in shapes.values()):
+            raise UserError(f"population α have shapes {shapes}, expected (P, {edges}, {candidates}) for both kinds.")
+        return individuals
 
     def _fitting_chunk(self, x: Tensor) -> int:
         budget = torch.cuda.mem_get_info(x.device)[0] // 4 if x.is_cuda else MEMORY_BUDGET
-        # The widest moment is the first cell: its states, and the candidates of one edge, at full size.
-        first = self.cells[0]
-        states = self.space.nodes + 2 + len(self.space.candidates) // first.edges[0].partial_channels + 1
-        scale = 64 if self.stem.reduces else 1
-        bytes_per_individual = x.element_size() * x.shape[0] * x.shape[2] * x.shape[3] // scale
-        bytes_per_individual *= first.preprocess1.conv.out_channels * 2 * states
+        # The widest moment is the first cell: its states, and the candidates of one edge, at full size, and as much
+        # again for what is computed on the way.
+        tensors = 2 * (self.space.nodes + 2 + len(self.space.candidates) // self.partial_channels + 1)
+        images, _, height, width = x.shape
+        pixels = images * height * width // (64 if self.stem.reduces else 1)
+        bytes_per_individual = tensors * pixels * self.channels * x.element_size()
         return max(1, budget // max(1, bytes_per_individual))
 
     def extra_repr(self) -> str:
         return f"space={self.space.name!r}, backend={self.backend!r}"
+
+
+def _shapes(what: str, tables: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    if missing := [kind for kind in CELL_KINDS if kind not in tables]:
+        raise UserError(f"{what} lack {missing[0]!r}: expected a table for each of {' and '.join(CELL_KINDS)}.")
+    return {kind: tuple(tables[kind].shape) for kind in CELL_KINDS}
+
+
+@contextmanager
+def _evaluation(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is again in the mode it was in, which may differ among them."""
+    training = [module for module in network.modules() if module.training]
+    try:
+        network.eval()
+        yield
+    finally:
+        for module in training:
+            module.training = True

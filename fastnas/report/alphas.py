@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TypeGuard
 
 from matplotlib.patches import Rectangle
 
@@ -15,7 +14,7 @@ from fastnas.report.cell_layout import node_name
 from fastnas.report.chart import Chart, colour
 from fastnas.report.curves import kind_name
 from fastnas.report.palette import operation_colour
-from fastnas.report.run import Run, is_number, mapping
+from fastnas.report.run import Run, is_table, mapping
 
 ROW = 17.0
 COLUMNS = 60  # of the chart over time; a longer run shows that many of its epochs
@@ -45,7 +44,7 @@ def weight_charts(run: Run) -> Iterator[Chart]:
 
 def _history(run: Run, kind: str) -> History | None:
     tables = [(epoch["epoch"], mapping(epoch.get("op_weights")).get(kind)) for epoch in run.epochs]
-    found = [(epoch, table) for epoch, table in tables if _is_table(table)]
+    found = [(epoch, table) for epoch, table in tables if is_table(table)]
     if not found:
         return None
     shape = len(found[-1][1]), len(found[-1][1][0])
@@ -56,12 +55,6 @@ def _history(run: Run, kind: str) -> History | None:
         names = [f"candidate {i}" for i in range(shape[1])]
     epochs, weights = zip(*found, strict=True)
     return History(kind, [str(name) for name in names], _edges(shape[0]), list(epochs), list(weights))
-
-
-def _is_table(value: object) -> TypeGuard[Weights]:
-    if not isinstance(value, list) or not value or not all(isinstance(row, list) and row for row in value):
-        return False
-    return len({len(row) for row in value}) == 1 and all(is_number(v) for row in value for v in row)
 
 
 def _edges(count: int) -> list[tuple[int, int]]:

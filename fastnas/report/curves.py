@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import cycle
 
-from matplotlib.ticker import LogLocator, MaxNLocator, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from fastnas.report.chart import Chart, colour
 from fastnas.report.palette import PHASES, phase_colour
@@ -36,63 +37,55 @@ def epoch_charts(run: Run) -> Iterator[Chart]:
         yield chart
     if chart := _sigma(run):
         yield chart
-    rates = [Curve("", "accent", _points(run.epochs, "epoch", lambda e: e.get("learning_rate")))]
+    rates = [Curve("", "accent", _points(run.epochs, [epoch.get("learning_rate") for epoch in run.epochs]))]
     if chart := _chart("learning_rate", "Learning rate", "learning rate", rates, "{:.4g}", from_zero=True):
         yield chart
 
 
-def _points(records: list[Record], x: str, value: Callable[[Record], object]) -> list[tuple[float, float]]:
-    """(x, value) of the records whose value is a finite number."""
-    return [(float(r[x]), float(v)) for r in records if is_number(v := value(r))]
+def _points(epochs: list[Record], values: Iterable[object]) -> list[tuple[float, float]]:
+    """(epoch, value) where the value is a finite number."""
+    return [(float(e["epoch"]), float(v)) for e, v in zip(epochs, values, strict=True) if is_number(v)]
 
 
 def _train_and_valid(run: Run, what: str, scale: float = 1.0) -> list[Curve]:
     curves = []
-    for part, tint in (("train", "ink-soft"), ("valid", "accent")):
-        points = _points(run.epochs, "epoch", lambda e, key=f"{part}_{what}": e.get(key))  # type: ignore[misc]
-        curves.append(Curve("training" if part == "train" else "validation", tint, [(x, y * scale) for x, y in points]))
+    for name, part, tint in (("training", "train", "ink-soft"), ("validation", "valid", "accent")):
+        points = _points(run.epochs, [epoch.get(f"{part}_{what}") for epoch in run.epochs])
+        curves.append(Curve(name, tint, [(x, y * scale) for x, y in points]))
     return curves
 
 
 def kind_name(kind: str) -> str:
-    return {"reduce": "reduction"}.get(kind, kind)
+    return "reduction" if kind == "reduce" else kind
 
 
 def _per_kind(run: Run, key: str) -> list[Curve]:
     """One curve for each kind of cell, from records like ``{"normal": 1.9, "reduce": 1.8}``."""
-    kinds = list(dict.fromkeys(kind for epoch in run.epochs for kind in mapping(epoch.get(key))))
-    tints = ["accent", "contrast", "muted"]
+    records = [mapping(epoch.get(key)) for epoch in run.epochs]
+    kinds = dict.fromkeys(kind for record in records for kind in record)
+    tints = cycle(("accent", "contrast", "muted"))
     return [
-        Curve(kind_name(kind), tint, _points(run.epochs, "epoch", lambda e, k=kind: mapping(e.get(key)).get(k)))  # type: ignore[misc]
+        Curve(kind_name(kind), tint, _points(run.epochs, [record.get(kind) for record in records]))
         for kind, tint in zip(kinds, tints, strict=False)
     ]
 
 
 def _entropy(run: Run) -> Chart | None:
-    tables = [table for epoch in run.epochs for table in mapping(epoch.get("op_weights")).values() if table]
-    count = len(tables[0][0]) if tables else len(run.network.get("candidates") or ())
-    curves = _per_kind(run, "alpha_entropy")
-    top = math.log(count) if count > 1 else 0.0
-    note = f"Mean over the edges. ln {count} is reached where all {count} candidates weigh the same." if top else ""
-    ceiling = (top, f"ln {count} = {top:.3f}") if top else None
+    curves, count = _per_kind(run, "alpha_entropy"), run.candidate_count
+    ceiling = (math.log(count), f"ln {count} = {math.log(count):.3f}") if count else None
     title = "Entropy of the operation weights"
     chart = _chart("entropy", title, "entropy (nats)", curves, "{:.3f}", from_zero=True, ceiling=ceiling)
-    if chart:
-        chart.note = note
+    if chart and count:
+        chart.note = f"Mean over the edges. ln {count} is reached where all {count} candidates weigh the same."
     return chart
 
 
 def _sigma(run: Run) -> Chart | None:
-    sigmas = [update["sigma"] for update in run.updates if is_number(update.get("sigma"))]
-    curve = Curve("", "accent", [(float(i), float(sigma)) for i, sigma in enumerate(sigmas)])
-    chart = _chart("sigma", "Step size of the evolution", "σ (log scale)", [curve], "{:.3g}", x="evolution step")
-    if chart and min(sigmas) > 0:
-        chart.axes.set_yscale("log")
-        chart.axes.set_ylim(min(sigmas) / 1.25, max(sigmas) * 1.25)
-        chart.axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        chart.axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        chart.axes.yaxis.set_minor_locator(LogLocator(subs=()))
-    return chart
+    sigmas = [float(sigma) for update in run.updates if is_number(sigma := update.get("sigma"))]
+    curve = Curve("", "accent", [(float(i), sigma) for i, sigma in enumerate(sigmas)])
+    log = all(sigma > 0 for sigma in sigmas)
+    unit = "σ (log scale)" if log else "σ"
+    return _chart("sigma", "Step size of the evolution", unit, [curve], "{:.3g}", x="evolution step", log=log)
 
 
 def _chart(
@@ -104,6 +97,7 @@ def _chart(
     *,
     x: str = "epoch",
     from_zero: bool = False,
+    log: bool = False,
     ceiling: tuple[float, str] | None = None,
 ) -> Chart | None:
     """Lines with their names and last values beside them; None where no curve has a point.
@@ -116,15 +110,22 @@ def _chart(
     chart = Chart(name, title)
     chart.label(x, unit)
     chart.grid()
-    chart.ticks(y=MaxNLocator(6, steps=(1, 2, 2.5, 5, 10), min_n_ticks=4))
     for curve in curves:
         xs, ys = zip(*curve.points, strict=True)
         marker = "o" if len(xs) <= MARKED else ""
         chart.axes.plot(xs, ys, color=colour(curve.colour), linewidth=1.8, marker=marker, markersize=3.2)
     values = [y for curve in curves for _, y in curve.points] + ([ceiling[0]] if ceiling else [])
     low, high = (0.0 if from_zero else min(values)), max(values)
-    room = (high - low or abs(high) or 1.0) * 0.07
-    chart.axes.set_ylim(low if from_zero else low - room, high + room)
+    if log:
+        chart.axes.set_yscale("log")
+        chart.axes.set_ylim(low / 1.25, high * 1.25)
+        chart.ticks(y=LogLocator(subs=(1, 2, 5)))
+        chart.axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        chart.axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        room = (high - low or abs(high) or 1.0) * 0.07
+        chart.axes.set_ylim(low if from_zero else low - room, high + room)
+        chart.ticks(y=MaxNLocator(6, steps=(1, 2, 2.5, 5, 10), min_n_ticks=4))
     _fit_x(chart, [x for curve in curves for x, _ in curve.points])
     labels = [
         (y, f"{curve.label} {value_format.format(y)}".strip(), curve.colour)

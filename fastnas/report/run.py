@@ -99,9 +99,22 @@ class Run:
         return None
 
     @property
+    def candidate_count(self) -> int | None:
+        """Candidates of an edge, by the first operation weights."""
+        tables = (table for epoch in self.epochs for table in mapping(epoch.get("op_weights")).values())
+        return next((len(table[0]) for table in tables if is_table(table)), None)
+
+    @property
     def peak_memory_mb(self) -> float | None:
         values = [epoch.get("peak_memory_mb") for epoch in self.epochs]
         return max((float(value) for value in values if is_number(value)), default=None)
+
+
+def is_table(value: object) -> TypeGuard[list[list[float]]]:
+    """Whether ``value`` is a non-empty list of equally long rows of numbers."""
+    if not isinstance(value, list) or not value or not all(isinstance(row, list) and row for row in value):
+        return False
+    return len({len(row) for row in value}) == 1 and all(is_number(v) for row in value for v in row)
 
 
 def mapping(value: object) -> Record:

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from fastnas.errors import UserError
 from fastnas.genotype import Genotype, Pair
 
 CELL_KINDS = ("normal", "reduce")
@@ -26,12 +27,24 @@ class CellSpace:
         candidates: primitive names, in the order of α's columns.
         pool_norm: whether a normalisation follows the pools while searching.
         nodes: number of intermediate nodes.
+
+    Raises:
+        UserError: no node, or no candidate that a genotype could choose.
     """
 
     name: str
     candidates: tuple[str, ...]
     pool_norm: bool
     nodes: int = 4
+
+    def __post_init__(self) -> None:
+        if self.nodes < 1:
+            raise UserError(f"space {self.name!r} has {self.nodes} intermediate nodes, expected at least 1.")
+        if not set(self.candidates) - {"none"}:
+            raise UserError(
+                f"space {self.name!r} has the candidates {self.candidates}, but a genotype never chooses 'none': "
+                "add another."
+            )
 
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
@@ -46,14 +59,14 @@ class CellSpace:
     def derive(self, op_weights: Mapping[str, Tensor]) -> Genotype:
         """The genotype of the DARTS paper (Liu et al. 2019, section 2.4).
 
-        For each node the two incoming edges whose best candidate weighs most, and on each of them that candidate; "none"
-        takes part in the softmax but is never chosen. Ties go to the lower source and to the earlier candidate. The two
-        pairs of a node are listed strongest first.
+        For each node the two incoming edges whose best candidate weighs most, and on each of them that candidate;
+        "none" takes part in the softmax but is never chosen. Ties go to the lower source and to the earlier candidate.
+        The two pairs of a node are listed strongest first.
 
         Args:
             op_weights: {"normal": [E, O], "reduce": [E, O]}, for instance softmax(α).
         """
-        cells = {kind: self._strongest(op_weights[kind].detach().double().cpu()) for kind in CELL_KINDS}
+        cells = {kind: self._strongest(op_weights[kind].detach().cpu().double()) for kind in CELL_KINDS}
         concat = tuple(range(2, self.nodes + 2))
         return Genotype(normal=cells["normal"], normal_concat=concat, reduce=cells["reduce"], reduce_concat=concat)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from fastnas.engine.search import Search
 
 
-class Strategy(ABC):
+class Strategy:
     """Base of all strategies.
 
     A strategy is a dataclass in a file of its own: documented hyper-parameters as fields, state as fields that are not

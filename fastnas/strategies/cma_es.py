@@ -56,7 +56,7 @@ class CMAES:
 
     def state_dict(self) -> dict[str, Any]:
         mean, sigma, population, seed = self._arguments
-        return {"mean": mean, "sigma": sigma, "population": population, "seed": seed, "told": self._told}
+        return {"mean": mean, "sigma": sigma, "population": population, "seed": seed, "told": list(self._told)}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:

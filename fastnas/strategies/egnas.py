@@ -1,23 +1,22 @@
 """EG-NAS: weights by gradient, α by an evolution strategy (Cai et al., "EG-NAS: Neural Architecture Search with Fast
 Evolutionary Exploration", AAAI 2024).
 
-Supernet weights ω are trained by SGD on one half of the images. Once per epoch, after a warm-up, α moves: CMA-ES samples
-populations around it, all individuals are scored with the same ω on one batch of the other half, and the winner is added to
-α with a small step. α is never differentiated.
+Supernet weights ω are trained by SGD on one half of the images. Once per epoch, after a warm-up, α moves: CMA-ES
+samples populations around it, all individuals are scored with the same ω on one batch of the other half, and the winner
+is added to α with a small step. α is never differentiated.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastnas.data import Pipeline
 from fastnas.errors import UserError
-from fastnas.nn import Supernet
 from fastnas.spaces import CELL_KINDS
 from fastnas.strategies.base import Strategy
 from fastnas.strategies.cma_es import CMAES
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 SigmaSchedule = Literal["es_step", "global_epoch", "constant"]
 Similarity = Literal["flat_logits", "edge_mean", "edge_mean_probabilities"]
 BatchNormMode = Literal["batch", "running", "train"]
+FitnessForm = Literal["eq3", "rebased"]
+Update = Literal["softmax", "delta"]
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class Variant:
     noise: Literal["normal", "uniform"]  # added to the centre
     independent: bool  # each sample has noise and random numbers of its own; else all N populations are the same one
     unit_rows: bool  # candidates are divided by the L2 norm of each row
-    evaluate_mean: bool  # the updated mean of CMA-ES competes too; else the last candidate is scored twice, to no effect
+    evaluate_mean: bool  # the updated mean of CMA-ES competes too; else the last candidate does again, to no effect
     later_ties_win: bool  # among equal fitness
+    fitness_breaks_ties: bool  # among winners of equal accuracy; else the first one is taken
     winner_softmaxes: int  # how often the winner is softmaxed before it is added
     zero_accuracy_wins: bool  # a winner that classifies nothing correctly beats the others and adds nothing to α
 
@@ -62,6 +64,7 @@ VARIANTS = {
         unit_rows=False,
         evaluate_mean=True,
         later_ties_win=False,
+        fitness_breaks_ties=True,
         winner_softmaxes=1,
         zero_accuracy_wins=False,
     ),
@@ -77,6 +80,7 @@ VARIANTS = {
         unit_rows=True,
         evaluate_mean=False,
         later_ties_win=True,
+        fitness_breaks_ties=False,
         winner_softmaxes=2,
         zero_accuracy_wins=True,
     ),
@@ -92,13 +96,23 @@ VARIANTS = {
         unit_rows=False,
         evaluate_mean=False,
         later_ties_win=True,
+        fitness_breaks_ties=False,
         winner_softmaxes=1,
         zero_accuracy_wins=False,
     ),
 }
+OVERRIDES = ("sigma_schedule", "similarity", "bn_mode", "clip_includes_alpha", "center")
+CHOICES: dict[str, tuple[str, ...]] = {
+    "variant": tuple(VARIANTS),
+    "sigma_schedule": get_args(SigmaSchedule),
+    "fitness": get_args(FitnessForm),
+    "similarity": get_args(Similarity),
+    "update": get_args(Update),
+    "bn_mode": get_args(BatchNormMode),
+}
 
 
-# --- fitness -------------------------------------------------------------------------------------------------------------
+# --- fitness ----------------------------------------------------------------------------------------------------------
 
 
 def similarity(current: Tensor, candidates: Tensor, kind: Similarity) -> Tensor:
@@ -129,13 +143,13 @@ def compound_fitness(
     *,
     zeta: float,
     eta: float,
-    form: Literal["eq3", "rebased"],
+    form: FitnessForm,
 ) -> Tensor:
     """Equation 3, to be minimised: ζ·loss, and likeness to α is punished where a candidate is at least as accurate as α
     (search on elsewhere), rewarded where it is worse (come back).
 
-    "eq3" jumps up by 2·η·likeness where a candidate becomes as accurate as α; "rebased" replaces the reward -η·likeness by
-    η·(1 - likeness), which has the same slope and nearly no jump.
+    "eq3" jumps up by 2·η·likeness where a candidate becomes as accurate as α; "rebased" replaces the reward -η·likeness
+    by η·(1 - likeness), which has the same slope and nearly no jump.
 
     Args:
         loss, likeness, accuracy: [P]; accuracy in the unit of `current_accuracy`.
@@ -144,7 +158,7 @@ def compound_fitness(
     return zeta * loss + eta * torch.where(accuracy >= current_accuracy, likeness, reward)
 
 
-# --- the strategy --------------------------------------------------------------------------------------------------------
+# --- the strategy -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -157,7 +171,7 @@ class EGNAS(Strategy):
     variant: Literal["paper", "official", "official_imagenet"] = "paper"
     """As printed, or as the released programs compute, quirks included."""
     population: int = 50
-    """λ, individuals per generation."""
+    """λ, individuals per generation, at least 4."""
     samples: int = 3
     """N, populations per evolution step."""
     generations: int = 1
@@ -178,11 +192,11 @@ class EGNAS(Strategy):
     """ζ, weight of the loss in the fitness."""
     eta: float = 0.4
     """η, weight of the likeness to α in the fitness."""
-    fitness: Literal["eq3", "rebased"] = "eq3"
+    fitness: FitnessForm = "eq3"
     """Equation 3, or without its jump at equal accuracy."""
     similarity: Similarity | None = None
     """Likeness: one cosine of all logits, or a mean over edges."""
-    update: Literal["softmax", "delta"] = "softmax"
+    update: Update = "softmax"
     """Add ξ·softmax(winner) to α, or ξ·(winner - α)."""
     center: bool | None = None
     """Subtract the mean of each row of α after a step."""
@@ -200,18 +214,19 @@ class EGNAS(Strategy):
     """Individuals per forward; auto fits the memory."""
 
     def __post_init__(self) -> None:
-        if self.variant not in VARIANTS:
-            raise UserError(f"unknown variant {self.variant!r} of EG-NAS: expected one of {', '.join(VARIANTS)}.")
-        names = ("sigma_schedule", "similarity", "bn_mode", "clip_includes_alpha", "center")
-        overrides = {name: value for name in names if (value := getattr(self, name)) is not None}
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            if value not in choices and not (value is None and name in OVERRIDES):
+                raise UserError(f"unknown {name} {value!r} of EG-NAS: expected one of {', '.join(choices)}.")
+        overrides = {name: value for name in OVERRIDES if (value := getattr(self, name)) is not None}
         self.rules = replace(VARIANTS[self.variant], **overrides)
-        for name, least in (("population", 2), ("samples", 1), ("generations", 1), ("warm_up", 0),
+        for name, least in (("population", 4), ("samples", 1), ("generations", 1), ("warm_up", 0),
                             ("fitness_batch_size", 1), ("fitness_batches", 1)):  # fmt: skip
             if getattr(self, name) < least:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least {least}.")
         for name in ("sigma", "sigma_floor"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"{name} is {getattr(self, name)}, expected a step size above 0.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}, expected a finite step size above 0.")
         if self.cmaes_alias and self.rules.independent:
             raise UserError("cmaes_alias reproduces the released programs: use it with variant=official.")
         self.evolution_step = 0
@@ -225,6 +240,11 @@ class EGNAS(Strategy):
             )
         self._network = search.network
         self._pipeline = search.alpha_pipeline(self.fitness_batch_size)
+        if self.fitness_batches > len(self._pipeline):
+            raise UserError(
+                f"fitness_batches is {self.fitness_batches}, but the images for α fill {len(self._pipeline)} batches of "
+                f"{self.fitness_batch_size}: lower fitness_batches or fitness_batch_size."
+            )
         for alpha in self._network.alphas.values():
             alpha.requires_grad_(self.rules.clip_includes_alpha)
 
@@ -255,7 +275,7 @@ class EGNAS(Strategy):
         self.evolution_step += 1
 
     # An evolution step is a dict from here on, so that it can be interrupted and checkpointed between generations:
-    # "sigma", "current_accuracy", "centre" [2, E, O] of the sample in progress, "cma" its state, "best" its best candidate so
+    # "sigma", "current_accuracy", "centre" [2, E, O] and "run" of the sample in progress, "best" its best candidate so
     # far, and "winners", the best candidates of the samples that are done; a candidate is {"z", "fitness", "accuracy"}.
 
     def _begin(self, search: Search, alpha: Tensor, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
@@ -264,7 +284,7 @@ class EGNAS(Strategy):
             "sigma": self.step_size_of(self.evolution_step, search.epoch),
             "current_accuracy": accuracy.item(),
             "centre": self._centre(search, alpha, sample=0),
-            "cma": None,
+            "run": None,
             "best": None,
             "winners": [],
         }
@@ -281,24 +301,23 @@ class EGNAS(Strategy):
     ) -> None:
         """One generation of the sample in progress."""
         sample = len(step["winners"])
-        if step["cma"] is None:
+        if step["run"] is None:
             if self.rules.independent and sample > 0:
                 step["centre"] = self._centre(search, alpha, sample)
-            run = CMAES(step["centre"].flatten(), step["sigma"], self.population, self._cma_seed(search, sample))
-        else:
-            run = CMAES.from_state(step["cma"])
+            seed = self._cma_seed(search, sample)
+            step["run"] = CMAES(step["centre"].flatten(), step["sigma"], self.population, seed)
+        run = step["run"]
         candidates = run.ask().view(-1, *alpha.shape).to(alpha)  # [λ, 2, E, O]
         fitness = self._compete(search, alpha, candidates, batches, step, generation=run.generation, sample=sample)
         run.tell(fitness)
         if run.generation < self.generations:
-            step["cma"] = run.state_dict()
             return
         final = run.mean.view(1, *alpha.shape).to(alpha) if self.rules.evaluate_mean else candidates[-1:]
         self._compete(search, alpha, final, batches, step)
         if self.cmaes_alias:
             step["centre"] = run.mean.view(alpha.shape).to(alpha)
         step["winners"].append(step["best"])
-        step["best"], step["cma"] = None, None
+        step["best"], step["run"] = None, None
 
     def _cma_seed(self, search: Search, sample: int) -> int:
         if self.variant == "official":
@@ -334,9 +353,13 @@ class EGNAS(Strategy):
         for index, value in enumerate(fitness.tolist()):
             best = step["best"]
             if best is None or value < best["fitness"] or (ties_win and value == best["fitness"]):
-                step["best"] = {"z": candidates[index].cpu(), "fitness": value, "accuracy": accuracy[index].item()}
+                step["best"] = {
+                    "z": candidates[index].cpu().clone(),
+                    "fitness": value,
+                    "accuracy": accuracy[index].item(),
+                }
         if logged:
-            search.log(
+            search.log.write(
                 "population",
                 epoch=search.epoch,
                 step=self.evolution_step,
@@ -351,26 +374,30 @@ class EGNAS(Strategy):
     def _score(self, candidates: Tensor, batches: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Mean loss [P] and accuracy [P] of candidates [P, 2, E, O] as logits."""
         alphas = {kind: candidates[:, index] for index, kind in enumerate(CELL_KINDS)}  # [P, E, O]
-        losses, accuracies = [], []
+        loss = torch.zeros(len(candidates), dtype=torch.float64, device=candidates.device)  # [P], sum over the images
+        correct, count = torch.zeros_like(loss), 0  # whole numbers, so that equal accuracies are equal to the last bit
         for images, labels in batches:
             logits = self._logits(images, alphas).double()  # [P, B, classes]
-            each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(candidates)), reduction="none")
-            losses.append(each.view(len(candidates), -1).mean(1))
-            accuracies.append((logits.argmax(-1) == labels).double().mean(1))
-        return torch.stack(losses).mean(0).cpu(), torch.stack(accuracies).mean(0).cpu()
+            each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(candidates)), reduction="none")  # [P·B]
+            loss += each.view(len(candidates), -1).sum(1)
+            correct += (logits.argmax(-1) == labels).sum(1)
+            count += len(labels)
+        return (loss / count).cpu(), (correct / count).cpu()
 
     @torch.no_grad()
     def _logits(self, images: Tensor, alphas: dict[str, Tensor]) -> Tensor:
         network = self._network
         if self.rules.bn_mode != "train":
             return network.population_logits(images, alphas, chunk=self.chunk, bn_mode=self.rules.bn_mode)
-        was_training = network.training
-        network.train()
         weights = {kind: torch.softmax(alpha, -1) for kind, alpha in alphas.items()}  # [P, E, O]
         count = len(weights["normal"])
-        logits = [network(images, {kind: weights[kind][p] for kind in CELL_KINDS}) for p in range(count)]
-        network.train(was_training)
-        return torch.stack(logits)
+        was_training = network.training
+        try:
+            network.train()
+            each = [network(images, {kind: weights[kind][p] for kind in CELL_KINDS}) for p in range(count)]
+        finally:
+            network.train(was_training)
+        return torch.stack(each)
 
     def _finish(
         self, search: Search, alpha: Tensor, batches: list[tuple[Tensor, Tensor]], step: dict[str, Any]
@@ -395,7 +422,7 @@ class EGNAS(Strategy):
         with torch.no_grad():
             for index, kind in enumerate(CELL_KINDS):
                 self._network.alphas[kind].copy_(moved[index])
-        search.log(
+        search.log.write(
             "update",
             epoch=search.epoch,
             step=self.evolution_step,
@@ -406,20 +433,24 @@ class EGNAS(Strategy):
         )
 
     def _rank(self, winner: dict[str, Any]) -> tuple[float, ...]:
-        if self.rules.evaluate_mean:
-            return winner["accuracy"], -winner["fitness"]
-        # The programs rank by 1/accuracy and keep the first of equals; the CIFAR one stores 0 where the accuracy is 0.
-        if winner["accuracy"] == 0:
-            return (float("inf") if self.rules.zero_accuracy_wins else -1.0,)
-        return (winner["accuracy"],)
+        if self.rules.zero_accuracy_wins and winner["accuracy"] == 0:
+            return (math.inf,)  # the program ranks by 1/accuracy, smallest first, and stores 0 for this one
+        return (winner["accuracy"], -winner["fitness"]) if self.rules.fitness_breaks_ties else (winner["accuracy"],)
 
     def state_dict(self) -> dict[str, Any]:
+        pending = self._pending
+        if pending is not None:
+            run = None if pending["run"] is None else pending["run"].state_dict()
+            pending = {**pending, "winners": list(pending["winners"]), "run": run}
         grads = {kind: alpha.grad for kind, alpha in self._network.alphas.items() if alpha.grad is not None}
-        return {"evolution_step": self.evolution_step, "pending": self._pending, "alpha_grads": grads}
+        return {"evolution_step": self.evolution_step, "pending": pending, "alpha_grads": grads}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.evolution_step = state["evolution_step"]
-        self._pending = state["pending"]
+        self._pending = pending = state["pending"]
+        if pending is not None:
+            run = None if pending["run"] is None else CMAES.from_state(pending["run"])
+            self._pending = {**pending, "winners": list(pending["winners"]), "run": run}
         for kind, grad in state["alpha_grads"].items():
             alpha = self._network.alphas[kind]
-            alpha.grad = grad.to(alpha)
+            alpha.grad = grad.to(alpha, copy=True)

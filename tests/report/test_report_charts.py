@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,43 +12,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_run import CANDIDATES, EDGES, run_events
+from report_chart_reader import SVG, by_name, complete_run, hovers, run_of, texts
 
-from fastnas.genotype import Genotype
-from fastnas.report.alphas import _edges, weight_charts
+from fastnas.report.alphas import weight_charts
 from fastnas.report.chart import Chart, colour, spread
 from fastnas.report.curves import epoch_charts, time_charts
 from fastnas.report.palette import COLOURS
 from fastnas.report.population import BARS, population_charts
 from fastnas.report.run import Run
-
-SVG = "{http://www.w3.org/2000/svg}"
-
-
-def texts(chart: Chart) -> list[str]:
-    return [element.text or "" for element in ET.fromstring(chart.svg()).iter(f"{SVG}text")]
-
-
-def hovers(chart: Chart) -> list[str]:
-    root = ET.fromstring(chart.svg())
-    return [rect.findtext(f"{SVG}title") or "" for rect in root.iter(f"{SVG}rect") if rect.get("class") == "hover"]
-
-
-def by_name(charts: Iterable[Chart]) -> dict[str, Chart]:
-    return {chart.name: chart for chart in charts}
-
-
-def run_of(*epochs: dict[str, Any], **fields: Any) -> Run:
-    return Run(Path("run"), epochs=[{"event": "epoch", "epoch": i} | epoch for i, epoch in enumerate(epochs)], **fields)
-
-
-def complete_run(**options: int) -> Run:
-    events, genotype = run_events(Path("run"), **options)
-    kinds = {
-        kind: [event for event in events if event["event"] == kind] for kind in ("run", "epoch", "population", "update")
-    }
-    return Run(Path("run"), {}, *kinds.values(), events[-1], genotype, "genotype.json")
-
 
 # --- the frame ---
 
@@ -86,15 +56,6 @@ def test_every_colour_becomes_its_custom_property(name: str) -> None:
     assert f"var(--{name})" in chart.svg()
 
 
-def test_names_with_markup_and_dollar_signs_stay_text() -> None:
-    names = ["<script>alert(1)</script>", "$\\frac{", "a&b", "-->", '"quoted"']
-    weights = {"normal": [[0.2] * 5, [0.1, 0.2, 0.3, 0.2, 0.2]]}
-    run = run_of({"op_weights": weights}, {"op_weights": weights}, starts=[{"network": {"candidates": names}}])
-    for chart in weight_charts(run):
-        assert "<script" not in chart.svg()
-        assert any("a&b" in text for text in texts(chart))
-
-
 @given(st.lists(st.floats(-50, 300), max_size=12), st.floats(1, 30))
 def test_labels_are_spread(wanted: list[float], distance: float) -> None:
     wanted.sort()
@@ -123,7 +84,7 @@ def test_labels_stand_beside_the_ends_of_their_curves() -> None:
         chart = charts[name]
         chart.svg()
         height = float(chart.axes.transData.transform((0, value))[1])
-        assert label_heights(chart)[label] == pytest.approx(height, abs=14)
+        assert label_heights(chart)[label] == pytest.approx(height, abs=8)
 
 
 def test_labels_fit_into_the_drawing() -> None:
@@ -183,6 +144,7 @@ def test_a_sigma_of_zero_keeps_a_linear_axis() -> None:
     updates = [{"epoch": 0, "step": i, "sigma": sigma} for i, sigma in enumerate((1.0, 0.0))]
     chart = by_name(epoch_charts(Run(Path("run"), updates=updates)))["sigma"]
     assert chart.axes.get_yscale() == "linear"
+    assert "σ" in texts(chart)
     ET.fromstring(chart.svg())
 
 
@@ -206,84 +168,6 @@ def test_time_of_an_unknown_phase_and_of_missing_epochs_is_shown() -> None:
     (chart,) = time_charts(run)
     assert any(text.startswith("sampling") for text in texts(chart))
     assert hovers(chart)[-1].startswith("epoch 2\nsampling 2.0 s")
-
-
-# --- operation weights ---
-
-
-def test_edges_are_in_the_order_of_the_alphas() -> None:
-    assert _edges(14) == EDGES
-    assert _edges(2) == [(0, 2), (1, 2)]
-    assert _edges(6) == [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]  # NAS-Bench-201: one input, three nodes
-    assert len(_edges(9)) == 9
-    assert _edges(9)[-1] == (3, 4)
-
-
-def test_the_heat_map_shows_every_weight_and_marks_the_genotype() -> None:
-    run = complete_run(epochs=3, warm_up=0, samples=1, population=4)
-    charts = by_name(weight_charts(run))
-    assert list(charts) == ["weights_normal", "leaders_normal", "weights_reduce", "leaders_reduce"]
-    for kind in ("normal", "reduce"):
-        chart, table = charts[f"weights_{kind}"], run.epochs[-1]["op_weights"][kind]
-        expected = [
-            f"{source} → {target}\n{candidate} {100 * weight:.2f} %"
-            for (source, target), row in zip(named_edges(), table, strict=True)
-            for candidate, weight in zip(CANDIDATES, row, strict=True)
-        ]
-        assert hovers(chart) == expected
-        numbers = [f"{100 * weight:.0f}" for row in table for weight in row]
-        assert [text for text in texts(chart) if text.isdigit() and text != "3"] == [n for n in numbers if n != "3"]
-        bold = [t for t in chart.axes.texts if t.get_fontweight() == "bold"]
-        assert len(bold) == 8  # two operations for each of four nodes
-        assert run.genotype is not None
-        wanted = {
-            (source, node + 2, primitive)
-            for node, pairs in enumerate(run.genotype.pairs(kind))
-            for primitive, source in pairs
-        }
-        rows = {round(y, 6): edge for y, edge in zip(chart.axes.get_yticks(), EDGES, strict=True)}
-        marked = {(*rows[round(t.get_position()[1], 6)], CANDIDATES[int(t.get_position()[0])]) for t in bold}
-        assert marked == wanted
-
-
-def named_edges() -> list[tuple[str, int]]:
-    return [({0: "cₖ₋₂", 1: "cₖ₋₁"}.get(source, str(source - 2)), target - 2) for source, target in EDGES]
-
-
-def test_leaders_are_the_strongest_candidates() -> None:
-    run = complete_run(epochs=4, warm_up=1, samples=1, population=4)
-    chart = by_name(weight_charts(run))["leaders_normal"]
-    expected = []
-    for edge, (source, target) in enumerate(named_edges()):
-        for epoch in run.epochs:
-            row = epoch["op_weights"]["normal"][edge]
-            leader = CANDIDATES[row.index(max(row))]
-            expected.append(f"{source} → {target}, epoch {epoch['epoch']}\n{leader} {100 * max(row):.1f} %")
-    assert hovers(chart) == expected
-
-
-def test_long_runs_show_some_of_their_epochs_and_always_the_last() -> None:
-    weights = {"normal": [[0.5, 0.5], [0.4, 0.6]]}
-    run = run_of(*({"op_weights": weights} for _ in range(601)))
-    chart = by_name(weight_charts(run))["leaders_normal"]
-    shown = {int(re.findall(r"epoch (\d+)", text)[0]) for text in hovers(chart)}
-    assert len(shown) <= 60
-    assert max(shown) == 600
-
-
-def test_weights_that_change_their_shape_are_compared_within_the_last_shape() -> None:
-    run = run_of({"op_weights": {"normal": [[0.2] * 5] * 2}}, {"op_weights": {"normal": [[0.5, 0.5]] * 2}})
-    assert list(by_name(weight_charts(run))) == ["weights_normal"]
-
-
-@pytest.mark.parametrize("table", [None, [], [[]], [[0.5], [0.5, 0.5]], [["a"]], [[None]], "text"])
-def test_damaged_weights_are_left_out(table: object) -> None:
-    assert list(weight_charts(run_of({"op_weights": {"normal": table}}))) == []
-
-
-def test_a_genotype_with_other_nodes_than_the_weights_is_marked_where_it_fits() -> None:
-    run = run_of({"op_weights": {"normal": [[0.5, 0.5]] * 2}}, genotype=Genotype.published("NASNet"))
-    ET.fromstring(next(iter(weight_charts(run))).svg())
 
 
 # --- population ---

@@ -4,82 +4,22 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import subprocess
 import sys
-import xml.etree.ElementTree as ET
-from collections.abc import Iterator
-from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import pytest
-import torch
-import yaml
-from synthetic_run import CONFIG, run_events, start_event, write_run
+from report_page_reader import Page, report
+from report_synthetic_run import run_events, start_event, write_run
 
 from fastnas.errors import UserError
-from fastnas.genotype import Genotype
 from fastnas.report import write_report
 from fastnas.report.__main__ import main
-from fastnas.report.sections import AUXILIARY_SIDES
 
 SECTIONS = ["cells", "curves", "weights", "population", "time", "settings", "repeat", "genotype"]
 EVIL = '"><script>alert(1)</script><img src=x onerror=alert(2)>&amp;'
-VOID = {"meta", "br", "img", "link", "input", "hr"}
-
-
-class Page(HTMLParser):
-    """Checks that tags are balanced while it collects them."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.text = text
-        self.stack: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.feed(text)
-        self.close()
-        assert self.stack == []
-
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.stack.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if not {"style", "script"} & set(self.stack):
-            self.words.append(data)
-
-    def section(self, key: str) -> str:
-        """The text of a section."""
-        found = re.search(rf'<section id="{key}">(.*?)</section>', self.text, re.DOTALL)
-        assert found is not None
-        return " ".join(
-            unescape(re.sub(r"<(style|title|desc).*?</\1>|<[^>]*>", "\n", found[1], flags=re.DOTALL)).split()
-        )
-
-    def tiles(self) -> dict[str, str]:
-        found = re.findall(r"<div><dt>(.*?)</dt>(.*?)</div>", self.text)
-        return {label: " ".join(unescape(re.sub("<[^>]*>", " ", value)).split()) for label, value in found}
-
-    def svgs(self) -> Iterator[ET.Element]:
-        for svg in re.findall(r"<svg.*?</svg>", self.text, re.DOTALL):
-            yield ET.fromstring(svg)
-
-
-def report(directory: Path) -> Page:
-    path = write_report(directory)
-    assert path == directory / "report.html"
-    return Page(path.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -293,92 +233,9 @@ def test_everything_from_files_is_escaped(tmp_path: Path) -> None:
     assert joined.count(EVIL) > 20, "escaped texts must read as they were"
 
 
-def test_the_command_is_exact(tmp_path: Path) -> None:
-    argv = ["python", "-m", "fastnas.search", "--data", "folder:my images/a'b", "--out", "$HOME/x y", ""]
-    text = report(write_run(tmp_path, [start_event(tmp_path, argv=argv)], None)).text
-    block = re.search(r"Repeat this run.*?<code>(.*?)</code>", text, re.DOTALL)
-    assert block is not None
-    assert shlex.split(unescape(block[1])) == argv
-
-
-def code_blocks(page: Page) -> dict[str, str]:
-    blocks = re.findall(
-        r"<h3>([^<]*)</h3>(?:<p[^>]*>[^<]*</p>)?<div class=\"copy\"><pre[^>]*><code>(.*?)</code>", page.text, re.DOTALL
-    )
-    return {title: unescape(code) for title, code in blocks}
-
-
-def test_the_retrain_command_names_genotype_and_data(tmp_path: Path) -> None:
-    directory = tmp_path / "my run"
-    events, genotype = run_events(directory, epochs=1, warm_up=3)
-    events[0]["data"]["spec"] = "folder:some images"
-    command = code_blocks(report(write_run(directory, events, genotype)))["Retrain this genotype"]
-    expected = [
-        "python",
-        "-m",
-        "fastnas.train",
-        "--genotype",
-        str(directory / "genotype.json"),
-        "--data",
-        "folder:some images",
-    ]
-    assert shlex.split(command) == expected
-
-
-@pytest.mark.parametrize(
-    ("size", "stem", "arguments"),
-    [
-        ([16, 16], "cifar", "num_classes=10, in_channels=1, auxiliary=False"),
-        ([32, 32], "cifar", "num_classes=10, in_channels=1"),
-        ([224, 224], "imagenet", "num_classes=10, in_channels=1, stem='imagenet'"),
-    ],
-)
-def test_the_python_snippet_works(tmp_path: Path, size: list[int], stem: str, arguments: str) -> None:
-    events, genotype = run_events(tmp_path, epochs=1, warm_up=3)
-    events[0]["data"]["image_size"] = size
-    config = CONFIG | {"network": {"stem": stem}}
-    snippet = code_blocks(report(write_run(tmp_path, events, genotype, config)))["Use it in Python"]
-    assert snippet.endswith(f"DerivedNetwork(genotype, {arguments})")
-    names: dict[str, Any] = {}
-    with torch.device("meta"):
-        exec(snippet, names)
-        assert names["genotype"] == genotype
-        outputs = names["network"].train()(torch.zeros(2, 1, *size))  # [B, C, H, W]
-    logits = outputs[0] if isinstance(outputs, tuple) else outputs
-    assert logits.shape == (2, 10)
-    assert isinstance(outputs, tuple) == ("auxiliary=False" not in arguments)
-
-
-@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
-def test_the_auxiliary_head_takes_exactly_the_sides_that_the_snippet_assumes(stem: str) -> None:
-    from fastnas.nn import DerivedNetwork
-
-    sides = AUXILIARY_SIDES[stem]
-    with torch.device("meta"):
-        network = DerivedNetwork(Genotype.published("DARTS_V2"), channels=4, layers=3, stem=stem).train()
-        for side in (sides[0], sides[-1]):
-            network(torch.zeros(2, 3, side, side))  # [B, C, H, W]
-        for side in (sides[0] - 1, sides[-1] + 1):
-            with pytest.raises(UserError, match="auxiliary head"):
-                network(torch.zeros(2, 3, side, side))  # [B, C, H, W]
-
-
-def test_the_genotype_text_is_valid_json(page: Page, complete: Path) -> None:
-    block = re.search(r'<section id="genotype">.*?<code>(.*?)</code>', page.text, re.DOTALL)
-    assert block is not None
-    assert Genotype.from_dict(json.loads(unescape(block[1]))) == Genotype.from_json(complete / "genotype.json")
-
-
 def test_long_runs_stay_small(tmp_path: Path) -> None:
     events, genotype = run_events(tmp_path, epochs=300, warm_up=50, samples=1, population=10)
     assert len(report(write_run(tmp_path, events, genotype)).text.encode()) < 2_000_000
-
-
-def test_config_values_are_shown_as_yaml_means_them(tmp_path: Path) -> None:
-    config = {"data": {"flip": True, "limit": None, "empty": {}, "list": [1, "a"], "day": yaml.safe_load("2026-01-31")}}
-    settings = report(write_run(tmp_path, [], None, config)).section("settings")
-    for text in ("data.flip true", "data.limit null", "data.empty {}", "data.list 1, a", 'data.day "2026-01-31"'):
-        assert text in settings
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic_run import CONFIG, run_events, start_event, write_run
+from report_synthetic_run import CONFIG, run_events, start_event, write_run
 
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype

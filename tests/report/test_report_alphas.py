@@ -1,0 +1,97 @@
+"""Charts of the operation weights."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ET
+
+import pytest
+from report_chart_reader import by_name, complete_run, hovers, run_of, texts
+from report_synthetic_run import CANDIDATES, EDGES
+
+from fastnas.genotype import Genotype
+from fastnas.report.alphas import _edges, weight_charts
+
+
+def test_edges_are_in_the_order_of_the_alphas() -> None:
+    assert _edges(14) == EDGES
+    assert _edges(2) == [(0, 2), (1, 2)]
+    assert _edges(6) == [(0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]  # NAS-Bench-201: one input, three nodes
+    assert len(_edges(9)) == 9
+    assert _edges(9)[-1] == (3, 4)
+
+
+def test_the_heat_map_shows_every_weight_and_marks_the_genotype() -> None:
+    run = complete_run(epochs=3, warm_up=0, samples=1, population=4)
+    charts = by_name(weight_charts(run))
+    assert list(charts) == ["weights_normal", "leaders_normal", "weights_reduce", "leaders_reduce"]
+    for kind in ("normal", "reduce"):
+        chart, table = charts[f"weights_{kind}"], run.epochs[-1]["op_weights"][kind]
+        expected = [
+            f"{source} → {target}\n{candidate} {100 * weight:.2f} %"
+            for (source, target), row in zip(named_edges(), table, strict=True)
+            for candidate, weight in zip(CANDIDATES, row, strict=True)
+        ]
+        assert hovers(chart) == expected
+        numbers = [f"{100 * weight:.0f}" for row in table for weight in row]
+        assert [text for text in texts(chart) if text.isdigit() and text != "3"] == [n for n in numbers if n != "3"]
+        bold = [t for t in chart.axes.texts if t.get_fontweight() == "bold"]
+        assert len(bold) == 8  # two operations for each of four nodes
+        assert run.genotype is not None
+        wanted = {
+            (source, node + 2, primitive)
+            for node, pairs in enumerate(run.genotype.pairs(kind))
+            for primitive, source in pairs
+        }
+        rows = {round(y, 6): edge for y, edge in zip(chart.axes.get_yticks(), EDGES, strict=True)}
+        marked = {(*rows[round(t.get_position()[1], 6)], CANDIDATES[int(t.get_position()[0])]) for t in bold}
+        assert marked == wanted
+
+
+def named_edges() -> list[tuple[str, int]]:
+    return [({0: "cₖ₋₂", 1: "cₖ₋₁"}.get(source, str(source - 2)), target - 2) for source, target in EDGES]
+
+
+def test_leaders_are_the_strongest_candidates() -> None:
+    run = complete_run(epochs=4, warm_up=1, samples=1, population=4)
+    chart = by_name(weight_charts(run))["leaders_normal"]
+    expected = []
+    for edge, (source, target) in enumerate(named_edges()):
+        for epoch in run.epochs:
+            row = epoch["op_weights"]["normal"][edge]
+            leader = CANDIDATES[row.index(max(row))]
+            expected.append(f"{source} → {target}, epoch {epoch['epoch']}\n{leader} {100 * max(row):.1f} %")
+    assert hovers(chart) == expected
+
+
+def test_long_runs_show_some_of_their_epochs_and_always_the_last() -> None:
+    weights = {"normal": [[0.5, 0.5], [0.4, 0.6]]}
+    run = run_of(*({"op_weights": weights} for _ in range(601)))
+    chart = by_name(weight_charts(run))["leaders_normal"]
+    shown = {int(re.findall(r"epoch (\d+)", text)[0]) for text in hovers(chart)}
+    assert len(shown) <= 60
+    assert max(shown) == 600
+
+
+def test_weights_that_change_their_shape_are_compared_within_the_last_shape() -> None:
+    run = run_of({"op_weights": {"normal": [[0.2] * 5] * 2}}, {"op_weights": {"normal": [[0.5, 0.5]] * 2}})
+    assert list(by_name(weight_charts(run))) == ["weights_normal"]
+
+
+@pytest.mark.parametrize("table", [None, [], [[]], [[0.5], [0.5, 0.5]], [["a"]], [[None]], "text"])
+def test_damaged_weights_are_left_out(table: object) -> None:
+    assert list(weight_charts(run_of({"op_weights": {"normal": table}}))) == []
+
+
+def test_a_genotype_with_other_nodes_than_the_weights_is_marked_where_it_fits() -> None:
+    run = run_of({"op_weights": {"normal": [[0.5, 0.5]] * 2}}, genotype=Genotype.published("NASNet"))
+    ET.fromstring(next(iter(weight_charts(run))).svg())
+
+
+def test_names_with_markup_and_dollar_signs_stay_text() -> None:
+    names = ["<script>alert(1)</script>", "$\\frac{$", "a&b", "-->", '"quoted"']
+    weights = {"normal": [[0.2] * 5, [0.1, 0.2, 0.3, 0.2, 0.2]]}
+    run = run_of({"op_weights": weights}, {"op_weights": weights}, starts=[{"network": {"candidates": names}}])
+    for chart in weight_charts(run):
+        assert "<script" not in chart.svg()
+        assert any("a&b" in text for text in texts(chart))

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastnas import spaces
+from fastnas.errors import UserError
+from fastnas.nn.primitives import PRIMITIVES
+from fastnas.spaces import SPACES, CellSpace
+
+DARTS, EGNAS = SPACES["darts"], SPACES["egnas"]
+
+
+def table(space: CellSpace, entries: dict[tuple[int, int], dict[str, float]]) -> dict[str, Tensor]:
+    """Weights that are zero but for {(source, node): {candidate: weight}}, the same for both cells."""
+    weights = torch.zeros(len(space.edges), len(space.candidates))  # [E, O]
+    for edge, row in entries.items():
+        for name, weight in row.items():
+            weights[space.edges.index(edge), space.candidates.index(name)] = weight
+    return {"normal": weights, "reduce": weights}
+
+
+# The spaces
+
+
+def test_candidates_in_the_order_of_the_columns() -> None:
+    convolutions = ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3", "dil_conv_5x5")
+    assert DARTS.candidates == ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", *convolutions)
+    assert EGNAS.candidates == ("avg_pool_3x3", "max_pool_3x3", "skip_connect", *convolutions)
+
+
+def test_pools_are_normalised_in_darts_only() -> None:
+    assert DARTS.pool_norm
+    assert not EGNAS.pool_norm
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_registered_spaces(name: str) -> None:
+    space = SPACES[name]
+    assert space.name == name
+    assert space.nodes == 4
+    assert set(space.candidates) <= set(PRIMITIVES)
+    assert len(set(space.candidates)) == len(space.candidates)
+
+
+def test_edges_are_numbered_by_node_then_source() -> None:
+    assert DARTS.edges == (
+        *((0, 2), (1, 2)),
+        *((0, 3), (1, 3), (2, 3)),
+        *((0, 4), (1, 4), (2, 4), (3, 4)),
+        *((0, 5), (1, 5), (2, 5), (3, 5), (4, 5)),
+    )
+    assert [DARTS.incoming(node) for node in (2, 3, 4, 5)] == [range(2), range(2, 5), range(5, 9), range(9, 14)]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 12))
+def test_every_node_reads_every_earlier_node_once(nodes: int) -> None:
+    space = dataclasses.replace(DARTS, nodes=nodes)
+    assert len(space.edges) == nodes * (nodes + 3) // 2
+    for node in range(2, nodes + 2):
+        assert [space.edges[edge] for edge in space.incoming(node)] == [(source, node) for source in range(node)]
+
+
+def test_find() -> None:
+    assert spaces.find("egnas") is EGNAS
+    own = CellSpace("own", ("skip_connect",), pool_norm=False, nodes=2)
+    assert spaces.find(own) is own
+    with pytest.raises(
+        UserError, match=r"^unknown search space 'dart': expected one of darts, egnas, or a CellSpace\.$"
+    ):
+        spaces.find("dart")
+
+
+def test_a_space_needs_a_node() -> None:
+    with pytest.raises(UserError, match=r"^space 'own' has 0 intermediate nodes, expected at least 1\.$"):
+        CellSpace("own", ("skip_connect",), pool_norm=False, nodes=0)
+
+
+@pytest.mark.parametrize("candidates", [(), ("none",)])
+def test_a_space_needs_something_to_choose(candidates: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="^space 'own' has the candidates .* never chooses 'none': add another"):
+        CellSpace("own", candidates, pool_norm=False)
+
+
+def test_initial_alphas() -> None:
+    alphas = DARTS.uniform_alphas(generator=torch.Generator().manual_seed(0))
+    assert {kind: alpha.shape for kind, alpha in alphas.items()} == {"normal": (14, 8), "reduce": (14, 8)}
+    values = torch.cat([alphas["normal"], alphas["reduce"]]).flatten()
+    assert 0.8e-3 < values.std() < 1.2e-3
+    assert values.mean().abs() < 0.3e-3
+    assert not torch.equal(alphas["normal"], alphas["reduce"])
+    again = DARTS.uniform_alphas(scale=1.0, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(1e-3 * again["reduce"], alphas["reduce"])
+
+
+# From α to a genotype
+
+
+def test_derive_by_hand() -> None:
+    weights = table(
+        EGNAS,
+        {
+            (0, 2): {"sep_conv_3x3": 0.4},
+            (1, 2): {"avg_pool_3x3": 0.6, "dil_conv_3x3": 0.5},
+            (0, 3): {"skip_connect": 0.3},
+            (1, 3): {"max_pool_3x3": 0.2},
+            (2, 3): {"dil_conv_5x5": 0.9},
+            (1, 4): {"sep_conv_5x5": 0.5},
+            (3, 4): {"sep_conv_5x5": 0.4},
+            (2, 5): {"skip_connect": 0.1},
+            (4, 5): {"dil_conv_3x3": 0.2},
+        },
+    )
+    genotype = EGNAS.derive(weights)
+    assert genotype.normal == genotype.reduce
+    assert genotype.pairs("normal") == (
+        (("avg_pool_3x3", 1), ("sep_conv_3x3", 0)),  # the stronger first, not the lower source
+        (("dil_conv_5x5", 2), ("skip_connect", 0)),
+        (("sep_conv_5x5", 1), ("sep_conv_5x5", 3)),
+        (("dil_conv_3x3", 4), ("skip_connect", 2)),
+    )
+    assert genotype.normal_concat == genotype.reduce_concat == (2, 3, 4, 5)
+
+
+def test_each_cell_has_its_table() -> None:
+    normal = table(EGNAS, {edge: {"sep_conv_3x3": 1.0} for edge in EGNAS.edges})["normal"]
+    reduce = table(EGNAS, {edge: {"max_pool_3x3": 1.0} for edge in EGNAS.edges})["reduce"]
+    genotype = EGNAS.derive({"normal": normal, "reduce": reduce})
+    assert {name for name, _ in genotype.normal} == {"sep_conv_3x3"}
+    assert {name for name, _ in genotype.reduce} == {"max_pool_3x3"}
+
+
+@pytest.mark.parametrize(("space", "first"), [(DARTS, "max_pool_3x3"), (EGNAS, "avg_pool_3x3")])
+def test_ties_go_to_the_lower_source_and_the_earlier_candidate(space: CellSpace, first: str) -> None:
+    assert space.derive(table(space, {})).normal == ((first, 0), (first, 1)) * 4
+
+
+def test_tie_for_the_second_place() -> None:
+    weights = table(
+        DARTS,
+        {
+            (1, 5): {"skip_connect": 0.2},
+            (2, 5): {"sep_conv_5x5": 0.3, "dil_conv_3x3": 0.3},
+            (3, 5): {"dil_conv_5x5": 0.2},
+        },
+    )
+    assert DARTS.derive(weights).pairs("normal")[3] == (("sep_conv_5x5", 2), ("skip_connect", 1))
+
+
+def test_none_is_never_chosen_and_does_not_rank_its_edge() -> None:
+    weights = table(
+        DARTS,
+        {
+            (0, 3): {"none": 0.9, "skip_connect": 0.1},
+            (1, 3): {"none": 0.0, "sep_conv_3x3": 0.3},
+            (2, 3): {"none": 0.5, "dil_conv_3x3": 0.2},
+        },
+    )
+    assert DARTS.derive(weights).pairs("normal")[1] == (("sep_conv_3x3", 1), ("dil_conv_3x3", 2))
+
+
+def test_none_takes_its_share_in_the_softmax() -> None:
+    alphas = torch.zeros(14, 8)
+    edge = DARTS.edges.index((0, 3))
+    alphas[edge, DARTS.candidates.index("sep_conv_3x3")] = 5.0  # without "none" the strongest edge of all
+    alphas[edge, DARTS.candidates.index("none")] = 10.0
+    weights = torch.softmax(alphas, dim=-1)
+    genotype = DARTS.derive({"normal": weights, "reduce": weights})
+    assert genotype.pairs("normal")[1] == (("max_pool_3x3", 1), ("max_pool_3x3", 2))
+
+
+def test_derive_takes_weights_that_need_a_gradient() -> None:
+    weights = {kind: weight.requires_grad_() for kind, weight in table(DARTS, {(1, 2): {"sep_conv_3x3": 1.0}}).items()}
+    assert DARTS.derive(weights).normal[0] == ("sep_conv_3x3", 1)
+
+
+# Few distinct values, so ties are common.
+@settings(deadline=None)
+@given(st.data(), st.sampled_from([DARTS, EGNAS]), st.integers(1, 5))
+def test_derive_against_a_full_sort(data: st.DataObject, space: CellSpace, nodes: int) -> None:
+    space = dataclasses.replace(space, nodes=nodes)
+    size = len(space.edges) * len(space.candidates)
+    values = data.draw(st.lists(st.integers(-2, 3), min_size=size, max_size=size))
+    weights = torch.tensor(values, dtype=torch.float32).view(len(space.edges), -1)  # [E, O]
+    genotype = space.derive({"normal": weights, "reduce": weights.flip(0)})
+    for kind, rows in (("normal", weights.tolist()), ("reduce", weights.flip(0).tolist())):
+        for node, pairs in enumerate(genotype.pairs(kind), start=2):
+            ranking = sorted(
+                (-rows[edge][column], source, column)
+                for edge, (source, target) in enumerate(space.edges)
+                for column, name in enumerate(space.candidates)
+                if target == node and name != "none"
+            )
+            first = ranking[0]
+            second = next(entry for entry in ranking if entry[1] != first[1])
+            assert pairs == tuple((space.candidates[column], source) for _, source, column in (first, second))
+            assert pairs[0][1] != pairs[1][1]
+        assert genotype.concat(kind) == tuple(range(2, nodes + 2))
