@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastnas import spaces
 from fastnas.errors import UserError
+from fastnas.genotype import CellKind
 from fastnas.nn.primitives import PRIMITIVES
 from fastnas.spaces import SPACES, CellSpace
 
@@ -84,7 +85,7 @@ def test_a_space_needs_a_node() -> None:
 
 @pytest.mark.parametrize("candidates", [(), ("none",)])
 def test_a_space_needs_something_to_choose(candidates: tuple[str, ...]) -> None:
-    with pytest.raises(UserError, match="^space 'own' has the candidates .* never chooses 'none': add another"):
+    with pytest.raises(UserError, match=r"^space 'own' has the candidates .* never chooses 'none': add another"):
         CellSpace("own", candidates, pool_norm=False)
 
 
@@ -189,7 +190,8 @@ def test_derive_against_a_full_sort(data: st.DataObject, space: CellSpace, nodes
     values = data.draw(st.lists(st.integers(-2, 3), min_size=size, max_size=size))
     weights = torch.tensor(values, dtype=torch.float32).view(len(space.edges), -1)  # [E, O]
     genotype = space.derive({"normal": weights, "reduce": weights.flip(0)})
-    for kind, rows in (("normal", weights.tolist()), ("reduce", weights.flip(0).tolist())):
+    kinds: tuple[CellKind, ...] = ("normal", "reduce")
+    for kind, rows in zip(kinds, (weights.tolist(), weights.flip(0).tolist()), strict=True):
         for node, pairs in enumerate(genotype.pairs(kind), start=2):
             ranking = sorted(
                 (-rows[edge][column], source, column)

@@ -242,7 +242,7 @@ class EGNAS(Strategy):
         self._pipeline = search.alpha_pipeline(self.fitness_batch_size)
         if self.fitness_batches > len(self._pipeline):
             raise UserError(
-                f"fitness_batches is {self.fitness_batches}, but the images for α fill {len(self._pipeline)} batches of "
+                f"fitness_batches is {self.fitness_batches}, but the α images fill {len(self._pipeline)} batches of "
                 f"{self.fitness_batch_size}: lower fitness_batches or fitness_batch_size."
             )
         for alpha in self._network.alphas.values():

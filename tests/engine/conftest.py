@@ -7,15 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_files import SMALL
 
 from fastnas.configuration import parse
 from fastnas.engine.search import Search
 from fastnas.search import prepare
-
-SMALL = (
-    "--data digits --limit 120 --batch-size 16 --image-size 8 --channels 4 --layers 3 --epochs 4 --learning-rate 0.05 "
-    "--warm-up 1 --population 4 --samples 2 --fitness-batch-size 20 --device cpu"
-).split()
 
 
 @pytest.fixture()

@@ -1,4 +1,4 @@
-"""Reads and compares what runs leave behind."""
+"""The options of a search that takes a second, and what compares the files that runs leave behind."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+SMALL = (
+    "--data digits --limit 120 --batch-size 16 --image-size 8 --channels 4 --layers 3 --epochs 4 --learning-rate 0.05 "
+    "--warm-up 1 --population 4 --samples 2 --fitness-batch-size 20 --device cpu"
+).split()
 
 
 def events(directory: Path) -> list[dict[str, Any]]:

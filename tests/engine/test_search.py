@@ -8,13 +8,15 @@ import math
 import pytest
 import torch
 import yaml
-from run_files import events
+from run_files import SMALL, events
 
 from fastnas import Genotype
+from fastnas.configuration import parse
 from fastnas.engine.log import RunLog
 from fastnas.engine.options import WeightOptions
 from fastnas.engine.search import Diverged, entropy
 from fastnas.errors import UserError
+from fastnas.search import prepare
 
 
 def test_a_run_leaves_everything(small):
@@ -94,11 +96,6 @@ def test_a_nan_stops_the_run_and_keeps_the_checkpoint(small):
 
 
 def test_a_run_directory_is_not_overwritten(small, tmp_path):
-    from conftest import SMALL
-
-    from fastnas.configuration import parse
-    from fastnas.search import prepare
-
     small("taken", "--stop-after", "1").run()
     before = (tmp_path / "taken" / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match="holds a run already: continue it with --resume"):

@@ -22,7 +22,13 @@ close = functools.partial(torch.testing.assert_close, rtol=1e-10, atol=1e-10)
 
 def mixed_op(candidates: Sequence[str] = DARTS, **options: Any) -> MixedOp:
     torch.manual_seed(0)
-    defaults = {"channels": 4, "stride": 1, "partial_channels": 1, "pool_norm": True, "backend": "fused"}
+    defaults: dict[str, Any] = {
+        "channels": 4,
+        "stride": 1,
+        "partial_channels": 1,
+        "pool_norm": True,
+        "backend": "fused",
+    }
     return MixedOp(candidates, norm=functools.partial(BatchNorm, affine=False), **(defaults | options)).double()
 
 
@@ -111,6 +117,7 @@ def test_none_gets_its_gradient_through_the_softmax(backend: str, position: int)
     weights = torch.softmax(alpha, dim=-1).detach()
     gains = torch.stack([candidate(x).sum() for candidate in mixed.candidates])
     assert gains[position] == 0
+    assert alpha.grad is not None
     close(alpha.grad, weights * (gains - (weights * gains).sum()))
     assert alpha.grad[position] != 0
 

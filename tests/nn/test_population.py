@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import fastnas.nn.supernet
 from fastnas.errors import UserError
 from fastnas.nn import Supernet
 from fastnas.nn.batch_norm import BatchNorm
-from fastnas.spaces import CELL_KINDS
+from fastnas.spaces import CELL_KINDS, SPACES
 
 Mode = Literal["running", "batch"]
 MODES: list[Mode] = ["running", "batch"]
@@ -25,15 +26,16 @@ def images(batch: int = 3, size: int = 12, seed: int = 0) -> Tensor:
     return torch.randn(batch, 3, size, size, dtype=torch.float64, generator=generator)
 
 
-def supernet(space: str = "darts", **options: Any) -> Supernet:
+def supernet(space: str = "darts", nodes: int = 2, **options: Any) -> Supernet:
     """Small, in float64; no running statistic and no affine parameter has its initial value."""
     torch.manual_seed(0)
-    network = Supernet(space, **({"channels": 4, "layers": 3} | options)).double()
+    small = dataclasses.replace(SPACES[space], nodes=nodes)
+    network = Supernet(small, **({"channels": 4, "layers": 3} | options)).double()
     for module in network.stem.modules():
         if isinstance(module, BatchNorm):
             nn.init.normal_(module.weight)
             nn.init.normal_(module.bias)
-    for step in range(3):
+    for step in range(2):
         network(2 * images(seed=step) + 1)
     return network
 
@@ -63,7 +65,7 @@ def one_by_one(network: Supernet, x: Tensor, alphas: dict[str, Tensor], mode: Mo
     [
         ("darts", {}),
         ("darts", {"partial_channels": 2, "stem": "imagenet"}),
-        ("egnas", {"partial_channels": 4}),
+        ("egnas", {"partial_channels": 4, "nodes": 4}),
         ("egnas", {"partial_channels": 2, "layers": 1}),
     ],
     ids=str,
@@ -143,24 +145,28 @@ def test_number_of_chunks(chunk: Any, expected: int) -> None:
 
 
 def test_automatic_chunks_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    network = supernet()
+    network = supernet(nodes=4, layers=1)
     alphas = population(network, 8)
 
     def chunks(budget: int, x: Tensor) -> int:
         monkeypatch.setattr(fastnas.nn.supernet, "MEMORY_BUDGET", budget)
         return count_of_stems(network, x, alphas)
 
-    state = images(1)[:, :1].nbytes * network.channels  # bytes of one node of the first cell, for one image
-    assert chunks(1, images(1)) == 8, "one at a time where not even one fits"
-    budget = 1
-    while chunks(budget, images(1)) > 1:
+    x = images(1)
+    assert chunks(1, x) == 8, "one at a time where not even one fits"
+    # For each of 8 individuals the 6 states of the first cell and the 8 candidates of an edge, at least; but not much
+    # more.
+    state = x[:, :1].nbytes * network.channels * 8
+    budget = 14 * state
+    assert chunks(budget - 1, x) > 1
+    while chunks(budget, x) > 1:
         budget *= 2
-    # At least the cell's 6 states and 8 candidates of an edge, 8 times; and not absurdly more.
-    assert 14 * 8 * state <= budget <= 100 * 8 * state
-    # Twice the images, or images twice as high, take twice the memory; twice the memory makes up for it.
-    tall = torch.cat([images(1), images(1)], dim=2)
-    assert [chunks(budget, x) for x in (images(2), tall, images(1).float(), images(1))] == [2, 2, 1, 1]
-    assert chunks(2 * budget, images(2)) == 1
+    assert budget <= 100 * state
+    # Twice the images, or images twice as high, take twice the memory; float32 takes half of it.
+    for twice in (images(2), torch.cat([x, x], dim=2), torch.cat([x, x], dim=3)):
+        assert chunks(budget, twice) > chunks(2 * budget, twice) == 1
+    network.float()
+    assert chunks(budget // 2, x.float()) == 1
 
 
 # Side effects

@@ -210,15 +210,6 @@ class Recorder(CMAES):
         super().tell(fitness)
 
 
-@pytest.fixture()
-def cma_runs(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
-    """The runs of CMA-ES that strategies begin during the test."""
-    runs: list[Recorder] = []
-    monkeypatch.setattr(Recorder, "runs", runs, raising=False)
-    monkeypatch.setattr("fastnas.strategies.egnas.CMAES", Recorder)
-    return runs
-
-
 def tiny_supernet(seed: int = 0) -> Supernet:
     torch.manual_seed(seed)
     return Supernet("egnas", channels=4, layers=3, num_classes=4, partial_channels=4)

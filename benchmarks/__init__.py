@@ -1,0 +1,1 @@
+"""Measurements of fastnas against plain PyTorch: `python -m benchmarks --help`."""

@@ -1,0 +1,1 @@
+"""One file per operator, called as the operator is."""
