@@ -1,5 +1,7 @@
-"""Builds fastnas._C with CMake. Every flag is in CMakeLists.txt and the metadata in pyproject.toml; this file only finds
-torch, pybind11 and a CUDA compiler. It never imports torch, and no GPU is needed for a CUDA build.
+"""Builds fastnas._C with CMake.
+
+Every flag is in CMakeLists.txt and the metadata in pyproject.toml; this file only finds torch, pybind11 and a CUDA
+compiler. It never imports torch, and no GPU is needed for a CUDA build.
 
 FASTNAS_CUDA=0 builds without CUDA, FASTNAS_CUDA=1 insists on it; by default CUDA is built where nvcc is found.
 TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX") replaces the default architectures. MAX_JOBS limits parallel compilers.
@@ -31,9 +33,9 @@ print(os.pathsep.join(nvidia.submodule_search_locations) if nvidia else "")
 def find_torch() -> tuple[Path | None, Path | None]:
     """Folder of torch, and nvidia/cu13 beside it, in the environment that fastnas is installed into.
 
-    pip builds in an isolated environment without torch (a second copy would cost gigabytes). `-I` drops the path of that
-    environment, so the interpreter sees its own site-packages. Where torch is not installed yet, pip has put it into the
-    build environment (see `setup_requires` below).
+    pip builds in an isolated environment without torch (a second copy would cost gigabytes). `-I` drops the path of
+    that environment, so the interpreter sees its own site-packages. Where torch is not installed yet, pip has put it
+    into the build environment (see `setup_requires` below).
     """
     for isolated in (["-I"], []):
         command = [sys.executable, *isolated, "-c", FIND_PACKAGES]
@@ -116,10 +118,12 @@ class CMakeBuild(build_ext):
         subprocess.run([cmake, "-S", ROOT, "-B", build, *generator, *definitions], check=True, env=environment)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
         subprocess.run([cmake, "--build", build, "--target", "_C", "-j", jobs], check=True, env=environment)
-        # Copied, not built in place: builds with and without CUDA take turns there, and each must see its own as newest.
+        # Copied, not built in place: builds with and without CUDA take turns there, and each must find its own newest.
+        # Replaced, not overwritten: a process that has loaded the old one keeps it.
         package.mkdir(parents=True, exist_ok=True)
         for library in (build / "lib").glob("_C.*"):
-            shutil.copy2(library, package)
+            shutil.copy2(library, package / f".{library.name}")
+            (package / f".{library.name}").replace(package / library.name)
 
 
 setup(

@@ -8,8 +8,8 @@ try:
     from fastnas import _C
 except ImportError as error:
     raise ImportError(
-        f"fastnas' compiled operators did not load ({error}). Build them with `pip install -e . --no-build-isolation` in "
-        "the source folder, in the environment whose torch you use; after changing torch's version, build again."
+        f"fastnas' compiled operators did not load ({error}). Build them with `pip install -e . --no-build-isolation` "
+        "in the source folder, in the environment whose torch you use; after changing torch's version, build again."
     ) from error
 
 __all__ = ["_C"]

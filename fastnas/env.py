@@ -62,7 +62,9 @@ def report() -> str:
     build = _C.build_info()
     rows = {name: str(value) for name, value in environment().items() if value is not None and name != "device"}
     rows["isa"] += f" (of {', '.join(build['instruction_sets'])}; best here: {_C.best_cpu_capability()})"
-    rows["extension"] = f"{build['version']}, {build['compiler']}, {build['build_type']}, against torch {build['torch']}"
+    rows["extension"] = (
+        f"{build['version']}, {build['compiler']}, {build['build_type']}, against torch {build['torch']}"
+    )
     rows["extension cuda"] = (
         f"nvcc {build['cuda']}, architectures {build['cuda_architectures']}" if build["cuda"] else "not built"
     )

@@ -46,8 +46,8 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
     plain = options.to_dict()
     if checkpoint is not None and (changed := differences(checkpoint["options"], plain)):
         raise UserError(
-            f"the run in {resume} cannot go on with other options: {'; '.join(changed)}. Leave these flags out, or start "
-            "a new run."
+            f"the run in {resume} cannot go on with other options: {'; '.join(changed)}. Leave these flags out, "
+            "or start a new run."
         )
     device = resolve_device(options.run.device)
     if options.run.threads:
@@ -69,7 +69,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
         cutout=options.data.cutout,
     )
 
-    def pipeline(indices: Sequence[int], batch_size: int, train: bool, seed: int) -> data.Pipeline:
+    def pipeline(indices: np.ndarray, batch_size: int, train: bool, seed: int) -> data.Pipeline:
         return data.pipeline(
             source,
             options.data.pipeline,
@@ -96,7 +96,8 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
         partial_channels=options.network.partial_channels,
         backend=options.network.backend,
         stem=options.network.stem,
-    ).to(device, memory_format=torch.channels_last)
+    )
+    network.to(device).to(memory_format=torch.channels_last)
 
     directory = resume or new_directory(options)
     search = Search(
@@ -147,7 +148,7 @@ def given(value: T | None, default: T) -> T:
 
 
 def resolve_device(name: str) -> torch.device:
-    """"auto" → CUDA where there is a GPU. UserError for a device that is not there."""
+    """ "auto" → CUDA where there is a GPU. UserError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -189,7 +190,9 @@ def new_directory(options: SearchOptions) -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot create the run directory {directory}: {error.strerror}; give another --out.") from error
+        raise UserError(
+            f"cannot create the run directory {directory}: {error.strerror}; give another --out."
+        ) from error
     return directory
 
 
@@ -205,8 +208,8 @@ def introduce(search: Search, console: Console) -> None:
         soft_wrap=True,
     )
     console.print(
-        f"supernet {network.space.name}, {count_parameters(network):,} parameters, {network.backend} on {search.device}; "
-        f"run directory {search.directory}",
+        f"supernet {network.space.name}, {count_parameters(network):,} parameters, {network.backend} on "
+        f"{search.device}; run directory {search.directory}",
         highlight=False,
         soft_wrap=True,
     )
@@ -225,7 +228,9 @@ def conclude(search: Search, outcome: Outcome, report: Path, console: Console) -
         console.print(f"genotype  {search.directory / 'genotype.json'}", highlight=False, soft_wrap=True)
     else:
         command = shlex.join(["python", "-m", "fastnas.search", "--resume", str(search.directory)])
-        console.print(f"{outcome.status} after {outcome.epoch} epochs; go on with: {command}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{outcome.status} after {outcome.epoch} epochs; go on with: {command}", highlight=False, soft_wrap=True
+        )
     console.print(f"report    {report}", highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""What all tests share: fresh random inputs whose seed is printed where a test fails, and the data beside the repository."""
+"""What all tests share: fresh seeds that are printed where a test fails, and the data beside the repository."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 @pytest.fixture(autouse=True)
-def seed(request: pytest.FixtureRequest) -> Iterator[int]:
+def seed(request: pytest.FixtureRequest) -> int:
     """A fresh seed for torch's generator; FASTNAS_TEST_SEED repeats a failure."""
     value = int(os.environ.get("FASTNAS_TEST_SEED", secrets.randbelow(2**31)))
     torch.manual_seed(value)
     request.node.user_properties.append(("FASTNAS_TEST_SEED", value))
-    yield value
+    return value
 
 
 @pytest.hookimpl(hookwrapper=True)
@@ -31,7 +31,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
             report.sections.append(("seed", f"repeat with {name}={value}"))
 
 
-@pytest.fixture()
+@pytest.fixture
 def shared_data() -> Path:
     """Data that lies beside the repository, not in it."""
     if not SHARED_DATA.is_dir():

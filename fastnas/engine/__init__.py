@@ -1,5 +1,5 @@
 """The engine: loops, checkpoints and logs that every strategy shares."""
 
-from fastnas.engine.search import Diverged, Outcome, Search
+from fastnas.engine.search import DivergedError, Outcome, Search
 
-__all__ = ["Diverged", "Outcome", "Search"]
+__all__ = ["DivergedError", "Outcome", "Search"]

@@ -7,7 +7,7 @@ from types import FrameType
 from typing import Any, Self
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 (a request, not an error)
     """The run was asked to stop, and its state is complete."""
 
 

@@ -47,8 +47,8 @@ def waiting_share(seconds: dict[str, float]) -> float:
 def update_line(record: dict[str, Any]) -> str:
     """One line for an "update" event: what the evolution step found."""
     return (
-        f"        evolution step {record['step'] + 1}: σ {record['sigma']:.3f}, accuracy {record['current_accuracy']:.1%} → "
-        f"{record['best_accuracy']:.1%}, fitness {record['best_fitness']:.4f}"
+        f"        evolution step {record['step'] + 1}: σ {record['sigma']:.3f}, accuracy "
+        f"{record['current_accuracy']:.1%} → {record['best_accuracy']:.1%}, fitness {record['best_fitness']:.4f}"
     )
 
 

@@ -32,7 +32,7 @@ from fastnas.strategies import Strategy
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 20}
 
 
-class Diverged(UserError):
+class DivergedError(UserError):
     """The loss became NaN or infinite."""
 
 
@@ -56,7 +56,9 @@ class Meter:
 
     @classmethod
     def on(cls, device: torch.device) -> Meter:
-        return cls(torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device))
+        return cls(
+            torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
+        )
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:  # [], [B, classes], [B]
         self.loss += loss.detach().double() * len(labels)
@@ -158,7 +160,7 @@ class Search:
         """Searches until the last epoch, `stop_after` or a signal.
 
         Raises:
-            Diverged: NaN or infinite loss; the last checkpoint stays.
+            DivergedError: NaN or infinite loss; the last checkpoint stays.
         """
         started = self.epoch
         status: Literal["finished", "interrupted", "stopped"] = "finished"
@@ -184,7 +186,7 @@ class Search:
         self.log.close()
         return Outcome(status, self.epoch, self.strategy.genotype(self), self._valid_accuracy)
 
-    # --- one epoch -------------------------------------------------------------------------------------------------------
+    # --- one epoch ---
 
     def _run_epoch(self) -> None:
         self.network.train()
@@ -257,10 +259,10 @@ class Search:
     def _check_finite(self) -> None:
         loss = self._meter.loss.item()
         if not math.isfinite(loss):
-            raise Diverged(
+            raise DivergedError(
                 f"the loss became {loss} at epoch {self.epoch}, step {self.step} (learning rate "
-                f"{self.weights.rate(self.epoch):.4g}). The last good checkpoint is {self.checkpoint_path}; start again "
-                "with a lower --learning-rate or a smaller --clip."
+                f"{self.weights.rate(self.epoch):.4g}). The last good checkpoint is {self.checkpoint_path}; start "
+                "again with a lower --learning-rate or a smaller --clip."
             )
 
     @torch.no_grad()
@@ -283,7 +285,7 @@ class Search:
         finally:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - begin
 
-    # --- checkpoint ------------------------------------------------------------------------------------------------------
+    # --- checkpoint ---
 
     def save(self) -> None:
         """Writes the checkpoint: all that a process needs to go on as if nothing had happened."""

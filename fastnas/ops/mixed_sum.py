@@ -1,7 +1,7 @@
 """mixed_sum: the weighted sum of candidate outputs, Σ_k w_k · o_k (DARTS, Liu et al. 2019, equation 2).
 
-Plain torch reads and writes a whole tensor for every product and every addition; the fused operator reads each candidate
-once and writes the sum once, forward and backward, and keeps no product.
+Plain torch reads and writes a whole tensor for every product and every addition; the fused operator reads each
+candidate once and writes the sum once, forward and backward, and keeps no product.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ def mixed_sum(outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Weighted sum of K candidate outputs, for one architecture or for a population of P.
 
     Args:
-        outputs: K tensors, 1 ≤ K ≤ 64. With weights [K] all have one shape [...]. With weights [P, K] each is [P, ...]
-            (one value per individual) or [1, ...] (shared by all individuals). float16, bfloat16, float32 or float64;
-            different dtypes are promoted as arithmetic would. Contiguous and channels-last are read in place, anything
-            else is copied first.
+        outputs: K tensors, 1 ≤ K ≤ 64. With weights [K] all have one shape [...]. With weights [P, K] each is
+            [P, ...] (one value per individual) or [1, ...] (shared by all). float16, bfloat16, float32 or float64;
+            different dtypes are promoted as arithmetic would. Contiguous and channels-last are read in place,
+            anything else is copied first.
         weights: [K] or [P, K], already normalised (softmax, Gumbel, one-hot, ...). Used as float32 (float64 for float64
             outputs), in which the sum is also accumulated.
 
     Returns:
-        [...] or [P, ...], in the dtype and the memory format of ``outputs[0]``. Differentiable once in the outputs and in
-        the weights; the outputs are kept for the backward pass only where the weights need a gradient.
+        [...] or [P, ...], in the dtype and the memory format of ``outputs[0]``. Differentiable once in the outputs
+        and in the weights; the outputs are kept for the backward pass only where the weights need a gradient.
 
     Raises:
         RuntimeError: the shapes, dtypes or devices do not fit; the message names the argument and its shape.
@@ -100,7 +100,7 @@ class _MixedSum(torch.autograd.Function):
         return grad_weights, *grad_outputs
 
 
-# --- torch.compile, export, opcheck: the same, as registrations of the operators -----------------------------------------
+# --- torch.compile, export, opcheck: the same, as registrations of the operators ---
 
 
 def _dense_like(like: Tensor, leading: Sequence[int]) -> Tensor:
@@ -138,7 +138,9 @@ def _setup_context(ctx: Any, inputs: tuple[list[Tensor], Tensor], output: Tensor
 def _backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor] | list[None], Tensor | None]:
     weights, *outputs = ctx.saved_tensors
     needs_outputs, needs_weights = ctx.needs_input_grad
-    grad_outputs = _grad_outputs(grad, weights, ctx.leading_sizes) if any(needs_outputs) else [None] * len(needs_outputs)
+    grad_outputs = (
+        _grad_outputs(grad, weights, ctx.leading_sizes) if any(needs_outputs) else [None] * len(needs_outputs)
+    )
     return grad_outputs, _grad_weights(grad, outputs, weights) if needs_weights else None
 
 

@@ -179,9 +179,7 @@ def test_truncated_image_stops_before_any_batch(root: Path, kind: str) -> None:
 def test_different_sizes(root: Path) -> None:
     Image.fromarray(pixels(7, (8, 12))).save(root / "cat" / "9.png")
     Image.fromarray(pixels(7, (9, 12))).save(root / "dog" / "9.png")
-    expected = (
-        rf"{root}/cat/9.png is 8x12 \(height x width\), {root}/bee/0.png 10x10; pass image_size \(--image-size"
-    )
+    expected = rf"{root}/cat/9.png is 8x12 \(height x width\), {root}/bee/0.png 10x10; pass image_size \(--image-size"
     with pytest.raises(UserError, match=expected):
         data.open(f"folder:{root}")
     source = data.open(f"folder:{root}", image_size=6)

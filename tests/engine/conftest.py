@@ -14,7 +14,7 @@ from fastnas.engine.search import Search
 from fastnas.search import prepare
 
 
-@pytest.fixture()
+@pytest.fixture
 def small(tmp_path: Path) -> Callable[..., Search]:
     """Prepares a small search: small("name", "--flag", "value", …); an existing run of that name is resumed."""
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import torch
 
-SMALL = (
+SMALL = shlex.split(
     "--data digits --limit 120 --batch-size 16 --image-size 8 --channels 4 --layers 3 --epochs 4 --learning-rate 0.05 "
     "--warm-up 1 --population 4 --samples 2 --fitness-batch-size 20 --device cpu"
-).split()
+)
 
 
 def events(directory: Path) -> list[dict[str, Any]]:

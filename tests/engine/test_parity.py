@@ -41,15 +41,13 @@ def test_gradient_search(space, partial_channels, in_channels):
                 loss.backward()
                 optimizer.step()
             losses[network.backend].append(loss.item())
-    torch.testing.assert_close(
-        torch.tensor(losses["fused"]), torch.tensor(losses["reference"]), rtol=1e-8, atol=0
-    )
+    torch.testing.assert_close(torch.tensor(losses["fused"]), torch.tensor(losses["reference"]), rtol=1e-8, atol=0)
     assert len(set(losses["fused"])) == 20
     assert fused.genotype() == reference.genotype()
 
 
 def test_evolution_search(tmp_path):
-    """The engine with EG-NAS in float64, 20 weight steps and 2 evolution steps: the same numbers to 1e-8, the same α."""
+    """The engine with EG-NAS in float64, 20 weight steps and 2 evolution steps: the same numbers to 1e-8."""
     source = data.open("digits", limit=160, image_size=8)
     weight_half, alpha_half = source.search_split()
     torch.manual_seed(0)

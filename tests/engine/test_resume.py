@@ -35,7 +35,7 @@ def stop_at(search: Search, call: int) -> None:
     search.check_stop = check_stop
 
 
-@pytest.fixture()
+@pytest.fixture
 def whole(small):
     """An uninterrupted run."""
     search = small("whole")

@@ -14,7 +14,7 @@ from fastnas import Genotype
 from fastnas.configuration import parse
 from fastnas.engine.log import RunLog
 from fastnas.engine.options import WeightOptions
-from fastnas.engine.search import Diverged, entropy
+from fastnas.engine.search import DivergedError, entropy
 from fastnas.errors import UserError
 from fastnas.search import prepare
 
@@ -53,8 +53,10 @@ def test_alpha_moves_only_after_the_warm_up(small):
     before = {kind: alpha.detach().clone() for kind, alpha in search.network.alphas.items()}
     seen = []
     search.log.listeners.append(
-        lambda record: record["event"] == "epoch"
-        and seen.append(all(torch.equal(search.network.alphas[kind], before[kind]) for kind in before))
+        lambda record: (
+            record["event"] == "epoch"
+            and seen.append(all(torch.equal(search.network.alphas[kind], before[kind]) for kind in before))
+        )
     )
     search.run()
     assert seen == [True, False, False, False]
@@ -88,7 +90,9 @@ def test_a_nan_stops_the_run_and_keeps_the_checkpoint(small):
                 s.network.classifier.bias.fill_(math.nan)
 
     search.strategy.before_step = poison
-    with pytest.raises(Diverged, match=r"loss became nan at epoch 2, step 1 \(learning rate 0\.025\).*checkpoint\.pt"):
+    with pytest.raises(
+        DivergedError, match=r"loss became nan at epoch 2, step 1 \(learning rate 0\.025\).*checkpoint\.pt"
+    ):
         search.run()
     again = small("nan")
     assert again.epoch == 2

@@ -24,7 +24,9 @@ TOLERANCE = {
 SHAPES = [(1,), (3, 5), (2, 3, 7, 5), (1, 16, 8, 16), (2, 5, 17, 13), (2049,), (4, 1025)]
 
 
-def make(shape: tuple[int, ...], count: int, individuals: int | None, dtype: torch.dtype) -> tuple[list[Tensor], Tensor]:
+def make(
+    shape: tuple[int, ...], count: int, individuals: int | None, dtype: torch.dtype
+) -> tuple[list[Tensor], Tensor]:
     """Random outputs and weights; with individuals, every other output is shared."""
     if individuals is None:
         outputs = [torch.randn(shape, dtype=dtype) for _ in range(count)]
@@ -208,7 +210,7 @@ def test_linear_in_outputs_and_in_weights(shape, count, individuals, seed):
     torch.testing.assert_close(combined, mixed_sum(outputs, weights) + 2 * mixed_sum(outputs, other_weights))
 
 
-# --- registration --------------------------------------------------------------------------------------------------------
+# --- registration ---
 
 
 @pytest.mark.parametrize("kind", ["contiguous", "channels_last", "sliced"])
@@ -227,9 +229,7 @@ def test_opcheck(individuals, kind):
 def test_compile_has_no_graph_break():
     outputs, weights = make((2, 3, 4, 5), 3, None, torch.float32)
     compiled = torch.compile(lambda o, w: mixed_sum(o, w), fullgraph=True, backend="aot_eager")
-    assert_close(
-        run(compiled, outputs, weights), run(mixed_sum_reference, outputs, weights), torch.float32
-    )
+    assert_close(run(compiled, outputs, weights), run(mixed_sum_reference, outputs, weights), torch.float32)
 
 
 def test_export_keeps_the_operator():
@@ -243,7 +243,7 @@ def test_export_keeps_the_operator():
     torch.testing.assert_close(program.module()(*outputs, weights), mixed_sum_reference(outputs, weights))
 
 
-# --- errors name the operator, the argument and the shape ----------------------------------------------------------------
+# --- errors name the operator, the argument and the shape ---
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,11 @@ def test_export_keeps_the_operator():
     [
         ([], torch.rand(0), r"fastnas::mixed_sum: outputs must hold 1 to 64 tensors, got 0"),
         ([torch.rand(2)] * 65, torch.rand(65), r"fastnas::mixed_sum: outputs must hold 1 to 64 tensors, got 65"),
-        ([torch.rand(2, 3), torch.rand(3, 2)], torch.rand(2), r"outputs\[1\] has shape \[3, 2\], outputs\[0\] \[2, 3\]"),
+        (
+            [torch.rand(2, 3), torch.rand(3, 2)],
+            torch.rand(2),
+            r"outputs\[1\] has shape \[3, 2\], outputs\[0\] \[2, 3\]",
+        ),
         ([torch.rand(2)], torch.rand(3), r"weights has shape \[3\] but there are 1 outputs"),
         ([torch.rand(2)], torch.rand(1, 1, 1), r"weights must be \[K\] or \[P, K\], got shape \[1, 1, 1\]"),
         ([torch.rand(4, 2)], torch.rand(3, 1), r"outputs\[0\] has shape \[4, 2\].*leading dimension of P or 1"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -37,8 +37,8 @@ class Batches:
         self.served.append((epoch, step))
         return batch(epoch, step)
 
-    def epoch(self, epoch: int, start: int = 0) -> list[tuple[Tensor, Tensor]]:
-        return [batch(epoch, step) for step in range(start, len(self))]
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        return (batch(epoch, step) for step in range(start, len(self)))
 
 
 def batch(epoch: int, step: int) -> tuple[Tensor, Tensor]:
@@ -234,5 +234,6 @@ def assert_interruptible(make_network: Callable[[], nn.Module], epochs: int = 2,
         second.strategy.load_state_dict(state["strategy"])
         second.run(first.epoch, epochs - 1)
         assert first.log.all + second.log.all == whole.log.all, f"interrupted at place {place}"
+        outcome = second.network.state_dict()
         for name, tensor in whole.network.state_dict().items():
-            assert torch.equal(second.network.state_dict()[name], tensor), f"{name}, interrupted at place {place}"
+            assert torch.equal(outcome[name], tensor), f"{name}, interrupted at place {place}"

@@ -34,8 +34,9 @@ from fastnas.strategies.egnas import EGNAS, compound_fitness, similarity
 
 
 def one_fitness(loss: float, likeness: float, accuracy: float, current: float, **options: Any) -> float:
-    values = (torch.tensor([value], dtype=torch.float64) for value in (loss, likeness, accuracy))
-    return compound_fitness(*values, current, **{"zeta": 1.0, "eta": 0.4, "form": "eq3", **options}).item()
+    values = torch.tensor([[loss], [likeness], [accuracy]], dtype=torch.float64)
+    options = {"zeta": 1.0, "eta": 0.4, "form": "eq3", **options}
+    return compound_fitness(values[0], values[1], values[2], current, **options).item()
 
 
 @pytest.mark.parametrize(("accuracy", "expected"), [(0.6, 1.36), (0.5, 1.36), (0.4, 0.64)])
@@ -232,7 +233,7 @@ def paper_step(network: Toy, alpha: Tensor, search: FakeSearch, epoch: int, step
 @pytest.mark.parametrize("generations", [1, 3])
 def test_steps_by_hand(generations: int, seed: int) -> None:
     """Three epochs of the strategy are three steps of the paper."""
-    options = {"population": 8, "samples": 3, "generations": generations}
+    options: dict[str, Any] = {"population": 8, "samples": 3, "generations": generations}
     network = Toy()
     search = FakeSearch(network, EGNAS(warm_up=0, **options), seed=seed)
     alpha = alpha_of(network)
@@ -429,7 +430,7 @@ def test_similarity_in_the_log(cma_runs: list[Recorder]) -> None:
         cma_runs.clear()
         _, before, search = run_script({}, samples=1, eta=0.4, similarity=kind)
         event = search.log.named("population")[0]
-        likeness = similarity(before, cma_runs[0].samples[0].view(-1, *before.shape).float(), kind)  # type: ignore[arg-type]
+        likeness = similarity(before, cma_runs[0].samples[0].view(-1, *before.shape).float(), kind)
         expected = [loss_of(*WORSE) + 0.4 * value for value in likeness.tolist()]
         assert event["fitness"] == pytest.approx(expected, rel=1e-6)
 
