@@ -25,7 +25,7 @@ CASES: dict[str, tuple[tuple[int, int, int, int], int, int | None]] = {
 def eager(outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
     """What DARTS code bases do: sum(w * o)."""
     if weights.dim() == 1:
-        return sum(w * o for w, o in zip(weights, outputs, strict=True))  # type: ignore[return-value]
+        return sum(w * o for w, o in zip(weights, outputs, strict=True))
     return mixed_sum_reference(outputs, weights)
 
 
