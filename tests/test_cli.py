@@ -137,7 +137,7 @@ def message(capsys, *arguments: str) -> str:
         (["--preset", "demo", "--device", "cuda:99"], "there is no device 'cuda:99'"),
         (["--preset", "demo", "--device", "gpu"], "unknown device 'gpu'"),
         (["--preset", "demo", "--epochs", "0"], "epochs is 0, expected at least 1"),
-        (["--preset", "demo", "--epochs", "3"], "warm_up is 8 epochs, but the search has 3"),
+        (["--preset", "demo", "--epochs", "3"], "warm_up is 7 epochs, but the search has 3"),
         (["--preset", "demo", "--channels", "6"], "cannot be cut into partial_channels=4"),
         (["--preset", "demo", "--space", "dart"], "unknown search space 'dart'"),
         (["--preset", "demo", "--batch-size", "5000"], "do not fill a batch of 5000"),

@@ -150,7 +150,8 @@ class Supernet(nn.Module):
         Args:
             x: images [B, in_channels, H, W].
             alphas: {"normal": [P, E, O], "reduce": [P, E, O]}, logits: softmax is applied here.
-            chunk: individuals per forward; "auto" fits the free memory of the device. It does not change the results.
+            chunk: individuals per forward; "auto" fits the free memory of the device. It changes the results by
+                rounding at most.
             bn_mode: "running" normalises by running statistics, "batch" each individual by its own batch.
 
         Raises:
