@@ -118,6 +118,9 @@ def _last_weights(history: History, chosen: set[tuple[int, str]]) -> Chart:
     weights, count = history.weights[-1], len(history.candidates)
     # Full colour only from three times the uniform weight on: undecided weights look undecided.
     strongest = max(*map(max, weights), 3.0 / count)
+    # As many decimals as tell the weights apart: published step sizes leave them within a percent of each other.
+    spread = max(map(max, weights)) - min(map(min, weights))
+    decimals = 0 if spread >= 0.1 else 1 if spread >= 0.01 else 2
     for i, (y, edge, row) in enumerate(zip(_rows(chart, history), history.edges, weights, strict=True)):
         for k, (weight, candidate) in enumerate(zip(row, history.candidates, strict=True)):
             shade = Rectangle((k + 0.03, y - 0.46), 0.94, 0.92, facecolor=colour("accent"), edgecolor="none")
@@ -128,7 +131,7 @@ def _last_weights(history: History, chosen: set[tuple[int, str]]) -> Chart:
                 frame = Rectangle((k + 0.03, y - 0.46), 0.94, 0.92, fill=False, edgecolor=colour("ink"), linewidth=1.4)
                 chart.axes.add_patch(frame)
             bold = "bold" if picked else "normal"
-            text = f"{100 * weight:.0f}"
+            text = f"{100 * weight:.{decimals}f}"
             chart.axes.text(k + 0.5, y, text, ha="center", va="center_baseline", color=colour("ink"), weight=bold)
             title = f"{_edge_name(history, edge)}\n{candidate} {100 * weight:.2f} %"
             chart.hover((k, k + 1), (y - 0.5, y + 0.5), title)
