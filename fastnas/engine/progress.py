@@ -80,7 +80,7 @@ def shown(search: Search, console: Console) -> Iterator[None]:
 
     def write(record: dict[str, Any]) -> None:
         if record["event"] == "epoch":
-            console.print(epoch_line(record, search.epochs), highlight=False)
+            console.print(epoch_line(record, search.epochs), highlight=False, soft_wrap=True)
         elif record["event"] == "update":
             console.print(update_line(record), style="dim", highlight=False)
 

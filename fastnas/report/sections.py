@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from fastnas.genotype import CellKind, Genotype
 from fastnas.report.cell_graph import KIND_NAMES, draw_cell
 from fastnas.report.chart import Chart
 from fastnas.report.run import Record, Run
+from fastnas.version import __version__
 
 KINDS: tuple[CellKind, CellKind] = ("normal", "reduce")
 # Sides of the images that give DerivedNetwork's auxiliary head, by stem, feature maps that it can take.
@@ -80,8 +82,10 @@ def recipes(run: Run) -> str:
     else:
         spec = run.data.get("spec")
         command = ["python", "-m", "fastnas.train", "--genotype", str(path), "--data", str(spec or "SPEC")]
-        unknown = "" if spec else "SPEC stands for the images, such as cifar10:ROOT: this run recorded none."
-        parts.append(("Retrain this genotype", unknown, _code(shlex.join(command))))
+        notes = [] if spec else ["SPEC stands for the images, such as cifar10:ROOT: this run recorded none."]
+        if importlib.util.find_spec("fastnas.train") is None:
+            notes.append(f"fastnas {__version__} has no fastnas.train yet; what follows below builds the network.")
+        parts.append(("Retrain this genotype", " ".join(notes), _code(shlex.join(command))))
         parts.append(("Use it in Python", "", _code(_snippet(run, str(path)), wrap=False)))
     return "".join(f'<div class="recipe"><h3>{title}</h3>{_note(note)}{body}</div>' for title, note, body in parts)
 
