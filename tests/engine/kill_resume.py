@@ -49,7 +49,7 @@ def place(directory: Path) -> str:
         return "no checkpoint yet: the run begins anew"
     clock = load_checkpoint(directory / "checkpoint.pt")["clock"]
     torn = (directory / "checkpoint.pt.partial").exists()
-    return f"epoch {clock['epoch']}, step {clock['step']}" + (", killed while writing the next one" if torn else "")
+    return f"epoch {clock['epoch']}, step {clock['step']}" + (", beside a torn one" if torn else "")
 
 
 def main() -> int:
