@@ -293,6 +293,7 @@ class Search:
             self.checkpoint_path,
             {
                 "options": self.options,
+                "images": self._images(),
                 "clock": {"epoch": self.epoch, "step": self.step, "prepared": self._prepared},
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -305,7 +306,19 @@ class Search:
             },
         )
 
+    def _images(self) -> dict[str, Any]:
+        """What a continuation must find unchanged: with other images the same positions would mean other batches."""
+        source = self.weight_pipeline.source
+        return {"count": len(source), "classes": list(source.classes), "image_size": list(source.image_size)}
+
     def _restore(self, checkpoint: dict[str, Any]) -> None:
+        before, now = checkpoint["images"], self._images()
+        if changed := [name for name in now if now[name] != before[name]]:
+            name = changed[0]
+            raise UserError(
+                f"the images in {self.weight_pipeline.source.spec} are not those that the run in {self.directory} "
+                f"began with: {name} is {now[name]} but was {before[name]}. Restore them, or start a new run."
+            )
         clock, meter = checkpoint["clock"], checkpoint["meter"]
         self.epoch, self.step, self._prepared = clock["epoch"], clock["step"], clock["prepared"]
         self.network.load_state_dict(checkpoint["network"])

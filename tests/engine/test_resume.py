@@ -5,13 +5,16 @@ from __future__ import annotations
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from run_files import events, same_bits
+from run_files import SMALL, events, same_bits
 
+from fastnas.configuration import parse
 from fastnas.engine.checkpoint import load_checkpoint
 from fastnas.engine.search import Search
 from fastnas.errors import UserError
+from fastnas.search import prepare
 
 TIMES = ("seconds", "log_position", "options")
 
@@ -129,6 +132,21 @@ def test_other_options_are_refused_by_name(small):
     with pytest.raises(UserError, match=r"weights.learning_rate is 0.5 but was 0.05"):
         small("run", "--learning-rate", "0.5")
     small("run", "--threads", str(torch.get_num_threads()), "--stop-after", "1").run()
+
+
+def test_other_images_are_refused(tmp_path: Path):
+    def arrays(count: int) -> None:
+        images = np.random.default_rng(0).integers(0, 255, (count, 8, 8), dtype=np.uint8)
+        np.savez(tmp_path / "images.npz", images=images, labels=np.arange(count) % 2)
+
+    arrays(80)
+    flags = [*SMALL, "--limit", "1000", "--data", f"npz:{tmp_path / 'images.npz'}", "--out", str(tmp_path / "run")]
+    prepare(parse([*flags, "--stop-after", "1"], "test", "")).run()
+    log = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    arrays(90)
+    with pytest.raises(UserError, match=r"images\.npz are not those that the run in .* count is 90 but was 80"):
+        prepare(parse(["--resume", str(tmp_path / "run")], "test", ""))
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == log
 
 
 def test_damaged_and_missing_checkpoints_are_named(small, tmp_path: Path):
