@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import fastnas.data
 from fastnas.data import Pipeline
 from fastnas.engine.interrupt import Interrupted
 from fastnas.engine.search import Search
@@ -29,6 +30,7 @@ class Batches:
 
     def __init__(self) -> None:
         self.served: list[tuple[int, int]] = []
+        self.source = fastnas.data.open("digits")  # what a checkpoint notes of the images; none of them is served
 
     def __len__(self) -> int:
         return 3
