@@ -12,6 +12,9 @@
 #include <string>
 #include <vector>
 
+#include "cpu/memory.h"
+#include "ops/dtype.h"
+
 namespace fastnas {
 
 using torch::stable::Tensor;
@@ -57,9 +60,18 @@ inline Order order_of(const Tensor& t, int64_t leading_dims) {
                                                                                         : Order::row_major;
 }
 
+/// From this size on, memory of CPU tensors is kept for the next step (cpu/memory.h).
+constexpr int64_t kKeptBytes = 64 << 10;
+
 /// Uninitialised, on the device of `like`.
 inline Tensor empty(const Tensor& like, const Sizes& sizes, Order order, torch::headeronly::ScalarType dtype) {
   const Sizes strides = dense_strides(sizes, order);
+  int64_t bytes = element_size(dtype);
+  for (int64_t size : sizes) bytes *= size;
+  if (like.device().is_cpu() && bytes >= kKeptBytes) {
+    return torch::stable::from_blob(cpu::allocate(bytes), sizes, strides, like.device(), dtype,
+                                    [](void* block) { cpu::recycle(block); });
+  }
   int32_t device_type = 0;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
   const int32_t scalar = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
@@ -77,6 +89,30 @@ inline Tensor stored(const Tensor& t, Order order) {
   torch::stable::copy_(copy, t);
   return copy;
 }
+
+// --- images [N, C, H, W] whose pixels are vectors of channels ---
+//
+// The operators of a cell read channels-last images, or the first channels of wider ones, in place: the pixels of all
+// images follow each other at one distance.
+
+/// Elements from one pixel to the next.
+inline int64_t pixel_stride(const Tensor& t) {
+  for (int64_t d = 3; d >= 0; d -= d == 2 ? 2 : 1) {
+    if (t.size(d) > 1) return t.stride(d);
+  }
+  return t.size(1);
+}
+
+/// Whether `t` [N, C, H, W] can be read in place.
+inline bool is_pixels(const Tensor& t) {
+  if (t.numel() == 0) return true;
+  const int64_t stride = pixel_stride(t), width = t.size(3), height = t.size(2);
+  return stride >= t.size(1) && (t.size(1) == 1 || t.stride(1) == 1) &&
+         (height == 1 || t.stride(2) == width * stride) && (t.size(0) == 1 || t.stride(0) == height * width * stride);
+}
+
+/// `t` [N, C, H, W] itself where it can be read in place, otherwise a channels-last copy.
+inline Tensor pixels(const Tensor& t) { return is_pixels(t) ? t : stored(t, Order::channels_last); }
 
 /// "[2, 16, 32, 32]", for messages.
 inline std::string shape_of(const Tensor& t) {

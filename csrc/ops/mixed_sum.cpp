@@ -2,17 +2,11 @@
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/core/Dispatch_v2.h>
 
 #include "ops/layout.h"
 
-#define FASTNAS_FLOATING_TYPES \
-  AT_EXPAND(AT_FLOATING_TYPES), torch::headeronly::ScalarType::BFloat16, torch::headeronly::ScalarType::Half
-
 namespace fastnas {
 namespace {
-
-using torch::headeronly::ScalarType;
 
 // What a call is about, read off its arguments once they are known to fit together.
 struct Shape {
@@ -23,14 +17,12 @@ struct Shape {
   int64_t elements;     // of one individual
 };
 
-ScalarType weight_type(ScalarType outputs) { return outputs == ScalarType::Double ? outputs : ScalarType::Float; }
-
 void check_weights(const char* op, const Tensor& weights, ScalarType outputs, size_t candidates) {
   STD_TORCH_CHECK(weights.dim() == 1 || weights.dim() == 2, op, ": weights must be [K] or [P, K], got shape ",
                   shape_of(weights));
   STD_TORCH_CHECK(weights.size(-1) == static_cast<int64_t>(candidates), op, ": weights has shape ", shape_of(weights),
                   " but there are ", candidates, " outputs; its last dimension must count them");
-  STD_TORCH_CHECK(weights.scalar_type() == weight_type(outputs), op, ": weights must be ",
+  STD_TORCH_CHECK(weights.scalar_type() == accumulate_dtype(outputs), op, ": weights must be ",
                   outputs == ScalarType::Double ? "float64 for float64" : "float32 for float32, bfloat16 and float16",
                   " outputs");
 }
@@ -97,10 +89,6 @@ std::vector<Tensor> all_stored(const std::vector<Tensor>& tensors, Order order) 
 
 // Threads are worth their start from about this many elements of all candidates together.
 int64_t grain(const Shape& shape) { return std::max<int64_t>(1, 65536 / (kMixedSumTile * shape.candidates)); }
-
-CUstream_st* current_stream(const Tensor& t) {
-  return static_cast<CUstream_st*>(torch::stable::accelerator::getCurrentStream(t.get_device_index()).nativeHandle());
-}
 
 // --- forward ---------------------------------------------------------------------------------------------------------
 
@@ -219,6 +207,10 @@ Tensor grad_weights_cpu(const Tensor& grad, std::vector<Tensor> outputs, const T
 // --- CUDA ------------------------------------------------------------------------------------------------------------
 
 #ifdef FASTNAS_CUDA
+CUstream_st* current_stream(const Tensor& t) {
+  return static_cast<CUstream_st*>(torch::stable::accelerator::getCurrentStream(t.get_device_index()).nativeHandle());
+}
+
 Tensor forward_cuda(std::vector<Tensor> outputs, const Tensor& weights) {
   const torch::stable::accelerator::DeviceGuard guard(weights.get_device_index());
   return forward(outputs, weights, [&](const Shape&, const auto& args, auto* result) {

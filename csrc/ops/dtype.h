@@ -1,0 +1,37 @@
+// The types that operators take, for the torch side.
+#pragma once
+
+#include <torch/headeronly/core/Dispatch_v2.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <cstdint>
+
+// For THO_DISPATCH_V2.
+#define FASTNAS_FLOATING_TYPES \
+  AT_EXPAND(AT_FLOATING_TYPES), torch::headeronly::ScalarType::BFloat16, torch::headeronly::ScalarType::Half
+
+namespace fastnas {
+
+using torch::headeronly::ScalarType;
+
+/// The dtype of weights, statistics and their gradients for activations of type `stored`; see accumulate_t.
+inline ScalarType accumulate_dtype(ScalarType stored) {
+  return stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+/// Bytes of an element of a type that operators take; 0 for any other.
+inline int64_t element_size(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return 8;
+    case ScalarType::Float:
+      return 4;
+    case ScalarType::BFloat16:
+    case ScalarType::Half:
+      return 2;
+    default:
+      return 0;
+  }
+}
+
+}  // namespace fastnas
