@@ -1,0 +1,310 @@
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "cpu/depthwise.h"
+#include "cpu/memory.h"
+#include "cpu/packed.h"
+#include "cpu/pointwise.h"
+#include "cpu/stage_plan.h"
+#include "ops/stage.h"
+
+namespace fastnas::FASTNAS_ISA {
+namespace {
+
+// The gradient of `pixels` output pixels of stage j, into the lanes of its slot.
+template <typename T>
+void fill_gradient(const Stage<T>& args, const StageGrads<T>& grads, int stage, int64_t pixel, int64_t pixels,
+                   int64_t lanes, accumulate_t<T>* out) {
+  using A = accumulate_t<T>;
+  const int64_t channels = args.channels, stride = grads.grad_stride[stage];
+  const T* grad = grads.grad[stage] + pixel * stride;
+  if (!grads.coefficients) {
+    for_width(channels, [&]<int W>() {
+      for (int64_t p = 0; p < pixels; ++p) {
+        for (int64_t c = 0; c < channels; c += W) {
+          for (int i = 0; i < W; ++i) out[p * lanes + c + i] = A(grad[p * stride + c + i]);
+        }
+      }
+    });
+    return;
+  }
+  const int64_t y_stride = grads.y_stride[stage];
+  const T* y = grads.y[stage] + pixel * y_stride;
+  const A* scale = grads.coefficients + stage * 4 * channels;
+  const A *slope = scale + channels, *mean = slope + channels, *offset = mean + channels;
+  for_width(channels, [&]<int W>() {
+    for (int64_t c = 0; c < channels; c += W) {
+      A a[W], b[W], m[W], o[W];
+      for (int i = 0; i < W; ++i) {
+        a[i] = scale[c + i];
+        b[i] = slope[c + i];
+        m[i] = mean[c + i];
+        o[i] = offset[c + i];
+      }
+      for (int64_t p = 0; p < pixels; ++p) {
+        for (int i = 0; i < W; ++i) {
+          out[p * lanes + c + i] =
+              a[i] * A(grad[p * stride + c + i]) + b[i] * (A(y[p * y_stride + c + i]) - m[i]) + o[i];
+        }
+      }
+    }
+  });
+}
+
+// Rectifies the gradient of one row of the tile in place: it passes where the input was positive. Adds up Σ g and
+// Σ g · x̂ where asked.
+template <typename A>
+void rectify_row(const A* x, int64_t lanes, int64_t pixels, A* grad, double* sums) {
+  for (int64_t c = 0; c < lanes; c += kLanes<A>) {
+    Vec<A> sum{}, dot{};
+    for (int64_t p = 0; p < pixels; ++p) {
+      const Vec<A> value = load(x + p * lanes + c);
+      const Vec<A> g = value > 0 ? load(grad + p * lanes + c) : Vec<A>{};
+      store(grad + p * lanes + c, g);
+      sum += g;
+      dot += g * value;
+    }
+    if (!sums) continue;
+    for (int lane = 0; lane < kLanes<A>; ++lane) {
+      sums[c + lane] += sum[lane];
+      sums[lanes + c + lane] += dot[lane];
+    }
+  }
+}
+
+// One input read by stages side by side: their gradients add up.
+template <typename T, typename A>
+void fold(const A* from, int64_t lanes, int slots, int64_t pixels, int64_t channels, T* to) {
+  for_width(channels, [&]<int W>() {
+    for (int64_t p = 0; p < pixels; ++p) {
+      for (int64_t c = 0; c < channels; c += W) {
+        A sum[W] = {};
+        for (int s = 0; s < slots; ++s) {
+          for (int i = 0; i < W; ++i) sum[i] += from[p * lanes + s * channels + c + i];
+        }
+        for (int i = 0; i < W; ++i) to[p * channels + c + i] = T(sum[i]);
+      }
+    }
+  });
+}
+
+template <typename A>
+struct Buffers {
+  A* x;          // tile
+  A* grad_x;     // tile
+  A* grad_z;     // tile of the output's size, bordered by zeros
+  A* z;          // block
+  A* g;          // block
+  double* sums;  // [2, lanes]
+};
+
+template <typename T>
+class StageBackward {
+  using A = accumulate_t<T>;
+
+ public:
+  StageBackward(const Stage<T>& args, const void* prepared, const StageGrads<T>& grads, const StagePlan<T>& plan,
+                int bundle)
+      : args_(args),
+        prepared_(prepared),
+        grads_(grads),
+        plan_(plan),
+        bundle_(bundle),
+        lanes_(plan.lanes),
+        rows_(stage_block_rows<A>(args.out_height, args.out_width, plan.lanes)),
+        tile_(plan.padding[bundle], args.height, args.width, plan.lanes),
+        out_tile_(plan.padding[bundle], args.out_height, args.out_width, plan.lanes) {
+    const int64_t bytes = lay_out(Layout(nullptr));
+    lay_out(Layout(cpu::scratch(bytes)));
+    // Borders stay zero: only pixels of the image are written from here on.
+    std::memset(buffers_.x, 0, tile_.size * sizeof(A));
+    std::memset(buffers_.grad_z, 0, out_tile_.size * sizeof(A));
+  }
+
+  // Adds to the bundle's part of `gradient`.
+  void image(int64_t image, A* gradient, double* sums) {
+    stage_fill_bundle(args_, plan_, bundle_, image, tile_, buffers_.x);
+    std::memset(buffers_.grad_x, 0, tile_.size * sizeof(A));
+    for (int index = plan_.first_group[bundle_]; index < plan_.first_group[bundle_ + 1]; ++index) {
+      const StageGroup& group = plan_.group[index];
+      A* const depthwise = gradient + group.gradient;
+      outputs(image, group, depthwise + group.taps() * lanes_);
+      const Taps<A> taps = taps_at(buffers_.x, group, 0);
+      depthwise_grad_weights(taps, args_.stride * tile_.row, buffers_.grad_z + out_tile_.at(0, 0, lanes_),
+                             out_tile_.row, args_.out_height, args_.out_width, depthwise);
+      inputs(group);
+    }
+    finish(image, sums);
+  }
+
+ private:
+  int64_t lay_out(Layout layout) {
+    buffers_ = {layout.take<A>(tile_.size),
+                layout.take<A>(tile_.size),
+                layout.take<A>(out_tile_.size),
+                layout.take<A>(rows_ * args_.out_width * lanes_),
+                layout.take<A>(rows_ * args_.out_width * lanes_),
+                layout.take<double>(2 * lanes_)};
+    return layout.bytes();
+  }
+
+  Taps<A> taps_at(const A* tile, const StageGroup& group, int64_t out_row) const {
+    const int64_t inset = tile_.padding - group.padding();
+    return {tile + (out_row * args_.stride + inset) * tile_.row + inset * lanes_,
+            tile_.row,
+            lanes_,
+            group.kernel,
+            group.dilation,
+            args_.stride};
+  }
+
+  // From the gradient of y to those of z and of the pointwise weights; z is computed again.
+  void outputs(int64_t image, const StageGroup& group, A* gradient) {
+    const int64_t channels = plan_.channels, width = args_.out_width;
+    if (group.size * channels < lanes_) std::memset(buffers_.g, 0, rows_ * width * lanes_ * sizeof(A));
+    for (int64_t top = 0; top < args_.out_height; top += rows_) {
+      const int64_t count = args_.out_height - top < rows_ ? args_.out_height - top : rows_;
+      for (int s = 0; s < group.size; ++s) {
+        fill_gradient(args_, grads_, plan_.order[group.first + s], (image * args_.out_height + top) * width,
+                      count * width, lanes_, buffers_.g + s * channels);
+      }
+      for (int64_t r = 0; r < count; ++r) {
+        A* const grad_z = buffers_.grad_z + out_tile_.at(top + r, 0, lanes_);
+        const A* const g = buffers_.g + r * width * lanes_;
+        depthwise_row(taps_at(buffers_.x, group, top + r), plan_.depthwise(prepared_, group), width,
+                      buffers_.z + r * width * lanes_);
+        if (plan_.packed) {
+          packed_pointwise(g, channels, plan_.transposed(prepared_, group), width, grad_z);
+        } else {
+          pointwise(g, lanes_, channels, plan_.transposed(prepared_, group), lanes_, width, grad_z);
+        }
+      }
+      if (plan_.packed) {
+        packed_grad_weights(buffers_.z, channels, buffers_.g, count * width, gradient);
+      } else {
+        pointwise_grad_weights(buffers_.z, lanes_, channels, buffers_.g, lanes_, count * width, gradient);
+      }
+    }
+  }
+
+  // From the gradient of z to that of the tile.
+  void inputs(const StageGroup& group) {
+    if (args_.stride == 1) {
+      for (int64_t y = 0; y < args_.height; ++y) {
+        Taps<A> taps = taps_at(buffers_.grad_z, group, y);  // tile_ and out_tile_ have one geometry
+        depthwise_row<true>(taps, plan_.turned(prepared_, group), args_.width,
+                            buffers_.grad_x + tile_.at(y, 0, lanes_));
+      }
+      return;
+    }
+    for (int64_t y = 0; y < args_.out_height; ++y) {
+      depthwise_scatter_row(taps_at(buffers_.grad_x, group, y), plan_.depthwise(prepared_, group), args_.out_width,
+                            buffers_.grad_z + out_tile_.at(y, 0, lanes_));
+    }
+  }
+
+  void finish(int64_t image, double* sums) {
+    const int64_t channels = plan_.channels;
+    const StageGroup& group = plan_.group[plan_.first_group[bundle_]];
+    if (sums) std::memset(buffers_.sums, 0, 2 * lanes_ * sizeof(double));
+    for (int64_t y = 0; y < args_.height; ++y) {
+      A* const grad = buffers_.grad_x + tile_.at(y, 0, lanes_);
+      rectify_row(buffers_.x + tile_.at(y, 0, lanes_), lanes_, args_.width, grad, sums ? buffers_.sums : nullptr);
+      const int64_t pixel = (image * args_.height + y) * args_.width;
+      if (args_.shared) {
+        fold(grad, lanes_, plan_.slots, args_.width, channels, grads_.grad_x[0] + pixel * channels);
+        continue;
+      }
+      for (int s = 0; s < group.size; ++s) {
+        unpack(grad + s * channels, lanes_, args_.width, channels,
+               grads_.grad_x[plan_.order[group.first + s]] + pixel * channels);
+      }
+    }
+    if (!sums) return;
+    for (int s = 0; s < (args_.shared ? 1 : group.size); ++s) {
+      const int64_t input = args_.shared ? 0 : plan_.order[group.first + s];
+      double* const entry = sums + (image * args_.inputs() + input) * 2 * channels;
+      for (int64_t c = 0; c < channels; ++c) {
+        entry[c] = entry[channels + c] = 0;
+        for (int slot = s; slot < (args_.shared ? plan_.slots : s + 1); ++slot) {
+          entry[c] += buffers_.sums[slot * channels + c];
+          entry[channels + c] += buffers_.sums[lanes_ + slot * channels + c];
+        }
+      }
+    }
+  }
+
+  const Stage<T>& args_;
+  const void* prepared_;
+  const StageGrads<T>& grads_;
+  const StagePlan<T>& plan_;
+  int bundle_;
+  int64_t lanes_, rows_;
+  StageTile tile_, out_tile_;
+  Buffers<A> buffers_;
+};
+
+}  // namespace
+
+template <typename T>
+int64_t stage_partial_bytes(const Stage<T>& args) {
+  return StagePlan<T>(args).gradient * stage_parts(args.count) * static_cast<int64_t>(sizeof(accumulate_t<T>));
+}
+
+template <typename T>
+void stage_grad(const Stage<T>& args, const void* prepared, const StageGrads<T>& grads, void* partial, double* sums,
+                int64_t first, int64_t last) {
+  using A = accumulate_t<T>;
+  const StagePlan<T> plan(args);
+  const int64_t parts = stage_parts(args.count);
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t part = item / plan.bundles;
+    const int bundle = static_cast<int>(item % plan.bundles);
+    A* const gradient = static_cast<A*>(partial) + part * plan.gradient;
+    const int end = plan.first_group[bundle + 1];
+    const int64_t from = plan.group[plan.first_group[bundle]].gradient;
+    const int64_t to = end < plan.groups ? plan.group[end].gradient : plan.gradient;
+    std::memset(gradient + from, 0, (to - from) * sizeof(A));
+    StageBackward<T> backward(args, prepared, grads, plan, bundle);
+    for (int64_t n = part * args.count / parts; n < (part + 1) * args.count / parts; ++n) {
+      backward.image(n, gradient, sums);
+    }
+  }
+}
+
+template <typename T>
+void stage_grad_merge(const Stage<T>& args, const StageGrads<T>& grads, const void* partial) {
+  using A = accumulate_t<T>;
+  const StagePlan<T> plan(args);
+  const int64_t channels = plan.channels, lanes = plan.lanes, parts = stage_parts(args.count);
+  for (int index = 0; index < plan.groups; ++index) {
+    const StageGroup& group = plan.group[index];
+    const int64_t taps = group.taps();
+    for (int64_t line = 0; line < taps + channels; ++line) {
+      for (int s = 0; s < group.size; ++s) {
+        const int stage = plan.order[group.first + s];
+        const A* row = static_cast<const A*>(partial) + group.gradient + line * lanes + s * channels;
+        for (int64_t c = 0; c < channels; ++c) {
+          double sum = 0;
+          for (int64_t part = 0; part < parts; ++part) sum += row[part * plan.gradient + c];
+          if (line < taps) {
+            grads.grad_depthwise[stage][c * taps + line] = A(sum);
+          } else {
+            grads.grad_pointwise[stage][c * channels + line - taps] = A(sum);
+          }
+        }
+      }
+    }
+  }
+}
+
+#define INSTANTIATE(T)                                                                                            \
+  template int64_t stage_partial_bytes(const Stage<T>&);                                                          \
+  template void stage_grad(const Stage<T>&, const void*, const StageGrads<T>&, void*, double*, int64_t, int64_t); \
+  template void stage_grad_merge(const Stage<T>&, const StageGrads<T>&, const void*);
+INSTANTIATE(double)
+INSTANTIATE(float)
+INSTANTIATE(c10::BFloat16)
+INSTANTIATE(c10::Half)
+
+}  // namespace fastnas::FASTNAS_ISA

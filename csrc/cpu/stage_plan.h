@@ -1,0 +1,165 @@
+// How the stages of a call are laid out in vectors, for the forward and the backward kernel.
+//
+// Stages of few channels are packed side by side into the lanes of a vector: those of one kernel size and dilation form
+// a group, whose depthwise and pointwise weights become vectors of lanes. From half a vector of channels on a group is
+// one stage. The groups that read one tile, the padded and rectified copy of an image, form a bundle: all of them where
+// the stages share an input, otherwise each group is one, and its tile holds the inputs of its stages side by side.
+#pragma once
+
+#include "cpu/vec.h"
+#include "ops/stage.h"
+
+namespace fastnas::FASTNAS_ISA {
+
+struct StageGroup {
+  int first, size;  // stages order[first] … order[first + size - 1]
+  int64_t kernel, dilation;
+  int64_t weights;   // where its prepared weights begin
+  int64_t gradient;  // where its part of a gradient begins
+
+  int64_t taps() const { return kernel * kernel; }
+  int64_t padding() const { return dilation * (kernel - 1) / 2; }
+};
+
+template <typename T>
+struct StagePlan {
+  using A = accumulate_t<T>;
+
+  int64_t channels;  // C of a stage
+  int64_t lanes;     // of a pixel in scratch memory
+  bool packed;
+  int slots;  // stages side by side, at most
+  int groups = 0, bundles = 0;
+  StageGroup group[kMaxStages];
+  int first_group[kMaxStages + 1];  // of each bundle
+  int64_t padding[kMaxStages];      // of each bundle's tile
+  int order[kMaxStages];
+  int64_t weights = 0, gradient = 0;  // values in all
+
+  explicit StagePlan(const Stage<T>& args) : channels(args.channels) {
+    packed = 2 * channels <= kLanes<A> && args.stages > 1;
+    lanes = packed ? kLanes<A> : padded<A>(channels);
+    const int fit = packed ? static_cast<int>(lanes / channels) : 1;
+    slots = 1;
+    bool placed[kMaxStages] = {};
+    int ordered = 0;
+    for (int j = 0; j < args.stages; ++j) {
+      if (placed[j]) continue;
+      StageGroup& g = group[groups++];
+      g = {ordered, 0, args.kernel[j], args.dilation[j], weights, gradient};
+      for (int other = j; other < args.stages && g.size < fit; ++other) {
+        if (placed[other] || args.kernel[other] != g.kernel || args.dilation[other] != g.dilation) continue;
+        placed[other] = true;
+        order[ordered++] = other;
+        ++g.size;
+      }
+      slots = g.size > slots ? g.size : slots;
+      weights += 2 * (g.taps() + channels) * lanes;
+      gradient += (g.taps() + channels) * lanes;
+    }
+    bundles = args.shared ? (groups > 0) : groups;
+    for (int b = 0; b <= bundles; ++b) first_group[b] = args.shared && b > 0 ? groups : b;
+    for (int b = 0; b < bundles; ++b) {
+      padding[b] = 0;
+      for (int g = first_group[b]; g < first_group[b + 1]; ++g) {
+        padding[b] = group[g].padding() > padding[b] ? group[g].padding() : padding[b];
+      }
+    }
+  }
+
+  // Prepared weights of a group, [.., lanes] each: depthwise [taps], the same turned by 180°, pointwise [inputs] of the
+  // forward pass, pointwise [outputs] of the backward pass.
+  const A* depthwise(const void* prepared, const StageGroup& g) const {
+    return static_cast<const A*>(prepared) + g.weights;
+  }
+  const A* turned(const void* prepared, const StageGroup& g) const { return depthwise(prepared, g) + g.taps() * lanes; }
+  const A* pointwise(const void* prepared, const StageGroup& g) const { return turned(prepared, g) + g.taps() * lanes; }
+  const A* transposed(const void* prepared, const StageGroup& g) const {
+    return pointwise(prepared, g) + channels * lanes;
+  }
+};
+
+/// The padded copy of an image that a bundle reads.
+struct StageTile {
+  int64_t padding, columns, row, size;  // row: elements from one row to the next
+
+  StageTile(int64_t padding, int64_t height, int64_t width, int64_t lanes)
+      : padding(padding),
+        columns(width + 2 * padding),
+        row(columns * lanes),
+        size((height + 2 * padding) * columns * lanes) {}
+
+  /// Offset of the pixel (y, x) of the image.
+  int64_t at(int64_t y, int64_t x, int64_t lanes) const { return (y + padding) * row + (x + padding) * lanes; }
+};
+
+// Calls f with a constant number of channels that divides `channels`, by which loops become vectors.
+template <typename F>
+inline void for_width(int64_t channels, const F& f) {
+  if (channels % 16 == 0) return f.template operator()<16>();
+  if (channels % 8 == 0) return f.template operator()<8>();
+  if (channels % 4 == 0) return f.template operator()<4>();
+  f.template operator()<1>();
+}
+
+/// The rectified, normalised rows of input `input` go to `slots` places side by side in every pixel of the tile.
+template <typename T>
+void stage_fill(const Stage<T>& args, int input, int64_t image, int slots, int64_t lanes, const StageTile& tile,
+                accumulate_t<T>* out) {
+  using A = accumulate_t<T>;
+  const int64_t channels = args.channels, stride = args.x_stride[input];
+  const int64_t individual = image / (args.count / args.individuals);
+  const A* mean = args.mean ? args.mean + (input * args.individuals + individual) * channels : nullptr;
+  const A* rstd = args.mean ? args.rstd + (input * args.individuals + individual) * channels : nullptr;
+  for_width(channels, [&]<int W>() {
+    for (int64_t y = 0; y < args.height; ++y) {
+      const T* x = args.x[input] + (image * args.height + y) * args.width * stride;
+      A* row = out + tile.at(y, 0, lanes);
+      for (int64_t p = 0; p < args.width; ++p, x += stride, row += lanes) {
+        for (int64_t c = 0; c < channels; c += W) {
+          A value[W];
+          for (int i = 0; i < W; ++i) {
+            value[i] = A(x[c + i]);
+            if (mean) value[i] = (value[i] - mean[c + i]) * rstd[c + i];
+            value[i] = value[i] < 0 ? A(0) : value[i];  // keeps NaN
+          }
+          for (int s = 0; s < slots; ++s) {
+            for (int i = 0; i < W; ++i) row[s * channels + c + i] = value[i];
+          }
+        }
+      }
+    }
+  });
+}
+
+/// The tile of a bundle for one image; its border is zero already.
+template <typename T>
+void stage_fill_bundle(const Stage<T>& args, const StagePlan<T>& plan, int bundle, int64_t image, const StageTile& tile,
+                       accumulate_t<T>* out) {
+  if (args.shared) return stage_fill(args, 0, image, plan.slots, plan.lanes, tile, out);
+  const StageGroup& group = plan.group[plan.first_group[bundle]];
+  for (int s = 0; s < group.size; ++s) {
+    stage_fill(args, plan.order[group.first + s], image, 1, plan.lanes, tile, out + s * plan.channels);
+  }
+}
+
+/// Pixels of `from`, `lanes` values apart, to dense pixels of `channels` values.
+template <typename T, typename A>
+void unpack(const A* from, int64_t lanes, int64_t pixels, int64_t channels, T* to) {
+  for_width(channels, [&]<int W>() {
+    for (int64_t p = 0; p < pixels; ++p) {
+      for (int64_t c = 0; c < channels; c += W) {
+        for (int i = 0; i < W; ++i) to[p * channels + c + i] = T(from[p * lanes + c + i]);
+      }
+    }
+  });
+}
+
+/// Rows of output pixels that are worked on together, so that their buffers stay in the first-level cache.
+template <typename A>
+int64_t stage_block_rows(int64_t height, int64_t width, int64_t lanes) {
+  const int64_t rows = 8192 / (width * lanes * static_cast<int64_t>(sizeof(A)));
+  return rows < 1 ? 1 : rows > height ? height : rows;
+}
+
+}  // namespace fastnas::FASTNAS_ISA

@@ -1,0 +1,82 @@
+// stage: several candidate stages normalise → ReLU → depthwise → pointwise, with the statistics of what comes out.
+// What the CPU and the CUDA kernels both obey.
+//
+// Either one input is read by all stages (the candidates of all edges that leave a state), or each stage has an input
+// of its own (the second stages of separable convolutions), which may come raw, with the mean and the inverse standard
+// deviation that normalise it. Images are [N, C, H, W] with pixels of C channels `x_stride` elements apart; outputs are
+// dense. N = P · images, individual after individual.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+#include "ops/accumulate.h"
+
+namespace fastnas {
+
+/// Bounds the tables that kernels take.
+constexpr int kMaxStages = 64;
+
+template <typename T>
+struct Stage {
+  using A = accumulate_t<T>;
+  int64_t count;        // N
+  int64_t individuals;  // P
+  int64_t channels;     // C
+  int64_t height, width, out_height, out_width;
+  int64_t stride;
+  int stages;       // J
+  bool shared;      // one input for all stages
+  bool statistics;  // forward: whether mean and variance are wanted
+  const T* x[kMaxStages];
+  int64_t x_stride[kMaxStages];
+  const A* mean;  // of the inputs, [I, P, C]; null where they are read as they are
+  const A* rstd;
+  const A* depthwise[kMaxStages];  // [C, 1, kernel, kernel]
+  const A* pointwise[kMaxStages];  // [C, C, 1, 1]
+  int64_t kernel[kMaxStages];
+  int64_t dilation[kMaxStages];
+
+  int inputs() const { return shared ? 1 : stages; }
+};
+
+template <typename T>
+struct StageOutputs {
+  T* y[kMaxStages];
+};
+
+/// The gradient of output j is a ⊙ grad + b ⊙ (y - mean) + c with (a, b, mean, c) = coefficients[j], or just grad.
+template <typename T>
+struct StageGrads {
+  using A = accumulate_t<T>;
+  const T* grad[kMaxStages];
+  int64_t grad_stride[kMaxStages];
+  const T* y[kMaxStages];  // with coefficients only
+  int64_t y_stride[kMaxStages];
+  const A* coefficients;  // [J, 4, C] or null
+  T* grad_x[kMaxStages];  // [N, C, H, W] of each input; where that is normalised, with respect to the normalised input
+  A* grad_depthwise[kMaxStages];
+  A* grad_pointwise[kMaxStages];
+};
+
+/// Gradients of weights are summed in so many parts of the batch, whatever the number of threads.
+inline int64_t stage_parts(int64_t count) { return count < 16 ? count : 16; }
+
+}  // namespace fastnas
+
+FASTNAS_CPU_VARIANTS(
+    // The weights as kernels want them, made once per call; and the number of bundles: the work on one image that goes
+    // together.
+    template <typename T> int64_t stage_prepared_bytes(const Stage<T>& args);
+    template <typename T> int64_t stage_bundles(const Stage<T>& args);
+    template <typename T> void stage_prepare(const Stage<T>& args, void* prepared);
+    // Work items first..last of N · bundles. table [N, J, 2, C]: see cpu/statistics.h; null without statistics.
+    template <typename T> void stage_forward(const Stage<T>& args, const void* prepared, const StageOutputs<T>& out,
+                                             double* table, int64_t first, int64_t last);
+    // Work items first..last of parts · bundles. partial: stage_partial_bytes; sums [N, I, 2, C] of Σ g and Σ g · x̂
+    // where inputs are normalised, else null.
+    template <typename T> int64_t stage_partial_bytes(const Stage<T>& args);
+    template <typename T> void stage_grad(const Stage<T>& args, const void* prepared, const StageGrads<T>& grads,
+                                          void* partial, double* sums, int64_t first, int64_t last);
+    // Merges the parts into grad_depthwise and grad_pointwise.
+    template <typename T> void stage_grad_merge(const Stage<T>& args, const StageGrads<T>& grads, const void* partial);)
