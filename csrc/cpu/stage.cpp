@@ -108,8 +108,8 @@ void stage_forward(const Stage<T>& args, const void* prepared, const StageOutput
           if (table) moments.add(y, count * width);
           if (in_place) continue;
           for (int s = 0; s < group.size; ++s) {
-            unpack(y + s * channels, lanes, count * width, channels,
-                   out.y[plan.order[group.first + s]] + pixel * channels);
+            copy_pixels<A>(y + s * channels, lanes, count * width, channels,
+                           out.y[plan.order[group.first + s]] + pixel * channels, channels);
           }
         }
         for (int s = 0; table && s < group.size; ++s) {

@@ -18,34 +18,19 @@ void fill_gradient(const Stage<T>& args, const StageGrads<T>& grads, int stage, 
   using A = accumulate_t<T>;
   const int64_t channels = args.channels, stride = grads.grad_stride[stage];
   const T* grad = grads.grad[stage] + pixel * stride;
-  if (!grads.coefficients) {
-    for_width(channels, [&]<int W>() {
-      for (int64_t p = 0; p < pixels; ++p) {
-        for (int64_t c = 0; c < channels; c += W) {
-          for (int i = 0; i < W; ++i) out[p * lanes + c + i] = A(grad[p * stride + c + i]);
-        }
-      }
-    });
-    return;
-  }
+  if (!grads.coefficients) return copy_pixels<A>(grad, stride, pixels, channels, out, lanes);
   const int64_t y_stride = grads.y_stride[stage];
   const T* y = grads.y[stage] + pixel * y_stride;
-  const A* scale = grads.coefficients + stage * 4 * channels;
-  const A *slope = scale + channels, *mean = slope + channels, *offset = mean + channels;
-  for_width(channels, [&]<int W>() {
+  const A* coefficients = grads.coefficients + stage * 4 * channels;
+  for_run(channels, [&]<int W>() {
+    using R = Run<A, W>;
     for (int64_t c = 0; c < channels; c += W) {
-      A a[W], b[W], m[W], o[W];
-      for (int i = 0; i < W; ++i) {
-        a[i] = scale[c + i];
-        b[i] = slope[c + i];
-        m[i] = mean[c + i];
-        o[i] = offset[c + i];
-      }
+      const R scale = read<W, A>(coefficients + c), slope = read<W, A>(coefficients + channels + c);
+      const R mean = read<W, A>(coefficients + 2 * channels + c);
+      const R offset = read<W, A>(coefficients + 3 * channels + c);
       for (int64_t p = 0; p < pixels; ++p) {
-        for (int i = 0; i < W; ++i) {
-          out[p * lanes + c + i] =
-              a[i] * A(grad[p * stride + c + i]) + b[i] * (A(y[p * y_stride + c + i]) - m[i]) + o[i];
-        }
+        const R g = read<W, A>(grad + p * stride + c), value = read<W, A>(y + p * y_stride + c);
+        write<W, A>(out + p * lanes + c, scale * g + slope * (value - mean) + offset);
       }
     }
   });
@@ -75,14 +60,12 @@ void rectify_row(const A* x, int64_t lanes, int64_t pixels, A* grad, double* sum
 // One input read by stages side by side: their gradients add up.
 template <typename T, typename A>
 void fold(const A* from, int64_t lanes, int slots, int64_t pixels, int64_t channels, T* to) {
-  for_width(channels, [&]<int W>() {
-    for (int64_t p = 0; p < pixels; ++p) {
-      for (int64_t c = 0; c < channels; c += W) {
-        A sum[W] = {};
-        for (int s = 0; s < slots; ++s) {
-          for (int i = 0; i < W; ++i) sum[i] += from[p * lanes + s * channels + c + i];
-        }
-        for (int i = 0; i < W; ++i) to[p * channels + c + i] = T(sum[i]);
+  for_run(channels, [&]<int W>() {
+    for (int64_t c = 0; c < channels; c += W) {
+      for (int64_t p = 0; p < pixels; ++p) {
+        Run<A, W> sum = read<W, A>(from + p * lanes + c);
+        for (int s = 1; s < slots; ++s) sum += read<W, A>(from + p * lanes + s * channels + c);
+        write<W, A>(to + p * channels + c, sum);
       }
     }
   });
@@ -216,8 +199,8 @@ class StageBackward {
         continue;
       }
       for (int s = 0; s < group.size; ++s) {
-        unpack(grad + s * channels, lanes_, args_.width, channels,
-               grads_.grad_x[plan_.order[group.first + s]] + pixel * channels);
+        copy_pixels<A>(grad + s * channels, lanes_, args_.width, channels,
+                       grads_.grad_x[plan_.order[group.first + s]] + pixel * channels, channels);
       }
     }
     if (!sums) return;

@@ -6,6 +6,7 @@
 // the stages share an input, otherwise each group is one, and its tile holds the inputs of its stages side by side.
 #pragma once
 
+#include "cpu/channels.h"
 #include "cpu/vec.h"
 #include "ops/stage.h"
 
@@ -93,15 +94,6 @@ struct StageTile {
   int64_t at(int64_t y, int64_t x, int64_t lanes) const { return (y + padding) * row + (x + padding) * lanes; }
 };
 
-// Calls f with a constant number of channels that divides `channels`, by which loops become vectors.
-template <typename F>
-inline void for_width(int64_t channels, const F& f) {
-  if (channels % 16 == 0) return f.template operator()<16>();
-  if (channels % 8 == 0) return f.template operator()<8>();
-  if (channels % 4 == 0) return f.template operator()<4>();
-  f.template operator()<1>();
-}
-
 /// The rectified, normalised rows of input `input` go to `slots` places side by side in every pixel of the tile.
 template <typename T>
 void stage_fill(const Stage<T>& args, int input, int64_t image, int slots, int64_t lanes, const StageTile& tile,
@@ -111,20 +103,22 @@ void stage_fill(const Stage<T>& args, int input, int64_t image, int slots, int64
   const int64_t individual = image / (args.count / args.individuals);
   const A* mean = args.mean ? args.mean + (input * args.individuals + individual) * channels : nullptr;
   const A* rstd = args.mean ? args.rstd + (input * args.individuals + individual) * channels : nullptr;
-  for_width(channels, [&]<int W>() {
-    for (int64_t y = 0; y < args.height; ++y) {
-      const T* x = args.x[input] + (image * args.height + y) * args.width * stride;
-      A* row = out + tile.at(y, 0, lanes);
-      for (int64_t p = 0; p < args.width; ++p, x += stride, row += lanes) {
-        for (int64_t c = 0; c < channels; c += W) {
-          A value[W];
-          for (int i = 0; i < W; ++i) {
-            value[i] = A(x[c + i]);
-            if (mean) value[i] = (value[i] - mean[c + i]) * rstd[c + i];
-            value[i] = value[i] < 0 ? A(0) : value[i];  // keeps NaN
+  for_run(channels, [&]<int W>() {
+    using R = Run<A, W>;
+    for (int64_t c = 0; c < channels; c += W) {
+      const R shift = mean ? read<W, A>(mean + c) : R{}, scale = mean ? read<W, A>(rstd + c) : R{};
+      for (int64_t y = 0; y < args.height; ++y) {
+        const T* x = args.x[input] + (image * args.height + y) * args.width * stride + c;
+        A* row = out + tile.at(y, 0, lanes) + c;
+        if (mean) {
+          for (int64_t p = 0; p < args.width; ++p) {
+            const R value = (read<W, A>(x + p * stride) - shift) * scale;
+            for (int s = 0; s < slots; ++s) write<W, A>(row + p * lanes + s * channels, value < 0 ? R{} : value);
           }
-          for (int s = 0; s < slots; ++s) {
-            for (int i = 0; i < W; ++i) row[s * channels + c + i] = value[i];
+        } else {
+          for (int64_t p = 0; p < args.width; ++p) {
+            const R value = read<W, A>(x + p * stride);  // the comparison keeps NaN
+            for (int s = 0; s < slots; ++s) write<W, A>(row + p * lanes + s * channels, value < 0 ? R{} : value);
           }
         }
       }
@@ -141,18 +135,6 @@ void stage_fill_bundle(const Stage<T>& args, const StagePlan<T>& plan, int bundl
   for (int s = 0; s < group.size; ++s) {
     stage_fill(args, plan.order[group.first + s], image, 1, plan.lanes, tile, out + s * plan.channels);
   }
-}
-
-/// Pixels of `from`, `lanes` values apart, to dense pixels of `channels` values.
-template <typename T, typename A>
-void unpack(const A* from, int64_t lanes, int64_t pixels, int64_t channels, T* to) {
-  for_width(channels, [&]<int W>() {
-    for (int64_t p = 0; p < pixels; ++p) {
-      for (int64_t c = 0; c < channels; c += W) {
-        for (int i = 0; i < W; ++i) to[p * channels + c + i] = T(from[p * lanes + c + i]);
-      }
-    }
-  });
 }
 
 /// Rows of output pixels that are worked on together, so that their buffers stay in the first-level cache.
