@@ -159,9 +159,11 @@ A* aligned(const Tensor& t) {
   return reinterpret_cast<A*>((reinterpret_cast<uintptr_t>(t.data_ptr()) + 63) / 64 * 64);
 }
 
+// `normalized` says what mean and rstd are, which only the gradient depends on (fastnas/ops/stage.py).
 std::tuple<Tensors, Tensor, Tensor> forward_cpu(Tensors inputs, std::optional<Tensor> mean, std::optional<Tensor> rstd,
                                                 Tensors depthwise, Tensors pointwise, std::vector<int64_t> dilations,
-                                                int64_t stride, int64_t individuals, bool statistics) {
+                                                int64_t stride, int64_t individuals, bool statistics,
+                                                bool /*normalized*/) {
   const Call call(kForward, inputs, mean, rstd, depthwise, pointwise, dilations, stride, individuals);
   Tensors outputs;
   for (int64_t j = 0; j < call.stages(); ++j) {
@@ -286,7 +288,8 @@ std::tuple<Tensors, Tensors, Tensors, Tensor> grad_cpu(Tensors grads, Tensors ou
 STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
   m.def(
       "stage(Tensor[] inputs, Tensor? mean, Tensor? rstd, Tensor[] depthwise, Tensor[] pointwise, int[] dilations, "
-      "int stride, int individuals, bool statistics) -> (Tensor[] outputs, Tensor mean, Tensor variance)");
+      "int stride, int individuals, bool statistics, bool normalized) -> (Tensor[] outputs, Tensor mean, Tensor "
+      "variance)");
   m.def(
       "stage_grad(Tensor[] grads, Tensor[] outputs, Tensor? coefficients, Tensor[] inputs, Tensor? mean, Tensor? rstd, "
       "Tensor[] depthwise, Tensor[] pointwise, int[] dilations, int stride) -> (Tensor[] grad_inputs, "
