@@ -1,0 +1,438 @@
+#include "ops/node_sum.h"
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "cpu/memory.h"
+#include "cpu/shuffle.h"
+#include "cpu/vec.h"
+
+namespace fastnas::FASTNAS_ISA {
+namespace {
+
+// A tile of C channels is one flat run of values whose coefficients repeat every C values. Tables of coefficients are
+// as long as a whole number of blocks of kBlock vectors, so that any C is handled by whole vectors.
+constexpr int kBlock = 4;
+template <typename A>
+constexpr int64_t kBlockValues = kBlock * kLanes<A>;
+
+template <typename A>
+int64_t period_of(int64_t channels) {
+  int64_t period = channels;
+  while (period % kBlockValues<A>) period += channels;
+  return period;
+}
+
+/// `n` values rounded up to whole blocks.
+template <typename A>
+int64_t whole(int64_t n) {
+  return (n + kBlockValues<A> - 1) / kBlockValues<A> * kBlockValues<A>;
+}
+
+/// Part of one image.
+struct Tile {
+  int64_t begin;  // pixel
+  int64_t count;  // pixels
+};
+
+Tile tile_of(const NodeShape& shape, int64_t index) {
+  const int64_t begin = index * shape.tile, rest = shape.pixels - begin;
+  return {begin, rest < shape.tile ? rest : shape.tile};
+}
+
+template <typename T>
+const T* tile_data(const NodePixels<T>& images, const NodeShape& shape, int64_t image, const Tile& tile) {
+  return images.data + (image * shape.pixels + tile.begin) * images.stride;
+}
+
+/// The tile as [pixels, width] in the type of accumulation, up to a whole block: in place, or in `buffer` with zeros
+/// behind it.
+template <typename T, typename A>
+const A* dense(const T* data, int64_t stride, int64_t width, int64_t pixels, A* buffer) {
+  const int64_t n = pixels * width;
+  if constexpr (std::is_same_v<T, A>) {
+    if (stride == width && n % kBlockValues<A> == 0) return data;
+  }
+  gather(data, stride, width, pixels, buffer);
+  for (int64_t i = n; i < whole<A>(n); ++i) buffer[i] = 0;
+  return buffer;
+}
+
+template <typename T, typename A>
+void write(const A* __restrict__ from, int64_t n, T* __restrict__ to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = T(from[i]);
+}
+
+template <typename A>
+void repeat(A value, A* table, int64_t channel, int64_t channels, int64_t period) {
+  for (int64_t i = channel; i < period; i += channels) table[i] = value;
+}
+
+/// result[c] = Σ of the values of channel c in a table that is `period` long.
+template <typename A>
+void fold(A* table, int64_t channels, int64_t period, double* result) {
+  while (period % (2 * kLanes<A>) == 0 && period / 2 % channels == 0) {
+    period /= 2;
+    for (int64_t i = 0; i < period; i += kLanes<A>) store(table + i, load(table + i) + load(table + period + i));
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    double sum = 0;
+    for (int64_t i = c; i < period; i += channels) sum += table[i];
+    result[c] = sum;
+  }
+}
+
+// --- loops over a tile of n values, whole blocks; coefficients stay in registers while a block repeats ---
+
+/// sum += (y - mean) scale
+template <typename A>
+void add_scaled(const A* y, const A* mean, const A* scale, int64_t period, int64_t n, A* sum) {
+  constexpr int L = kLanes<A>;
+  for (int64_t j = 0; j < period && j < n; j += kBlockValues<A>) {
+    Vec<A> m[kBlock], s[kBlock];
+    for (int v = 0; v < kBlock; ++v) {
+      m[v] = load(mean + j + v * L);
+      s[v] = load(scale + j + v * L);
+    }
+    for (int64_t i = j; i < n; i += period) {
+      for (int v = 0; v < kBlock; ++v) {
+        store(sum + i + v * L, load(sum + i + v * L) + (load_unaligned(y + i + v * L) - m[v]) * s[v]);
+      }
+    }
+  }
+}
+
+/// dots += grad (y - mean)
+template <typename A>
+void add_dots(const A* grad, const A* y, const A* mean, int64_t period, int64_t n, A* dots) {
+  constexpr int L = kLanes<A>;
+  for (int64_t j = 0; j < period && j < n; j += kBlockValues<A>) {
+    Vec<A> m[kBlock], d[kBlock];
+    for (int v = 0; v < kBlock; ++v) {
+      m[v] = load(mean + j + v * L);
+      d[v] = load(dots + j + v * L);
+    }
+    for (int64_t i = j; i < n; i += period) {
+      for (int v = 0; v < kBlock; ++v) {
+        d[v] += load_unaligned(grad + i + v * L) * (load_unaligned(y + i + v * L) - m[v]);
+      }
+    }
+    for (int v = 0; v < kBlock; ++v) store(dots + j + v * L, d[v]);
+  }
+}
+
+/// sums += grad
+template <typename A>
+void add_sums(const A* grad, int64_t period, int64_t n, A* sums) {
+  constexpr int L = kLanes<A>;
+  for (int64_t j = 0; j < period && j < n; j += L) {
+    Vec<A> s = load(sums + j);
+    for (int64_t i = j; i < n; i += period) s += load_unaligned(grad + i);
+    store(sums + j, s);
+  }
+}
+
+/// sum += weight · values [pixels, width], into `width` channels of pixels that are `stride` apart.
+template <typename A>
+void add_channels(const A* __restrict__ values, A weight, int64_t width, int64_t pixels, A* __restrict__ sum,
+                  int64_t stride) {
+  if (width % 4 == 0) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      for (int64_t c = 0; c < width; c += 4) {
+        for (int i = 0; i < 4; ++i) sum[p * stride + c + i] += weight * values[p * width + c + i];
+      }
+    }
+  } else {
+    for (int64_t p = 0; p < pixels; ++p) {
+      for (int64_t c = 0; c < width; ++c) sum[p * stride + c] += weight * values[p * width + c];
+    }
+  }
+}
+
+/// What grad_candidates needs of one candidate, tables of `period` values: the gradient is
+/// scale (G - shift) - slope (y - mean).
+template <typename A>
+struct Line {
+  const A *mean, *scale, *shift, *slope;
+};
+
+template <typename A>
+void line(const A* grad, const A* y, const Line<A>& line, int64_t period, int64_t n, A* result) {
+  constexpr int L = kLanes<A>, V = kVectorRegisters == 32 ? 4 : 2;
+  for (int64_t j = 0; j < period && j < n; j += V * L) {
+    Vec<A> mean[V], scale[V], shift[V], slope[V];
+    for (int v = 0; v < V; ++v) {
+      mean[v] = load(line.mean + j + v * L);
+      scale[v] = load(line.scale + j + v * L);
+      shift[v] = load(line.shift + j + v * L);
+      slope[v] = load(line.slope + j + v * L);
+    }
+    for (int64_t i = j; i < n; i += period) {
+      for (int v = 0; v < V; ++v) {
+        const Vec<A> g = load_unaligned(grad + i + v * L), d = load_unaligned(y + i + v * L) - mean[v];
+        store_unaligned(result + i + v * L, scale[v] * (g - shift[v]) - slope[v] * d);
+      }
+    }
+  }
+}
+
+/// Where the statistics are constants: the gradient is scale G.
+template <typename A>
+void scaled(const A* grad, const A* scale, int64_t period, int64_t n, A* result) {
+  constexpr int L = kLanes<A>;
+  for (int64_t j = 0; j < period && j < n; j += L) {
+    const Vec<A> s = load(scale + j);
+    for (int64_t i = j; i < n; i += period) store_unaligned(result + i, s * load_unaligned(grad + i));
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void node_sum_forward(const NodeSum<T>& args, T* result, int64_t first, int64_t last) {
+  using A = accumulate_t<T>;
+  const NodeShape& s = args.shape;
+  const int64_t C = s.channels, W = C * s.groups, R = W - C, K = args.candidate_count, P = s.individuals;
+  const int64_t period = period_of<A>(C);
+  struct Buffers {
+    A *mean, *scale, *sum, *rest, *input, *output;
+  };
+  const auto lay_out = [&](Layout layout, Buffers& b) {
+    b.mean = layout.take<A>(P * K * period);
+    b.scale = layout.take<A>(P * K * period);
+    b.sum = layout.take<A>(whole<A>(s.tile * C));
+    b.rest = layout.take<A>(whole<A>(s.tile * R));
+    b.input = layout.take<A>(whole<A>(s.tile * (R > C ? R : C)));
+    b.output = layout.take<A>(R ? s.tile * W : 0);
+    return layout.bytes();
+  };
+  Buffers b;
+  lay_out(Layout(cpu::scratch(lay_out(Layout(nullptr), b))), b);
+  for (int64_t p = 0; p < P; ++p) {
+    for (int64_t k = 0; k < K; ++k) {
+      for (int64_t c = 0; c < C; ++c) {
+        const int64_t from = (k * P + p) * C + c, to = (p * K + k) * period;
+        repeat(args.mean[from], b.mean + to, c, C, period);
+        repeat(A(args.weights[p * K + k] * args.rstd[from]), b.scale + to, c, C, period);
+      }
+    }
+  }
+
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t p = item % P, image = item / P / s.tiles, own = p * s.images + image;
+    const Tile tile = tile_of(s, item / P % s.tiles);
+    const int64_t n = whole<A>(tile.count * C);
+    std::memset(b.sum, 0, n * sizeof(A));
+    for (int64_t k = 0; k < K; ++k) {
+      const NodePixels<T>& y = args.candidates[k];
+      const T* data = tile_data(y, s, y.shared ? image : own, tile);
+      const int64_t table = (p * K + k) * period;
+      add_scaled(dense(data, y.stride, C, tile.count, b.input), b.mean + table, b.scale + table, period, n, b.sum);
+    }
+    T* out = result + (own * s.pixels + tile.begin) * W;
+    if (R == 0) {
+      write(b.sum, tile.count * C, out);
+      continue;
+    }
+    const int64_t rest = whole<A>(tile.count * R);
+    std::memset(b.rest, 0, rest * sizeof(A));
+    for (int64_t e = 0; e < args.bypass_count; ++e) {
+      const NodePixels<T>& x = args.bypass[e];
+      const T* data = tile_data(x, s, x.shared ? image : own, tile);
+      const A* values = dense(data, x.stride, R, tile.count, b.input);
+      const A weight = args.bypass_weights[p * args.bypass_count + e];
+      for (int64_t i = 0; i < rest; ++i) b.rest[i] += weight * values[i];
+    }
+    if constexpr (std::is_same_v<T, A>) {
+      shuffle(b.sum, b.rest, C, s.groups, tile.count, out);
+    } else {
+      shuffle(b.sum, b.rest, C, s.groups, tile.count, b.output);
+      write(b.output, tile.count * W, out);
+    }
+  }
+}
+
+template <typename T>
+void node_sum_grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* processed, double* partial, int64_t first,
+                   int64_t last) {
+  using A = accumulate_t<T>;
+  const NodeShape& s = args.shape;
+  const int64_t C = s.channels, W = C * s.groups, R = W - C, K = args.candidate_count, E = args.bypass_count;
+  const int64_t period = period_of<A>(C), block = kBlockValues<A>;
+  struct Buffers {
+    A *mean, *table, *zeros, *grad, *rest, *input;
+  };
+  const int64_t entries = (1 + K) * period + E * block;  // Σ G, Σ G (y_k - μ_k), Σ G_rest · bypass_e
+  const auto lay_out = [&](Layout layout, Buffers& b) {
+    b.mean = layout.take<A>(K * period);
+    b.table = layout.take<A>(entries);
+    b.zeros = layout.take<A>(block);
+    b.grad = layout.take<A>(whole<A>(s.tile * C));
+    b.rest = layout.take<A>(whole<A>(s.tile * R));
+    b.input = layout.take<A>(whole<A>(s.tile * W));
+    return layout.bytes();
+  };
+  Buffers b;
+  lay_out(Layout(cpu::scratch(lay_out(Layout(nullptr), b))), b);
+  std::memset(b.zeros, 0, block * sizeof(A));
+  for (int64_t k = 0; k < K; ++k) {
+    for (int64_t c = 0; c < C; ++c) repeat(args.mean[k * C + c], b.mean + k * period, c, C, period);
+  }
+
+  for (int64_t image = first; image < last; ++image) {
+    A *sums = b.table, *dots = sums + period, *bypass_dots = dots + K * period;
+    std::memset(b.table, 0, entries * sizeof(A));
+    for (int64_t t = 0; t < s.tiles; ++t) {
+      const Tile tile = tile_of(s, t);
+      const T* data = tile_data(grad, s, image, tile);
+      const int64_t n = whole<A>(tile.count * C), rest = whole<A>(tile.count * R);
+      const A* g = b.grad;
+      if (R == 0) {
+        g = dense(data, grad.stride, C, tile.count, b.grad);
+      } else {
+        if constexpr (std::is_same_v<T, A>) {
+          unshuffle(data, grad.stride, C, s.groups, tile.count, b.grad, b.rest);
+        } else {
+          gather(data, grad.stride, W, tile.count, b.input);
+          unshuffle<A>(b.input, W, C, s.groups, tile.count, b.grad, b.rest);
+        }
+        for (int64_t i = tile.count * C; i < n; ++i) b.grad[i] = 0;
+        for (int64_t i = tile.count * R; i < rest; ++i) b.rest[i] = 0;
+        write(b.grad, tile.count * C, processed + (image * s.pixels + tile.begin) * C);
+      }
+      add_sums(g, period, n, sums);
+      for (int64_t k = 0; k < K; ++k) {
+        const NodePixels<T>& y = args.candidates[k];
+        const A* values = dense(tile_data(y, s, image, tile), y.stride, C, tile.count, b.input);
+        add_dots(g, values, b.mean + k * period, period, n, dots + k * period);
+      }
+      for (int64_t e = 0; e < E; ++e) {
+        const NodePixels<T>& x = args.bypass[e];
+        const A* values = dense(tile_data(x, s, image, tile), x.stride, R, tile.count, b.input);
+        add_dots(b.rest, values, b.zeros, block, rest, bypass_dots + e * block);
+      }
+    }
+    double* row = partial + image * (C + K * C + E);
+    for (int64_t k = 0; k <= K; ++k) fold(b.table + k * period, C, period, row + k * C);
+    for (int64_t e = 0; e < E; ++e) fold(bypass_dots + e * block, int64_t{1}, block, row + C + K * C + e);
+  }
+}
+
+template <typename T>
+void node_sum_grad_candidates(const NodeSum<T>& args, const NodePixels<T>& processed, const NodeSumGrads<T>& grads,
+                              int64_t first, int64_t last) {
+  using A = accumulate_t<T>;
+  const NodeShape& s = args.shape;
+  const int64_t C = s.channels, K = args.candidate_count, period = period_of<A>(C);
+  struct Buffers {
+    A *mean, *scale, *shift, *slope, *grad, *input, *output;
+  };
+  const auto lay_out = [&](Layout layout, Buffers& b) {
+    b.mean = layout.take<A>(K * period);
+    b.scale = layout.take<A>(K * period);
+    b.shift = layout.take<A>(K * period);
+    b.slope = layout.take<A>(K * period);
+    b.grad = layout.take<A>(whole<A>(s.tile * C));
+    b.input = layout.take<A>(whole<A>(s.tile * C));
+    b.output = layout.take<A>(whole<A>(s.tile * C));
+    return layout.bytes();
+  };
+  Buffers b;
+  lay_out(Layout(cpu::scratch(lay_out(Layout(nullptr), b))), b);
+  const double count = double(s.images) * double(s.pixels);
+  for (int64_t k = 0; k < K; ++k) {
+    for (int64_t c = 0; c < C; ++c) {
+      const int64_t from = k * C + c, to = k * period;
+      const double rstd = args.rstd[from], scale = args.weights[k] * rstd;
+      repeat(args.mean[from], b.mean + to, c, C, period);
+      repeat(A(scale), b.scale + to, c, C, period);
+      repeat(A(grads.sums[c] / count), b.shift + to, c, C, period);
+      repeat(A(scale * rstd * grads.dots[from] / count), b.slope + to, c, C, period);
+    }
+  }
+
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t image = item / s.tiles;
+    const Tile tile = tile_of(s, item % s.tiles);
+    const int64_t n = whole<A>(tile.count * C);
+    const T* data = tile_data(processed, s, image, tile);
+    const A* g = dense(data, processed.stride, C, tile.count, b.grad);
+    for (int64_t k = 0; k < K; ++k) {
+      T* out = grads.candidates[k] + (image * s.pixels + tile.begin) * C;
+      A* values = b.output;
+      if constexpr (std::is_same_v<T, A>) {
+        if (n == tile.count * C) values = out;
+      }
+      const int64_t at = k * period;
+      if (grads.normalized[k]) {
+        const NodePixels<T>& y = args.candidates[k];
+        const A* input = dense(tile_data(y, s, image, tile), y.stride, C, tile.count, b.input);
+        line(g, input, {b.mean + at, b.scale + at, b.shift + at, b.slope + at}, period, n, values);
+      } else {
+        scaled(g, b.scale + at, period, n, values);
+      }
+      if (values == b.output) write(values, tile.count * C, out);
+    }
+  }
+}
+
+template <typename T>
+void bypass_grad(const BypassGrad<T>& args, T* result, int64_t first, int64_t last) {
+  using A = accumulate_t<T>;
+  const NodeShape& s = args.shape;
+  const int64_t C = s.channels, W = C * s.groups, R = W - C;
+  struct Buffers {
+    A *sum, *input, *first, *rest;
+  };
+  const auto lay_out = [&](Layout layout, Buffers& b) {
+    b.sum = layout.take<A>(whole<A>(s.tile * W));
+    b.input = layout.take<A>(whole<A>(s.tile * W));
+    b.first = layout.take<A>(whole<A>(s.tile * C));
+    b.rest = layout.take<A>(s.tile * R);
+    return layout.bytes();
+  };
+  Buffers b;
+  lay_out(Layout(cpu::scratch(lay_out(Layout(nullptr), b))), b);
+
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t image = item / s.tiles;
+    const Tile tile = tile_of(s, item % s.tiles);
+    const int64_t n = whole<A>(tile.count * W);
+    std::memset(b.sum, 0, n * sizeof(A));
+    for (int64_t a = 0; a < args.addend_count; ++a) {
+      const NodePixels<T>& x = args.addends[a];
+      const A* values = dense(tile_data(x, s, image, tile), x.stride, W, tile.count, b.input);
+      for (int64_t i = 0; i < n; ++i) b.sum[i] += values[i];
+    }
+    if (args.processed.data) {
+      const T* data = tile_data(args.processed, s, image, tile);
+      const A* values = dense(data, args.processed.stride, C, tile.count, b.first);
+      add_channels(values, A(1), C, tile.count, b.sum, W);
+    }
+    for (int64_t i = 0; i < args.grad_count; ++i) {
+      const NodePixels<T>& grad = args.grads[i];
+      const T* data = tile_data(grad, s, image, tile);
+      if constexpr (std::is_same_v<T, A>) {
+        unshuffle(data, grad.stride, C, s.groups, tile.count, b.first, b.rest);
+      } else {
+        gather(data, grad.stride, W, tile.count, b.input);
+        unshuffle<A>(b.input, W, C, s.groups, tile.count, b.first, b.rest);
+      }
+      add_channels(b.rest, args.weights[i], R, tile.count, b.sum + C, W);
+    }
+    write(b.sum, tile.count * W, result + (image * s.pixels + tile.begin) * W);
+  }
+}
+
+#define INSTANTIATE(T)                                                                                             \
+  template void node_sum_forward(const NodeSum<T>&, T*, int64_t, int64_t);                                         \
+  template void node_sum_grad(const NodeSum<T>&, const NodePixels<T>&, T*, double*, int64_t, int64_t);             \
+  template void node_sum_grad_candidates(const NodeSum<T>&, const NodePixels<T>&, const NodeSumGrads<T>&, int64_t, \
+                                         int64_t);                                                                 \
+  template void bypass_grad(const BypassGrad<T>&, T*, int64_t, int64_t);
+INSTANTIATE(double)
+INSTANTIATE(float)
+INSTANTIATE(c10::BFloat16)
+INSTANTIATE(c10::Half)
+
+}  // namespace fastnas::FASTNAS_ISA
