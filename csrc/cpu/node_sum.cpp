@@ -132,23 +132,6 @@ void add_sums(const A* grad, int64_t period, int64_t n, A* sums) {
   }
 }
 
-/// sum += weight · values [pixels, width], into `width` channels of pixels that are `stride` apart.
-template <typename A>
-void add_channels(const A* __restrict__ values, A weight, int64_t width, int64_t pixels, A* __restrict__ sum,
-                  int64_t stride) {
-  if (width % 4 == 0) {
-    for (int64_t p = 0; p < pixels; ++p) {
-      for (int64_t c = 0; c < width; c += 4) {
-        for (int i = 0; i < 4; ++i) sum[p * stride + c + i] += weight * values[p * width + c + i];
-      }
-    }
-  } else {
-    for (int64_t p = 0; p < pixels; ++p) {
-      for (int64_t c = 0; c < width; ++c) sum[p * stride + c] += weight * values[p * width + c];
-    }
-  }
-}
-
 /// What grad_candidates needs of one candidate, tables of `period` values: the gradient is
 /// scale (G - shift) - slope (y - mean).
 template <typename A>
@@ -201,8 +184,8 @@ void node_sum_forward(const NodeSum<T>& args, T* result, int64_t first, int64_t 
     b.mean = layout.take<A>(P * K * period);
     b.scale = layout.take<A>(P * K * period);
     b.sum = layout.take<A>(whole<A>(s.tile * C));
-    b.rest = layout.take<A>(whole<A>(s.tile * R));
-    b.input = layout.take<A>(whole<A>(s.tile * (R > C ? R : C)));
+    b.rest = layout.take<A>(s.tile * R);
+    b.input = layout.take<A>(whole<A>(s.tile * C));
     b.output = layout.take<A>(R ? s.tile * W : 0);
     return layout.bytes();
   };
@@ -234,14 +217,11 @@ void node_sum_forward(const NodeSum<T>& args, T* result, int64_t first, int64_t 
       write(b.sum, tile.count * C, out);
       continue;
     }
-    const int64_t rest = whole<A>(tile.count * R);
-    std::memset(b.rest, 0, rest * sizeof(A));
+    std::memset(b.rest, 0, tile.count * R * sizeof(A));
     for (int64_t e = 0; e < args.bypass_count; ++e) {
       const NodePixels<T>& x = args.bypass[e];
       const T* data = tile_data(x, s, x.shared ? image : own, tile);
-      const A* values = dense(data, x.stride, R, tile.count, b.input);
-      const A weight = args.bypass_weights[p * args.bypass_count + e];
-      for (int64_t i = 0; i < rest; ++i) b.rest[i] += weight * values[i];
+      add_channels(data, x.stride, args.bypass_weights[p * args.bypass_count + e], R, tile.count, b.rest, R);
     }
     if constexpr (std::is_same_v<T, A>) {
       shuffle(b.sum, b.rest, C, s.groups, tile.count, out);
@@ -385,9 +365,9 @@ void bypass_grad(const BypassGrad<T>& args, T* result, int64_t first, int64_t la
     A *sum, *input, *first, *rest;
   };
   const auto lay_out = [&](Layout layout, Buffers& b) {
-    b.sum = layout.take<A>(whole<A>(s.tile * W));
-    b.input = layout.take<A>(whole<A>(s.tile * W));
-    b.first = layout.take<A>(whole<A>(s.tile * C));
+    b.sum = layout.take<A>(s.tile * W);
+    b.input = layout.take<A>(s.tile * W);
+    b.first = layout.take<A>(s.tile * C);
     b.rest = layout.take<A>(s.tile * R);
     return layout.bytes();
   };
@@ -397,17 +377,14 @@ void bypass_grad(const BypassGrad<T>& args, T* result, int64_t first, int64_t la
   for (int64_t item = first; item < last; ++item) {
     const int64_t image = item / s.tiles;
     const Tile tile = tile_of(s, item % s.tiles);
-    const int64_t n = whole<A>(tile.count * W);
-    std::memset(b.sum, 0, n * sizeof(A));
+    std::memset(b.sum, 0, tile.count * W * sizeof(A));
     for (int64_t a = 0; a < args.addend_count; ++a) {
       const NodePixels<T>& x = args.addends[a];
-      const A* values = dense(tile_data(x, s, image, tile), x.stride, W, tile.count, b.input);
-      for (int64_t i = 0; i < n; ++i) b.sum[i] += values[i];
+      add_channels(tile_data(x, s, image, tile), x.stride, A(1), W, tile.count, b.sum, W);
     }
     if (args.processed.data) {
       const T* data = tile_data(args.processed, s, image, tile);
-      const A* values = dense(data, args.processed.stride, C, tile.count, b.first);
-      add_channels(values, A(1), C, tile.count, b.sum, W);
+      add_channels(data, args.processed.stride, A(1), C, tile.count, b.sum, W);
     }
     for (int64_t i = 0; i < args.grad_count; ++i) {
       const NodePixels<T>& grad = args.grads[i];
@@ -418,7 +395,7 @@ void bypass_grad(const BypassGrad<T>& args, T* result, int64_t first, int64_t la
         gather(data, grad.stride, W, tile.count, b.input);
         unshuffle<A>(b.input, W, C, s.groups, tile.count, b.first, b.rest);
       }
-      add_channels(b.rest, args.weights[i], R, tile.count, b.sum + C, W);
+      add_channels(b.rest, R, args.weights[i], R, tile.count, b.sum + C, W);
     }
     write(b.sum, tile.count * W, result + (image * s.pixels + tile.begin) * W);
   }

@@ -3,7 +3,11 @@
 // Shuffled, channel i of group q is channel i·g + q. Four groups, the usual number, are turned by 4×4 transpositions.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <type_traits>
+
+#include "cpu/vec.h"
 
 namespace fastnas::FASTNAS_ISA {
 
@@ -14,6 +18,18 @@ struct FourOf {
 };
 template <typename A>
 using Four = typename FourOf<A>::type;
+
+/// Reads the values of a vector V of A's.
+template <typename A, typename V, typename T>
+inline void read(const T* from, V* to) {
+  if constexpr (std::is_same_v<T, A>) {
+    __builtin_memcpy(to, from, sizeof *to);
+  } else if constexpr (std::is_same_v<V, A>) {
+    *to = A(*from);
+  } else {
+    for (std::size_t i = 0; i < sizeof(V) / sizeof(A); ++i) (*to)[i] = A(from[i]);
+  }
+}
 
 template <typename A>
 inline void transpose(Four<A>* rows) {
@@ -27,22 +43,55 @@ inline void transpose(Four<A>* rows) {
   rows[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
 }
 
-/// to [pixels, width] from `width` values of every pixel.
-template <typename T, typename A>
-inline void gather(const T* __restrict__ from, int64_t stride, int64_t width, int64_t pixels, A* __restrict__ to) {
-  if (stride == width) {
-    for (int64_t i = 0; i < pixels * width; ++i) to[i] = A(from[i]);
-  } else if (width % 4 == 0) {
-    for (int64_t p = 0; p < pixels; ++p) {
-      for (int64_t c = 0; c < width; c += 4) {
-        for (int i = 0; i < 4; ++i) to[p * width + c + i] = A(from[p * stride + c + i]);
-      }
-    }
-  } else {
-    for (int64_t p = 0; p < pixels; ++p) {
-      for (int64_t c = 0; c < width; ++c) to[p * width + c] = A(from[p * stride + c]);
+// V is as wide as `width` allows.
+template <typename V, typename T, typename A>
+inline void gather_by(const T* __restrict__ from, int64_t stride, int64_t width, int64_t pixels, A* __restrict__ to) {
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t c = 0; c < width; c += static_cast<int64_t>(sizeof(V) / sizeof(A))) {
+      V values;
+      read<A>(from + p * stride + c, &values);
+      __builtin_memcpy(to + p * width + c, &values, sizeof values);
     }
   }
+}
+
+template <typename V, typename T, typename A>
+inline void add_channels_by(const T* __restrict__ from, int64_t stride, A weight, int64_t width, int64_t pixels,
+                            A* __restrict__ sum, int64_t sum_stride) {
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t c = 0; c < width; c += static_cast<int64_t>(sizeof(V) / sizeof(A))) {
+      V values, total;
+      read<A>(from + p * stride + c, &values);
+      read<A>(sum + p * sum_stride + c, &total);
+      total += weight * values;
+      __builtin_memcpy(sum + p * sum_stride + c, &total, sizeof total);
+    }
+  }
+}
+
+/// to [pixels, width] from `width` values of every pixel.
+template <typename T, typename A>
+inline void gather(const T* from, int64_t stride, int64_t width, int64_t pixels, A* to) {
+  if (stride == width) {
+    stride = width = width * pixels;
+    pixels = 1;
+  }
+  if (width % kLanes<A> == 0) return gather_by<Vec<A>>(from, stride, width, pixels, to);
+  if (width % 4 == 0) return gather_by<Four<A>>(from, stride, width, pixels, to);
+  gather_by<A>(from, stride, width, pixels, to);
+}
+
+/// sum += weight · from, for `width` channels of pixels that are `stride` and `sum_stride` apart.
+template <typename T, typename A>
+inline void add_channels(const T* from, int64_t stride, A weight, int64_t width, int64_t pixels, A* sum,
+                         int64_t sum_stride) {
+  if (stride == width && sum_stride == width) {
+    stride = sum_stride = width = width * pixels;
+    pixels = 1;
+  }
+  if (width % kLanes<A> == 0) return add_channels_by<Vec<A>>(from, stride, weight, width, pixels, sum, sum_stride);
+  if (width % 4 == 0) return add_channels_by<Four<A>>(from, stride, weight, width, pixels, sum, sum_stride);
+  add_channels_by<A>(from, stride, weight, width, pixels, sum, sum_stride);
 }
 
 /// to [pixels, groups · channels], shuffled, from group 0 [pixels, channels] and the rest [pixels, (groups - 1) ·
