@@ -129,7 +129,9 @@ def node_sum(
     if normalized is None:
         normalized = [True] * len(candidates)
     elif len(normalized) != len(candidates):
-        raise RuntimeError(f"node_sum: normalized has {len(normalized)} entries, but there are {len(candidates)} candidates")
+        raise RuntimeError(
+            f"node_sum: normalized has {len(normalized)} entries, but there are {len(candidates)} candidates"
+        )
     inputs = [weights, *candidates, *bypass, *([] if bypass_weights is None else [bypass_weights])]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
         if torch.compiler.is_compiling() and all(normalized):
