@@ -1,4 +1,7 @@
-"""node_sum against its plain-torch reference, at the sizes of a node in the supernet."""
+"""node_sum against plain torch, at the sizes of a node in the supernet.
+
+Plain torch takes the statistics as part of its BatchNorm; node_sum is given them, as the fused stages leave them.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,10 @@ def plain(candidates: Sequence[Tensor], weights: Tensor, bypass: Sequence[Tensor
     return F.channel_shuffle(joined, joined.shape[1] // total.shape[1])
 
 
+def both(forward: Callable[[], Tensor], inputs: Sequence[Tensor], grad: Tensor) -> object:
+    return torch.autograd.grad(forward(), inputs, grad)
+
+
 def measure(device: torch.device, seconds: float) -> list[Row]:
     rows: list[Row] = []
     for name, (shape, count, groups, edges) in CASES.items():
@@ -42,7 +49,6 @@ def measure(device: torch.device, seconds: float) -> list[Row]:
         weights = torch.softmax(torch.randn(count, device=device), 0).requires_grad_()
         edge_weights = torch.softmax(torch.randn(edges, device=device), 0).requires_grad_()
         grad = torch.randn(result_shape, device=device)
-        # Kernels of the stages before leave the statistics beside the candidates.
         mean = torch.stack([y.mean((0, 2, 3)) for y in candidates])[:, None]  # [K, 1, C]
         rstd = torch.stack([(y.var((0, 2, 3)) + 1e-5).rsqrt() for y in candidates])[:, None]
 
@@ -58,6 +64,7 @@ def measure(device: torch.device, seconds: float) -> list[Row]:
 
         contenders: dict[str, Callable[[], Tensor]] = {}
         inputs: dict[str, list[Tensor]] = {}
+        grads: dict[str, Tensor] = {}
         for contender, function, memory_format in (
             ("plain torch", plain, torch.contiguous_format),
             ("channels-last torch", plain, torch.channels_last),
@@ -69,17 +76,19 @@ def measure(device: torch.device, seconds: float) -> list[Row]:
                 for x in map(Tensor.clone, states)
             ]
             contenders[contender] = partial(function, ys, weights, xs, edge_weights)
+            grads[contender] = grad.contiguous(memory_format=memory_format)
             inputs[contender] = [*ys, *xs, weights, *([edge_weights] if edges else [])]
-
-        def both(contender: str, contenders=contenders, inputs=inputs, grad: Tensor = grad) -> object:  # type: ignore[no-untyped-def]
-            return torch.autograd.grad(contenders[contender](), inputs[contender], grad)
 
         candidate, rest = candidates[0].nbytes, (groups - 1) * candidates[0].nbytes
         read = count * candidate + edges * rest
         written = candidate + (rest if edges else 0)
         for mode, calls, least in (
             ("forward", contenders, read + written),
-            ("both", {name: partial(both, name) for name in contenders}, 3 * read + count * candidate + 3 * written),
+            (
+                "both",
+                {who: partial(both, contenders[who], inputs[who], grads[who]) for who in contenders},
+                3 * read + count * candidate + 3 * written,
+            ),
         ):
             rows += compare(
                 "node_sum",

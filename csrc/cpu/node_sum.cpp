@@ -4,64 +4,11 @@
 #include <torch/headeronly/util/Half.h>
 
 #include "cpu/memory.h"
+#include "cpu/node_tile.h"
 #include "cpu/shuffle.h"
-#include "cpu/vec.h"
 
 namespace fastnas::FASTNAS_ISA {
 namespace {
-
-// A tile of C channels is one flat run of values whose coefficients repeat every C values. Tables of coefficients are
-// as long as a whole number of blocks of kBlock vectors, so that any C is handled by whole vectors.
-constexpr int kBlock = 4;
-template <typename A>
-constexpr int64_t kBlockValues = kBlock * kLanes<A>;
-
-template <typename A>
-int64_t period_of(int64_t channels) {
-  int64_t period = channels;
-  while (period % kBlockValues<A>) period += channels;
-  return period;
-}
-
-/// `n` values rounded up to whole blocks.
-template <typename A>
-int64_t whole(int64_t n) {
-  return (n + kBlockValues<A> - 1) / kBlockValues<A> * kBlockValues<A>;
-}
-
-/// Part of one image.
-struct Tile {
-  int64_t begin;  // pixel
-  int64_t count;  // pixels
-};
-
-Tile tile_of(const NodeShape& shape, int64_t index) {
-  const int64_t begin = index * shape.tile, rest = shape.pixels - begin;
-  return {begin, rest < shape.tile ? rest : shape.tile};
-}
-
-template <typename T>
-const T* tile_data(const NodePixels<T>& images, const NodeShape& shape, int64_t image, const Tile& tile) {
-  return images.data + (image * shape.pixels + tile.begin) * images.stride;
-}
-
-/// The tile as [pixels, width] in the type of accumulation, up to a whole block: in place, or in `buffer` with zeros
-/// behind it.
-template <typename T, typename A>
-const A* dense(const T* data, int64_t stride, int64_t width, int64_t pixels, A* buffer) {
-  const int64_t n = pixels * width;
-  if constexpr (std::is_same_v<T, A>) {
-    if (stride == width && n % kBlockValues<A> == 0) return data;
-  }
-  gather(data, stride, width, pixels, buffer);
-  for (int64_t i = n; i < whole<A>(n); ++i) buffer[i] = 0;
-  return buffer;
-}
-
-template <typename T, typename A>
-void write(const A* __restrict__ from, int64_t n, T* __restrict__ to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = T(from[i]);
-}
 
 template <typename A>
 void repeat(A value, A* table, int64_t channel, int64_t channels, int64_t period) {
@@ -356,57 +303,11 @@ void node_sum_grad_candidates(const NodeSum<T>& args, const NodePixels<T>& proce
   }
 }
 
-template <typename T>
-void bypass_grad(const BypassGrad<T>& args, T* result, int64_t first, int64_t last) {
-  using A = accumulate_t<T>;
-  const NodeShape& s = args.shape;
-  const int64_t C = s.channels, W = C * s.groups, R = W - C;
-  struct Buffers {
-    A *sum, *input, *first, *rest;
-  };
-  const auto lay_out = [&](Layout layout, Buffers& b) {
-    b.sum = layout.take<A>(s.tile * W);
-    b.input = layout.take<A>(s.tile * W);
-    b.first = layout.take<A>(s.tile * C);
-    b.rest = layout.take<A>(s.tile * R);
-    return layout.bytes();
-  };
-  Buffers b;
-  lay_out(Layout(cpu::scratch(lay_out(Layout(nullptr), b))), b);
-
-  for (int64_t item = first; item < last; ++item) {
-    const int64_t image = item / s.tiles;
-    const Tile tile = tile_of(s, item % s.tiles);
-    std::memset(b.sum, 0, tile.count * W * sizeof(A));
-    for (int64_t a = 0; a < args.addend_count; ++a) {
-      const NodePixels<T>& x = args.addends[a];
-      add_channels(tile_data(x, s, image, tile), x.stride, A(1), W, tile.count, b.sum, W);
-    }
-    if (args.processed.data) {
-      const T* data = tile_data(args.processed, s, image, tile);
-      add_channels(data, args.processed.stride, A(1), C, tile.count, b.sum, W);
-    }
-    for (int64_t i = 0; i < args.grad_count; ++i) {
-      const NodePixels<T>& grad = args.grads[i];
-      const T* data = tile_data(grad, s, image, tile);
-      if constexpr (std::is_same_v<T, A>) {
-        unshuffle(data, grad.stride, C, s.groups, tile.count, b.first, b.rest);
-      } else {
-        gather(data, grad.stride, W, tile.count, b.input);
-        unshuffle<A>(b.input, W, C, s.groups, tile.count, b.first, b.rest);
-      }
-      add_channels(b.rest, R, args.weights[i], R, tile.count, b.sum + C, W);
-    }
-    write(b.sum, tile.count * W, result + (image * s.pixels + tile.begin) * W);
-  }
-}
-
 #define INSTANTIATE(T)                                                                                             \
   template void node_sum_forward(const NodeSum<T>&, T*, int64_t, int64_t);                                         \
   template void node_sum_grad(const NodeSum<T>&, const NodePixels<T>&, T*, double*, int64_t, int64_t);             \
   template void node_sum_grad_candidates(const NodeSum<T>&, const NodePixels<T>&, const NodeSumGrads<T>&, int64_t, \
-                                         int64_t);                                                                 \
-  template void bypass_grad(const BypassGrad<T>&, T*, int64_t, int64_t);
+                                         int64_t);
 INSTANTIATE(double)
 INSTANTIATE(float)
 INSTANTIATE(c10::BFloat16)

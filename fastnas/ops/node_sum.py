@@ -67,8 +67,8 @@ def node_sum_reference(
         edges = torch.ones(individuals, len(bypass), dtype=accumulate, device=total.device)
         if bypass_weights is not None:
             edges = bypass_weights.to(accumulate).view(individuals, -1)  # [P, E]
-        rest = sum(edges[:, e].view(-1, 1, 1, 1, 1) * split(x) for e, x in enumerate(bypass))  # [P, B, R, H, W]
-        total = torch.cat([total, rest], 2)
+        products = [edges[:, e].view(-1, 1, 1, 1, 1) * split(x) for e, x in enumerate(bypass)]
+        total = torch.cat([total, reduce(torch.add, products)], 2)  # [P, B, C + R, H, W]
         channels = candidates[0].shape[1]
         total = F.channel_shuffle(total.flatten(0, 1), total.shape[2] // channels)
     else:
@@ -195,6 +195,10 @@ def _backward(
     return grad_candidates, grad_weights, grad_bypass, grad_bypass_weights
 
 
+def _or_none(grads: list[Tensor] | None, count: int) -> Sequence[Tensor | None]:
+    return [None] * count if grads is None else grads
+
+
 class _NodeSum(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -230,15 +234,8 @@ class _NodeSum(torch.autograd.Function):
             ctx.normalized,
             (any(needs[:count]), needs_weights, any(needs[count:]), needs_bypass_weights),
         )
-        return (
-            None,
-            None,
-            None,
-            grad_weights,
-            grad_bypass_weights,
-            *(grad_candidates or [None] * count),
-            *(grad_bypass or [None] * len(bypass)),
-        )
+        images = [*_or_none(grad_candidates, count), *_or_none(grad_bypass, len(bypass))]
+        return None, None, None, grad_weights, grad_bypass_weights, *images
 
 
 # --- torch.compile, export, opcheck: the same, as registrations of the operators ---
@@ -319,16 +316,8 @@ def _backward_registered(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         [True] * ctx.count,
         (any(needs_candidates), needs_weights, any(needs_bypass), needs_bypass_weights),
     )
-    return (
-        grad_candidates or [None] * ctx.count,
-        None,
-        None,
-        grad_weights,
-        grad_bypass or [None] * len(bypass),
-        grad_bypass_weights,
-        None,
-        None,
-    )
+    grad_images = _or_none(grad_candidates, ctx.count), _or_none(grad_bypass, len(bypass))
+    return grad_images[0], None, None, grad_weights, grad_images[1], grad_bypass_weights, None, None
 
 
 torch.library.register_autograd("fastnas::node_sum", _backward_registered, setup_context=_setup_context)
