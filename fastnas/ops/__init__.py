@@ -1,6 +1,20 @@
 """The fused operators: `torch.ops.fastnas.*` with autograd, for use in any PyTorch code."""
 
 from fastnas.ops.mixed_sum import mixed_sum, mixed_sum_reference
+from fastnas.ops.node_sum import node_sum, node_sum_reference
+from fastnas.ops.pool import pool, pool_reference
+from fastnas.ops.preprocess import preprocess, preprocess_reference
 from fastnas.ops.stage import stage, stage_reference
 
-__all__ = ["mixed_sum", "mixed_sum_reference", "stage", "stage_reference"]
+__all__ = [
+    "mixed_sum",
+    "mixed_sum_reference",
+    "node_sum",
+    "node_sum_reference",
+    "pool",
+    "pool_reference",
+    "preprocess",
+    "preprocess_reference",
+    "stage",
+    "stage_reference",
+]

@@ -1,0 +1,61 @@
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "cpu/memory.h"
+#include "cpu/node_tile.h"
+#include "cpu/shuffle.h"
+
+namespace fastnas::FASTNAS_ISA {
+
+template <typename T>
+void bypass_grad(const BypassGrad<T>& args, T* result, int64_t first, int64_t last) {
+  using A = accumulate_t<T>;
+  const NodeShape& s = args.shape;
+  const int64_t C = s.channels, W = C * s.groups, R = W - C;
+  struct Buffers {
+    A *sum, *input, *first, *rest;
+  };
+  const auto lay_out = [&](Layout layout, Buffers& b) {
+    b.sum = layout.take<A>(s.tile * W);
+    b.input = layout.take<A>(s.tile * W);
+    b.first = layout.take<A>(s.tile * C);
+    b.rest = layout.take<A>(s.tile * R);
+    return layout.bytes();
+  };
+  Buffers b;
+  lay_out(Layout(cpu::scratch(lay_out(Layout(nullptr), b))), b);
+
+  for (int64_t item = first; item < last; ++item) {
+    const int64_t image = item / s.tiles;
+    const Tile tile = tile_of(s, item % s.tiles);
+    std::memset(b.sum, 0, tile.count * W * sizeof(A));
+    for (int64_t a = 0; a < args.addend_count; ++a) {
+      const NodePixels<T>& x = args.addends[a];
+      add_channels(tile_data(x, s, image, tile), x.stride, A(1), W, tile.count, b.sum, W);
+    }
+    if (args.processed.data) {
+      const T* data = tile_data(args.processed, s, image, tile);
+      add_channels(data, args.processed.stride, A(1), C, tile.count, b.sum, W);
+    }
+    for (int64_t i = 0; i < args.grad_count; ++i) {
+      const NodePixels<T>& grad = args.grads[i];
+      const T* data = tile_data(grad, s, image, tile);
+      if constexpr (std::is_same_v<T, A>) {
+        unshuffle(data, grad.stride, C, s.groups, tile.count, b.first, b.rest);
+      } else {
+        gather(data, grad.stride, W, tile.count, b.input);
+        unshuffle<A>(b.input, W, C, s.groups, tile.count, b.first, b.rest);
+      }
+      add_channels(b.rest, R, args.weights[i], R, tile.count, b.sum + C, W);
+    }
+    write(b.sum, tile.count * W, result + (image * s.pixels + tile.begin) * W);
+  }
+}
+
+#define INSTANTIATE(T) template void bypass_grad(const BypassGrad<T>&, T*, int64_t, int64_t);
+INSTANTIATE(double)
+INSTANTIATE(float)
+INSTANTIATE(c10::BFloat16)
+INSTANTIATE(c10::Half)
+
+}  // namespace fastnas::FASTNAS_ISA

@@ -1,0 +1,65 @@
+// Tiles of the images that node_sum and bypass_grad work on, and how values get in and out of them.
+#pragma once
+
+#include <type_traits>
+
+#include "cpu/shuffle.h"
+#include "cpu/vec.h"
+#include "ops/node_sum.h"
+
+namespace fastnas::FASTNAS_ISA {
+
+// A tile of C channels is one flat run of values whose coefficients repeat every C values. Tables of coefficients are
+// as long as a whole number of blocks of kBlock vectors, so that any C is handled by whole vectors.
+constexpr int kBlock = 4;
+template <typename A>
+constexpr int64_t kBlockValues = kBlock * kLanes<A>;
+
+template <typename A>
+inline int64_t period_of(int64_t channels) {
+  int64_t period = channels;
+  while (period % kBlockValues<A>) period += channels;
+  return period;
+}
+
+/// `n` values rounded up to whole blocks.
+template <typename A>
+inline int64_t whole(int64_t n) {
+  return (n + kBlockValues<A> - 1) / kBlockValues<A> * kBlockValues<A>;
+}
+
+/// Part of one image.
+struct Tile {
+  int64_t begin;  // pixel
+  int64_t count;  // pixels
+};
+
+inline Tile tile_of(const NodeShape& shape, int64_t index) {
+  const int64_t begin = index * shape.tile, rest = shape.pixels - begin;
+  return {begin, rest < shape.tile ? rest : shape.tile};
+}
+
+template <typename T>
+inline const T* tile_data(const NodePixels<T>& images, const NodeShape& shape, int64_t image, const Tile& tile) {
+  return images.data + (image * shape.pixels + tile.begin) * images.stride;
+}
+
+/// The tile as [pixels, width] in the type of accumulation, up to a whole block: in place, or in `buffer` with zeros
+/// behind it.
+template <typename T, typename A>
+inline const A* dense(const T* data, int64_t stride, int64_t width, int64_t pixels, A* buffer) {
+  const int64_t n = pixels * width;
+  if constexpr (std::is_same_v<T, A>) {
+    if (stride == width && n % kBlockValues<A> == 0) return data;
+  }
+  gather(data, stride, width, pixels, buffer);
+  for (int64_t i = n; i < whole<A>(n); ++i) buffer[i] = 0;
+  return buffer;
+}
+
+template <typename T, typename A>
+inline void write(const A* __restrict__ from, int64_t n, T* __restrict__ to) {
+  for (int64_t i = 0; i < n; ++i) to[i] = T(from[i]);
+}
+
+}  // namespace fastnas::FASTNAS_ISA

@@ -1,0 +1,153 @@
+// Pixels of a wider image in a dense buffer, and the channel shuffle of partial channels.
+//
+// Shuffled, channel i of group q is channel i·g + q. Four groups, the usual number, are turned by 4×4 transpositions.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "cpu/vec.h"
+
+namespace fastnas::FASTNAS_ISA {
+
+// Four values; passed by pointer only, as double's have no register on every instruction set.
+template <typename A>
+struct FourOf {
+  typedef A type __attribute__((vector_size(4 * sizeof(A))));
+};
+template <typename A>
+using Four = typename FourOf<A>::type;
+
+/// Reads the values of a vector V of A's.
+template <typename A, typename V, typename T>
+inline void read(const T* from, V* to) {
+  if constexpr (std::is_same_v<T, A>) {
+    __builtin_memcpy(to, from, sizeof *to);
+  } else if constexpr (std::is_same_v<V, A>) {
+    *to = A(*from);
+  } else {
+    for (std::size_t i = 0; i < sizeof(V) / sizeof(A); ++i) (*to)[i] = A(from[i]);
+  }
+}
+
+template <typename A>
+inline void transpose(Four<A>* rows) {
+  const Four<A> a = __builtin_shufflevector(rows[0], rows[1], 0, 4, 1, 5);
+  const Four<A> b = __builtin_shufflevector(rows[2], rows[3], 0, 4, 1, 5);
+  const Four<A> c = __builtin_shufflevector(rows[0], rows[1], 2, 6, 3, 7);
+  const Four<A> d = __builtin_shufflevector(rows[2], rows[3], 2, 6, 3, 7);
+  rows[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+  rows[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+  rows[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+  rows[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+}
+
+// V is as wide as `width` allows.
+template <typename V, typename T, typename A>
+inline void gather_by(const T* __restrict__ from, int64_t stride, int64_t width, int64_t pixels, A* __restrict__ to) {
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t c = 0; c < width; c += static_cast<int64_t>(sizeof(V) / sizeof(A))) {
+      V values;
+      read<A>(from + p * stride + c, &values);
+      __builtin_memcpy(to + p * width + c, &values, sizeof values);
+    }
+  }
+}
+
+template <typename V, typename T, typename A>
+inline void add_channels_by(const T* __restrict__ from, int64_t stride, A weight, int64_t width, int64_t pixels,
+                            A* __restrict__ sum, int64_t sum_stride) {
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t c = 0; c < width; c += static_cast<int64_t>(sizeof(V) / sizeof(A))) {
+      V values, total;
+      read<A>(from + p * stride + c, &values);
+      read<A>(sum + p * sum_stride + c, &total);
+      total += weight * values;
+      __builtin_memcpy(sum + p * sum_stride + c, &total, sizeof total);
+    }
+  }
+}
+
+/// to [pixels, width] from `width` values of every pixel.
+template <typename T, typename A>
+inline void gather(const T* from, int64_t stride, int64_t width, int64_t pixels, A* to) {
+  if (stride == width) {
+    stride = width = width * pixels;
+    pixels = 1;
+  }
+  if (width % kLanes<A> == 0) return gather_by<Vec<A>>(from, stride, width, pixels, to);
+  if (width % 4 == 0) return gather_by<Four<A>>(from, stride, width, pixels, to);
+  gather_by<A>(from, stride, width, pixels, to);
+}
+
+/// sum += weight · from, for `width` channels of pixels that are `stride` and `sum_stride` apart.
+template <typename T, typename A>
+inline void add_channels(const T* from, int64_t stride, A weight, int64_t width, int64_t pixels, A* sum,
+                         int64_t sum_stride) {
+  if (stride == width && sum_stride == width) {
+    stride = sum_stride = width = width * pixels;
+    pixels = 1;
+  }
+  if (width % kLanes<A> == 0) return add_channels_by<Vec<A>>(from, stride, weight, width, pixels, sum, sum_stride);
+  if (width % 4 == 0) return add_channels_by<Four<A>>(from, stride, weight, width, pixels, sum, sum_stride);
+  add_channels_by<A>(from, stride, weight, width, pixels, sum, sum_stride);
+}
+
+/// to [pixels, groups · channels], shuffled, from group 0 [pixels, channels] and the rest [pixels, (groups - 1) ·
+/// channels], group after group.
+template <typename A>
+inline void shuffle(const A* __restrict__ first, const A* __restrict__ rest, int64_t channels, int64_t groups,
+                    int64_t pixels, A* __restrict__ to) {
+  const int64_t width = channels * groups;
+  if (groups == 4 && channels % 4 == 0) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      for (int64_t i = 0; i < channels; i += 4) {
+        Four<A> rows[4];
+        __builtin_memcpy(&rows[0], first + p * channels + i, sizeof rows[0]);
+        for (int q = 1; q < 4; ++q) {
+          __builtin_memcpy(&rows[q], rest + (3 * p + q - 1) * channels + i, sizeof rows[0]);
+        }
+        transpose<A>(rows);
+        __builtin_memcpy(to + p * width + 4 * i, rows, sizeof rows);
+      }
+    }
+    return;
+  }
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t i = 0; i < channels; ++i) to[p * width + i * groups] = first[p * channels + i];
+    for (int64_t q = 1; q < groups; ++q) {
+      const A* group = rest + (p * (groups - 1) + q - 1) * channels;
+      for (int64_t i = 0; i < channels; ++i) to[p * width + i * groups + q] = group[i];
+    }
+  }
+}
+
+/// The inverse of `shuffle`; pixels are `stride` apart in `from`.
+template <typename A>
+inline void unshuffle(const A* __restrict__ from, int64_t stride, int64_t channels, int64_t groups, int64_t pixels,
+                      A* __restrict__ first, A* __restrict__ rest) {
+  if (groups == 4 && channels % 4 == 0) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      for (int64_t i = 0; i < channels; i += 4) {
+        Four<A> rows[4];
+        __builtin_memcpy(rows, from + p * stride + 4 * i, sizeof rows);
+        transpose<A>(rows);
+        __builtin_memcpy(first + p * channels + i, &rows[0], sizeof rows[0]);
+        for (int q = 1; q < 4; ++q) {
+          __builtin_memcpy(rest + (3 * p + q - 1) * channels + i, &rows[q], sizeof rows[0]);
+        }
+      }
+    }
+    return;
+  }
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t i = 0; i < channels; ++i) first[p * channels + i] = from[p * stride + i * groups];
+    for (int64_t q = 1; q < groups; ++q) {
+      A* group = rest + (p * (groups - 1) + q - 1) * channels;
+      for (int64_t i = 0; i < channels; ++i) group[i] = from[p * stride + i * groups + q];
+    }
+  }
+}
+
+}  // namespace fastnas::FASTNAS_ISA

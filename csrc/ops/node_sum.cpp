@@ -1,0 +1,360 @@
+#include "ops/node_sum.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <numeric>
+#include <optional>
+#include <tuple>
+
+#include "ops/layout.h"
+
+namespace fastnas {
+namespace {
+
+using Tensors = std::vector<Tensor>;
+
+// Values of all groups' channels that are worked on at a time: a tile's buffers stay in the first-level cache while
+// candidate after candidate streams by.
+constexpr int64_t kTileValues = 4096;
+// Whole blocks of vectors of every instruction set, so that tiles need no padding.
+constexpr int64_t kTileUnit = 64;
+
+NodeShape node_shape(int64_t individuals, int64_t images, const Tensor& like, int64_t channels, int64_t groups) {
+  NodeShape s{individuals, images, like.size(2) * like.size(3), channels, groups, 1, 0};
+  if (channels > 0 && s.pixels > 0) {
+    const int64_t unit = kTileUnit / std::gcd(kTileUnit, channels);  // pixels
+    s.tile = unit * std::max<int64_t>(1, kTileValues / (unit * channels * std::min<int64_t>(groups, 2)));
+    s.tiles = (s.pixels + s.tile - 1) / s.tile;
+  }
+  return s;
+}
+
+// Threads are worth their start from about this many values of all inputs together.
+int64_t grain(int64_t values_per_item) { return std::max<int64_t>(1, 65536 / std::max<int64_t>(1, values_per_item)); }
+
+// --- checks ----------------------------------------------------------------------------------------------------------
+
+void check_count(const char* op, const char* name, size_t count, size_t least) {
+  STD_TORCH_CHECK(count >= least && count <= static_cast<size_t>(kMaxNodeInputs), op, ": ", name, " must hold ", least,
+                  " to ", kMaxNodeInputs, " tensors, got ", count);
+}
+
+// An image of `channels` channels that fits `like`, whatever its number of images.
+void check_image(const char* op, const std::string& name, const Tensor& t, const Tensor& like, int64_t channels) {
+  STD_TORCH_CHECK(t.dim() == 4, op, ": ", name, " must be [N, C, H, W], got shape ", shape_of(t));
+  STD_TORCH_CHECK(t.scalar_type() == like.scalar_type() && t.device() == like.device(), op, ": ", name,
+                  " has another dtype or device than the first image; all must have one");
+  STD_TORCH_CHECK(t.size(1) == channels && t.size(2) == like.size(2) && t.size(3) == like.size(3), op, ": ", name,
+                  " has shape ", shape_of(t), ", expected [N, ", channels, ", ", like.size(2), ", ", like.size(3), "]");
+}
+
+void check_images(const char* op, const char* name, const Tensors& tensors, const Tensor& like, int64_t channels) {
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    check_image(op, std::string(name) + "[" + std::to_string(i) + "]", tensors[i], like, channels);
+  }
+}
+
+void check_number(const char* op, const char* name, const Tensor& t, const Tensor& like) {
+  STD_TORCH_CHECK(t.size(0) == like.size(0), op, ": ", name, " has shape ", shape_of(t), ", but there are ",
+                  like.size(0), " images");
+}
+
+// A table of numbers beside the images.
+void check_table(const char* op, const char* name, const Tensor& t, const Sizes& expected, const Tensor& like) {
+  std::string sizes;
+  for (int64_t size : expected) sizes += (sizes.empty() ? "" : ", ") + std::to_string(size);
+  STD_TORCH_CHECK(sizes_of(t) == expected, op, ": ", name, " has shape ", shape_of(t), ", expected [", sizes, "]");
+  STD_TORCH_CHECK(t.scalar_type() == accumulate_dtype(like.scalar_type()) && t.device() == like.device(), op, ": ",
+                  name, " must be ", like.scalar_type() == ScalarType::Double ? "float64" : "float32",
+                  ", on the device of the images");
+}
+
+int64_t groups_of(const char* op, int64_t channels, int64_t rest) {
+  STD_TORCH_CHECK(channels > 0 && rest > 0 && rest % channels == 0, op, ": ", rest, " channels bypass the ", channels,
+                  " that are summed; they must be a positive multiple, (g - 1) times as many");
+  return rest / channels + 1;
+}
+
+int64_t rest_of(const char* op, const Tensors& bypass) {
+  if (bypass.empty()) return 0;
+  STD_TORCH_CHECK(bypass[0].dim() == 4, op, ": bypass[0] must be [N, R, H, W], got shape ", shape_of(bypass[0]));
+  return bypass[0].size(1);
+}
+
+// --- what the kernels read -------------------------------------------------------------------------------------------
+
+Tensors all_pixels(const Tensors& tensors) {
+  Tensors result;
+  for (const Tensor& t : tensors) result.push_back(pixels(t));
+  return result;
+}
+
+template <typename T>
+NodePixels<T> view(const Tensor& t, bool shared = false) {
+  return {t.const_data_ptr<T>(), pixel_stride(t), shared};
+}
+
+template <typename T>
+void set(NodePixels<T>* table, const Tensors& tensors, const NodeShape& shape) {
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    table[i] = view<T>(tensors[i], shape.individuals > 1 && tensors[i].size(0) == shape.images);
+  }
+}
+
+// Tensors of a call as the kernels take them; keeps the copies alive.
+struct Inputs {
+  Tensors candidates, bypass;
+  Tensor mean, rstd;
+
+  Inputs(const Tensors& candidates, const Tensors& bypass, const Tensor& mean, const Tensor& rstd)
+      : candidates(all_pixels(candidates)),
+        bypass(all_pixels(bypass)),
+        mean(stored(mean, Order::row_major)),
+        rstd(stored(rstd, Order::row_major)) {}
+
+  template <typename T>
+  NodeSum<T> arguments(const NodeShape& shape) const {
+    NodeSum<T> args{};
+    set(args.candidates, candidates, shape);
+    set(args.bypass, bypass, shape);
+    args.mean = mean.const_data_ptr<accumulate_t<T>>();
+    args.rstd = rstd.const_data_ptr<accumulate_t<T>>();
+    args.candidate_count = static_cast<int64_t>(candidates.size());
+    args.bypass_count = static_cast<int64_t>(bypass.size());
+    args.shape = shape;
+    return args;
+  }
+};
+
+// --- forward ---------------------------------------------------------------------------------------------------------
+
+// B, the images of one individual. Where all tensors have one size and nobody says, they are the individuals' own.
+int64_t images_of(const char* op, const Tensors& candidates, const Tensors& bypass, int64_t individuals,
+                  std::optional<int64_t> images) {
+  STD_TORCH_CHECK(individuals >= 1, op, ": individuals is ", individuals, ", expected 1 or more");
+  int64_t least = candidates[0].size(0), most = least;
+  for (const Tensors* tensors : {&candidates, &bypass}) {
+    for (const Tensor& t : *tensors) {
+      least = std::min(least, t.size(0));
+      most = std::max(most, t.size(0));
+    }
+  }
+  const int64_t result = images ? *images : least < most ? least : most / individuals;
+  for (const Tensors* tensors : {&candidates, &bypass}) {
+    for (size_t i = 0; i < tensors->size(); ++i) {
+      const int64_t size = (*tensors)[i].size(0);
+      STD_TORCH_CHECK(size == result || size == result * individuals, op, ": ",
+                      tensors == &bypass ? "bypass[" : "candidates[", i, "] has shape ", shape_of((*tensors)[i]),
+                      "; for ", individuals, " individuals of ", result, " images its first dimension must be ",
+                      result * individuals, ", or ", result, " where all share it");
+    }
+  }
+  return result;
+}
+
+Tensor forward(Tensors candidates, const Tensor& mean, const Tensor& rstd, const Tensor& weights, Tensors bypass,
+               std::optional<Tensor> bypass_weights, int64_t individuals, std::optional<int64_t> images) {
+  constexpr auto op = "fastnas::node_sum";
+  check_count(op, "candidates", candidates.size(), 1);
+  check_count(op, "bypass", bypass.size(), 0);
+  const Tensor& like = candidates[0];
+  STD_TORCH_CHECK(like.dim() == 4, op, ": candidates[0] must be [N, C, H, W], got shape ", shape_of(like));
+  const int64_t C = like.size(1), R = rest_of(op, bypass), P = individuals;
+  const int64_t K = static_cast<int64_t>(candidates.size()), E = static_cast<int64_t>(bypass.size());
+  check_images(op, "candidates", candidates, like, C);
+  check_images(op, "bypass", bypass, like, R);
+  const int64_t B = images_of(op, candidates, bypass, P, images);
+  check_table(op, "mean", mean, {K, P, C}, like);
+  check_table(op, "rstd", rstd, {K, P, C}, like);
+  check_table(op, "weights", weights, {P, K}, like);
+  if (bypass_weights) check_table(op, "bypass_weights", *bypass_weights, {P, E}, like);
+  const int64_t groups = E ? groups_of(op, C, R) : 1;
+
+  const NodeShape shape = node_shape(P, B, like, C, groups);
+  const Inputs inputs(candidates, bypass, mean, rstd);
+  const Tensor w = stored(weights, Order::row_major);
+  Tensor result = empty(like, {P * B, C + R, like.size(2), like.size(3)}, Order::channels_last, like.scalar_type());
+  THO_DISPATCH_V2(like.scalar_type(), op, AT_WRAP([&] {
+                    using A = accumulate_t<scalar_t>;
+                    NodeSum<scalar_t> args = inputs.arguments<scalar_t>(shape);
+                    args.weights = w.const_data_ptr<A>();
+                    const std::vector<A> ones(bypass_weights ? 0 : P * E, A(1));
+                    const Tensor bw = bypass_weights ? stored(*bypass_weights, Order::row_major) : w;
+                    args.bypass_weights = bypass_weights ? bw.const_data_ptr<A>() : ones.data();
+                    scalar_t* out = result.mutable_data_ptr<scalar_t>();
+                    torch::stable::parallel_for(0, B * shape.tiles * P, grain(shape.tile * (K * C + E * R)),
+                                                [&](int64_t first, int64_t last) {
+                                                  FASTNAS_CPU_CALL(node_sum_forward, args, out, first, last);
+                                                });
+                  }),
+                  FASTNAS_FLOATING_TYPES);
+  return result;
+}
+
+// --- gradients -------------------------------------------------------------------------------------------------------
+
+// The operators below exist for one individual.
+void check_candidates(const char* op, const Tensors& candidates, const Tensor& like, int64_t channels,
+                      const Tensor& mean, const Tensor& rstd) {
+  check_count(op, "candidates", candidates.size(), 1);
+  check_images(op, "candidates", candidates, like, channels);
+  for (const Tensor& t : candidates) check_number(op, "a candidate", t, like);
+  STD_TORCH_CHECK(mean.dim() != 3 || mean.size(1) == 1, op, ": mean has shape ", shape_of(mean),
+                  "; there are gradients for one individual only, [K, 1, C]");
+  const Sizes table{static_cast<int64_t>(candidates.size()), 1, channels};
+  check_table(op, "mean", mean, table, like);
+  check_table(op, "rstd", rstd, table, like);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> grad(const Tensor& grad, Tensors candidates, const Tensor& mean,
+                                                const Tensor& rstd, Tensors bypass) {
+  constexpr auto op = "fastnas::node_sum_grad";
+  STD_TORCH_CHECK(grad.dim() == 4, op, ": grad must be [N, C + R, H, W], got shape ", shape_of(grad));
+  check_count(op, "bypass", bypass.size(), 0);
+  const int64_t R = rest_of(op, bypass), C = grad.size(1) - R;
+  const int64_t K = static_cast<int64_t>(candidates.size()), E = static_cast<int64_t>(bypass.size());
+  check_images(op, "bypass", bypass, grad, R);
+  for (const Tensor& t : bypass) check_number(op, "a bypass", t, grad);
+  check_candidates(op, candidates, grad, C, mean, rstd);
+  const int64_t groups = E ? groups_of(op, C, R) : 1;
+
+  const NodeShape shape = node_shape(1, grad.size(0), grad, C, groups);
+  const Inputs inputs(candidates, bypass, mean, rstd);
+  const Tensor g = pixels(grad);
+  const ScalarType numbers = mean.scalar_type();
+  Tensor processed = empty(grad, E ? Sizes{grad.size(0), C, grad.size(2), grad.size(3)} : Sizes{0},
+                           E ? Order::channels_last : Order::row_major, grad.scalar_type());
+  Tensor sums = empty(mean, {C}, Order::row_major, numbers);
+  Tensor dots = empty(mean, {K, C}, Order::row_major, numbers);
+  Tensor bypass_dots = empty(mean, {E}, Order::row_major, numbers);
+  const int64_t entries = C + K * C + E;
+  std::vector<double> partial(shape.images * entries), total(entries);
+  THO_DISPATCH_V2(grad.scalar_type(), op, AT_WRAP([&] {
+                    using A = accumulate_t<scalar_t>;
+                    const NodeSum<scalar_t> args = inputs.arguments<scalar_t>(shape);
+                    const NodePixels<scalar_t> from = view<scalar_t>(g);
+                    scalar_t* out = processed.mutable_data_ptr<scalar_t>();
+                    torch::stable::parallel_for(0, shape.images, grain(shape.pixels * ((K + 1) * C + (E + 1) * R)),
+                                                [&](int64_t first, int64_t last) {
+                                                  FASTNAS_CPU_CALL(node_sum_grad, args, from, out, partial.data(),
+                                                                   first, last);
+                                                });
+                    for (int64_t image = 0; image < shape.images; ++image) {
+                      for (int64_t i = 0; i < entries; ++i) total[i] += partial[image * entries + i];
+                    }
+                    const double* from_sum = total.data();
+                    for (int64_t c = 0; c < C; ++c) sums.mutable_data_ptr<A>()[c] = A(*from_sum++);
+                    for (int64_t i = 0; i < K * C; ++i) dots.mutable_data_ptr<A>()[i] = A(*from_sum++ * args.rstd[i]);
+                    for (int64_t e = 0; e < E; ++e) bypass_dots.mutable_data_ptr<A>()[e] = A(*from_sum++);
+                  }),
+                  FASTNAS_FLOATING_TYPES);
+  return {processed, sums, dots, bypass_dots};
+}
+
+Tensors grad_candidates(const Tensor& processed, Tensors candidates, const Tensor& mean, const Tensor& rstd,
+                        const Tensor& weights, const Tensor& sums, const Tensor& dots,
+                        std::vector<int64_t> normalized) {
+  constexpr auto op = "fastnas::node_sum_grad_candidates";
+  STD_TORCH_CHECK(processed.dim() == 4, op, ": processed must be [N, C, H, W], got shape ", shape_of(processed));
+  const int64_t C = processed.size(1), K = static_cast<int64_t>(candidates.size());
+  check_candidates(op, candidates, processed, C, mean, rstd);
+  check_table(op, "weights", weights, {1, K}, processed);
+  check_table(op, "sums", sums, {C}, processed);
+  check_table(op, "dots", dots, {K, C}, processed);
+  STD_TORCH_CHECK(normalized.size() == candidates.size(), op, ": normalized has ", normalized.size(),
+                  " entries but there are ", K, " candidates");
+
+  const NodeShape shape = node_shape(1, processed.size(0), processed, C, 1);
+  const Inputs inputs(candidates, {}, mean, rstd);
+  const Tensor g = pixels(processed), w = stored(weights, Order::row_major), a = stored(sums, Order::row_major),
+               d = stored(dots, Order::row_major);
+  Tensors results;
+  for (int64_t k = 0; k < K; ++k) {
+    results.push_back(empty(processed, sizes_of(processed), Order::channels_last, processed.scalar_type()));
+  }
+  THO_DISPATCH_V2(processed.scalar_type(), op, AT_WRAP([&] {
+                    using A = accumulate_t<scalar_t>;
+                    NodeSum<scalar_t> args = inputs.arguments<scalar_t>(shape);
+                    args.weights = w.const_data_ptr<A>();
+                    const NodePixels<scalar_t> from = view<scalar_t>(g);
+                    NodeSumGrads<scalar_t> grads{};
+                    grads.sums = a.const_data_ptr<A>();
+                    grads.dots = d.const_data_ptr<A>();
+                    for (int64_t k = 0; k < K; ++k) {
+                      grads.normalized[k] = normalized[k] != 0;
+                      grads.candidates[k] = results[k].mutable_data_ptr<scalar_t>();
+                    }
+                    torch::stable::parallel_for(0, shape.images * shape.tiles, grain(shape.tile * (2 * K + 1) * C),
+                                                [&](int64_t first, int64_t last) {
+                                                  FASTNAS_CPU_CALL(node_sum_grad_candidates, args, from, grads, first,
+                                                                   last);
+                                                });
+                  }),
+                  FASTNAS_FLOATING_TYPES);
+  return results;
+}
+
+Tensor bypass(std::optional<Tensor> processed, Tensors grads, const Tensor& weights, Tensors addends,
+              int64_t channels) {
+  constexpr auto op = "fastnas::bypass_grad";
+  check_count(op, "grads", grads.size(), 1);
+  check_count(op, "addends", addends.size(), 0);
+  const Tensor& like = grads[0];
+  STD_TORCH_CHECK(like.dim() == 4, op, ": grads[0] must be [N, C + R, H, W], got shape ", shape_of(like));
+  const int64_t W = like.size(1), groups = groups_of(op, channels, W - channels);
+  for (const auto& [name, tensors] : {std::pair{"grads", &grads}, std::pair{"addends", &addends}}) {
+    check_images(op, name, *tensors, like, W);
+    for (const Tensor& t : *tensors) check_number(op, name, t, like);
+  }
+  if (processed) {
+    check_image(op, "processed", *processed, like, channels);
+    check_number(op, "processed", *processed, like);
+  }
+  check_table(op, "weights", weights, {static_cast<int64_t>(grads.size())}, like);
+
+  const NodeShape shape = node_shape(1, like.size(0), like, channels, groups);
+  const Tensors from = all_pixels(grads), plus = all_pixels(addends);
+  const Tensor w = stored(weights, Order::row_major), front = processed ? pixels(*processed) : like;
+  Tensor result = empty(like, sizes_of(like), Order::channels_last, like.scalar_type());
+  THO_DISPATCH_V2(like.scalar_type(), op, AT_WRAP([&] {
+                    BypassGrad<scalar_t> args{};
+                    if (processed) args.processed = view<scalar_t>(front);
+                    set(args.grads, from, shape);
+                    set(args.addends, plus, shape);
+                    args.weights = w.const_data_ptr<accumulate_t<scalar_t>>();
+                    args.grad_count = static_cast<int64_t>(from.size());
+                    args.addend_count = static_cast<int64_t>(plus.size());
+                    args.shape = shape;
+                    scalar_t* out = result.mutable_data_ptr<scalar_t>();
+                    torch::stable::parallel_for(
+                        0, shape.images * shape.tiles,
+                        grain(shape.tile * W * (args.grad_count + args.addend_count + 1)),
+                        [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(bypass_grad, args, out, first, last); });
+                  }),
+                  FASTNAS_FLOATING_TYPES);
+  return result;
+}
+
+}  // namespace
+}  // namespace fastnas
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
+  m.def(
+      "node_sum(Tensor[] candidates, Tensor mean, Tensor rstd, Tensor weights, Tensor[] bypass, "
+      "Tensor? bypass_weights, int individuals, int? images=None) -> Tensor");
+  m.def(
+      "node_sum_grad(Tensor grad, Tensor[] candidates, Tensor mean, Tensor rstd, Tensor[] bypass) -> "
+      "(Tensor processed, Tensor sums, Tensor dots, Tensor bypass_dots)");
+  m.def(
+      "node_sum_grad_candidates(Tensor processed, Tensor[] candidates, Tensor mean, Tensor rstd, Tensor weights, "
+      "Tensor sums, Tensor dots, int[] normalized) -> Tensor[]");
+  m.def("bypass_grad(Tensor? processed, Tensor[] grads, Tensor weights, Tensor[] addends, int channels) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+  m.impl("node_sum", TORCH_BOX(&fastnas::forward));
+  m.impl("node_sum_grad", TORCH_BOX(&fastnas::grad));
+  m.impl("node_sum_grad_candidates", TORCH_BOX(&fastnas::grad_candidates));
+  m.impl("bypass_grad", TORCH_BOX(&fastnas::bypass));
+}

@@ -1,0 +1,80 @@
+// node_sum: the weighted sum of all normalised candidates of a node's incoming edges, and the channels that bypass
+// them. What the CPU kernels and the torch side both obey.
+//
+// Nothing here knows torch. Images lie pixel after pixel, each a run of channels; with partial channels (g groups) the
+// result's channel i·g + q is channel i of group q, and group 0 is the sum of the candidates.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+#include "ops/accumulate.h"
+
+namespace fastnas {
+
+/// Bounds the tables of candidates, of bypasses and of what is added to a gradient.
+constexpr int kMaxNodeInputs = 128;
+
+template <typename T>
+struct NodePixels {
+  const T* data;   // [N, H·W] pixels, or [B, H·W] where shared
+  int64_t stride;  // elements from one pixel to the next
+  bool shared;     // one set of images serves all individuals
+};
+
+struct NodeShape {
+  int64_t individuals;  // P
+  int64_t images;       // B, of one individual; N = P·B
+  int64_t pixels;       // H·W
+  int64_t channels;     // C, of a candidate
+  int64_t groups;       // g; the result has g·C channels, of which R = (g - 1)·C bypass the candidates
+  int64_t tile;         // pixels that are worked on at a time
+  int64_t tiles;        // in an image
+};
+
+template <typename T>
+struct NodeSum {
+  NodePixels<T> candidates[kMaxNodeInputs];  // y_k, C channels
+  NodePixels<T> bypass[kMaxNodeInputs];      // R channels
+  const accumulate_t<T>* mean;               // [K, P, C]
+  const accumulate_t<T>* rstd;               // [K, P, C]
+  const accumulate_t<T>* weights;            // [P, K]; unused by node_sum_grad
+  const accumulate_t<T>* bypass_weights;     // [P, E]; unused by the gradients
+  int64_t candidate_count;                   // K
+  int64_t bypass_count;                      // E
+  NodeShape shape;
+};
+
+template <typename T>
+struct NodeSumGrads {
+  const accumulate_t<T>* sums;      // [C], Σ G
+  const accumulate_t<T>* dots;      // [K, C], Σ G ŷ_k
+  bool normalized[kMaxNodeInputs];  // statistics are those of the batch: they, too, depend on y_k
+  T* candidates[kMaxNodeInputs];    // [N, H·W, C]
+};
+
+template <typename T>
+struct BypassGrad {
+  NodePixels<T> processed;                // C channels; no data: zeros
+  NodePixels<T> grads[kMaxNodeInputs];    // g·C channels, shuffled
+  NodePixels<T> addends[kMaxNodeInputs];  // g·C channels
+  const accumulate_t<T>* weights;         // [grads]
+  int64_t grad_count;
+  int64_t addend_count;
+  NodeShape shape;
+};
+
+}  // namespace fastnas
+
+FASTNAS_CPU_VARIANTS(
+    // result [N, H·W, g·C]; items first..last of B · tiles · P, individuals fastest: they share a tile of a candidate.
+    template <typename T> void node_sum_forward(const NodeSum<T>& args, T* result, int64_t first, int64_t last);
+    // grad: g·C channels; processed [N, H·W, C] is not written if g is 1. Images first..last of N; image i writes
+    // partial[i, :]: Σ G [C], Σ G (y_k - μ_k) [K, C], Σ G_rest · bypass_e [E].
+    template <typename T> void node_sum_grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* processed,
+                                             double* partial, int64_t first, int64_t last);
+    // processed: C channels; items first..last of N · tiles.
+    template <typename T> void node_sum_grad_candidates(const NodeSum<T>& args, const NodePixels<T>& processed,
+                                                        const NodeSumGrads<T>& grads, int64_t first, int64_t last);
+    // result [N, H·W, g·C]; items first..last of N · tiles.
+    template <typename T> void bypass_grad(const BypassGrad<T>& args, T* result, int64_t first, int64_t last);)

@@ -1,0 +1,323 @@
+"""node_sum: a node of a cell, the weighted sum of all normalised candidates of all its incoming edges.
+
+Plain torch normalises, weighs and adds one candidate after another, a whole tensor each time; the fused operator reads
+each raw candidate once and writes the node once. Partial channels (Xu et al. 2020, PC-DARTS) cost nothing more: the
+channels that bypass the candidates and the channel shuffle only decide where the sum is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
+
+_forward = torch.ops.fastnas.node_sum.default
+_grad = torch.ops.fastnas.node_sum_grad.default
+_grad_candidates = torch.ops.fastnas.node_sum_grad_candidates.default
+_bypass_grad = torch.ops.fastnas.bypass_grad.default
+
+
+def node_sum_reference(
+    candidates: Sequence[Tensor],
+    mean: Tensor,
+    rstd: Tensor,
+    weights: Tensor,
+    bypass: Sequence[Tensor] = (),
+    bypass_weights: Tensor | None = None,
+    *,
+    individuals: int = 1,
+    normalized: Sequence[bool] | None = None,
+    images: int | None = None,
+) -> Tensor:
+    """The same in plain torch: the oracle of the tests and the baseline of the benchmarks.
+
+    Of normalised candidates it takes the given statistics' values, with the derivatives of the batch's statistics.
+    """
+    dtype = _common_dtype([*candidates, *bypass])
+    accumulate = _number_dtype(dtype)
+    mean, rstd = mean.to(accumulate), rstd.to(accumulate)  # [K, P, C]
+    weights = weights.to(accumulate).view(individuals, -1)  # [P, K]
+    if images is None:
+        images = _images([*candidates, *bypass], individuals)
+
+    def split(x: Tensor) -> Tensor:  # [N or B, C, H, W] → [P or 1, B, C, H, W]
+        shape = (individuals if x.shape[0] == images * individuals else 1, images, *x.shape[1:])
+        return x.to(accumulate).reshape(shape)
+
+    def over_images(table: Tensor) -> Tensor:  # [P or 1, C] → [P or 1, 1, C, 1, 1]
+        return table[:, None, :, None, None]
+
+    total = torch.zeros((), dtype=accumulate, device=weights.device)
+    for k, candidate in enumerate(candidates):
+        y = split(candidate)  # [P or 1, B, C, H, W]
+        m, r = mean[k], rstd[k]  # [P, C]
+        if normalized is None or normalized[k]:
+            batch_variance, batch_mean = torch.var_mean(y, dim=(1, 3, 4), correction=0)  # [P or 1, C]
+            m = m + (batch_mean - batch_mean.detach())
+            r = (r**-2 + (batch_variance - batch_variance.detach())) ** -0.5
+        total = total + weights[:, k].view(-1, 1, 1, 1, 1) * (y - over_images(m)) * over_images(r)
+    if bypass:
+        edges = torch.ones(individuals, len(bypass), dtype=accumulate, device=total.device)
+        if bypass_weights is not None:
+            edges = bypass_weights.to(accumulate).view(individuals, -1)  # [P, E]
+        products = [edges[:, e].view(-1, 1, 1, 1, 1) * split(x) for e, x in enumerate(bypass)]
+        total = torch.cat([total, reduce(torch.add, products)], 2)  # [P, B, C + R, H, W]
+        channels = candidates[0].shape[1]
+        total = F.channel_shuffle(total.flatten(0, 1), total.shape[2] // channels)
+    else:
+        total = total.flatten(0, 1)
+    return total.to(dtype)  # [N, C + R, H, W]
+
+
+def node_sum(
+    candidates: Sequence[Tensor],
+    mean: Tensor,
+    rstd: Tensor,
+    weights: Tensor,
+    bypass: Sequence[Tensor] = (),
+    bypass_weights: Tensor | None = None,
+    *,
+    individuals: int = 1,
+    normalized: Sequence[bool] | None = None,
+    images: int | None = None,
+) -> Tensor:
+    """Σ_k weights[k] · rstd[k] · (candidates[k] - mean[k]), and the channels that bypass the candidates.
+
+    Args:
+        candidates: K raw outputs y_k [N, C, H, W], 1 ≤ K ≤ 128, of N = P·B images, individual after individual; or
+            [B, C, H, W] where all P individuals share one. Channels-last images, and the first channels of wider ones,
+            are read in place, anything else is copied first. float16, bfloat16, float32 or float64; different dtypes
+            are promoted as arithmetic would.
+        mean: [K, P, C], of every candidate's channels, for each individual. This, rstd and the weights are used as
+            float32 (float64 for float64 candidates), in which the sum is also accumulated.
+        rstd: [K, P, C], 1 / √(variance + ε).
+        weights: [P, K], or [K] for one individual; already normalised (softmax, one-hot, ...).
+        bypass: E ≥ 0 images [N or B, R, H, W] of the channels that skip the candidates, R = (g - 1)·C. Their weighted
+            sum is joined to that of the candidates and the channels are shuffled in g groups: channel i of group q,
+            where group 0 is the sum of the candidates, becomes channel i·g + q.
+        bypass_weights: [P, E], or [E] for one individual (the edge weights of PC-DARTS); ones by default.
+        individuals: P.
+        normalized: for each candidate whether mean and rstd are those of this batch, so that its gradient contains
+            their share (as BatchNorm's does in training); they are constants where not. All are by default. mean and
+            rstd themselves get no gradient.
+        images: B; needed only where all individuals share all candidates and bypasses: tensors that have one size are
+            otherwise taken to hold every individual's own images.
+
+    Returns:
+        [N, C + R, H, W], channels-last, in the dtype of the images. Differentiable once in the candidates, the weights,
+        the bypass and its weights, for one individual.
+
+    Raises:
+        RuntimeError: the shapes, dtypes or devices do not fit; the message names the argument and its shape.
+    """
+    candidates, bypass = list(candidates), list(bypass)
+    if candidates:
+        dtype = _common_dtype([*candidates, *bypass])
+        candidates = [y if y.dtype == dtype else y.to(dtype) for y in candidates]
+        bypass = [x if x.dtype == dtype else x.to(dtype) for x in bypass]
+        numbers = _number_dtype(dtype)
+        mean, rstd = mean.detach().to(numbers), rstd.detach().to(numbers)
+        weights = _rows(weights.to(numbers))
+        bypass_weights = None if bypass_weights is None else _rows(bypass_weights.to(numbers))
+    if normalized is None:
+        normalized = [True] * len(candidates)
+    elif len(normalized) != len(candidates):
+        raise RuntimeError(
+            f"node_sum: normalized has {len(normalized)} entries, but there are {len(candidates)} candidates"
+        )
+    inputs = [weights, *candidates, *bypass, *([] if bypass_weights is None else [bypass_weights])]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+        if torch.compiler.is_compiling() and all(normalized):
+            return _forward(candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images)
+        # An autograd.Function costs a third of what an operator with registered autograd costs in eager mode; and it
+        # knows `normalized`, which the operator does not.
+        settings = ([bool(flag) for flag in normalized], individuals, images)
+        return _NodeSum.apply(settings, mean, rstd, weights, bypass_weights, *candidates, *bypass)
+    return _forward(candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images)
+
+
+def _rows(weights: Tensor) -> Tensor:
+    return weights[None] if weights.dim() == 1 else weights
+
+
+def _common_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+
+
+def _number_dtype(images: torch.dtype) -> torch.dtype:
+    return torch.float64 if images == torch.float64 else torch.float32
+
+
+def _images(tensors: Sequence[Tensor], individuals: int) -> int:
+    """B, where nobody says: the least number of images, unless all have the same number, that is N."""
+    sizes = [tensor.shape[0] for tensor in tensors]
+    return min(sizes) if min(sizes) < max(sizes) else sizes[0] // individuals
+
+
+def _backward(
+    grad: Tensor,
+    candidates: list[Tensor],
+    mean: Tensor,
+    rstd: Tensor,
+    weights: Tensor,
+    bypass: list[Tensor],
+    bypass_weights: Tensor | None,
+    normalized: list[bool],
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[list[Tensor] | None, Tensor | None, list[Tensor] | None, Tensor | None]:
+    """The gradients of candidates, weights, bypass and bypass weights, as far as `needs` asks for them."""
+    needs_candidates, needs_weights, needs_bypass, needs_bypass_weights = needs
+    grad_candidates = grad_weights = grad_bypass = grad_bypass_weights = None
+    if needs_candidates or needs_weights or needs_bypass_weights:
+        processed, sums, dots, bypass_dots = _grad(grad, candidates, mean, rstd, bypass)
+        if needs_weights:
+            grad_weights = dots.sum(1)[None]  # [1, K]
+        if needs_bypass_weights:
+            grad_bypass_weights = bypass_dots[None]  # [1, E]
+        if needs_candidates:
+            group = processed if bypass else grad  # [N, C, H, W]
+            grad_candidates = _grad_candidates(group, candidates, mean, rstd, weights, sums, dots, normalized)
+    if needs_bypass:
+        if bypass_weights is None:
+            bypass_weights = weights.new_ones(1, len(bypass))
+        channels = mean.shape[-1]
+        grad_bypass = [
+            _bypass_grad(None, [grad], bypass_weights[0, e : e + 1], [], channels)[:, channels:]
+            for e in range(len(bypass))
+        ]
+    return grad_candidates, grad_weights, grad_bypass, grad_bypass_weights
+
+
+def _or_none(grads: list[Tensor] | None, count: int) -> Sequence[Tensor | None]:
+    return [None] * count if grads is None else grads
+
+
+class _NodeSum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        settings: tuple[list[bool], int, int | None],
+        mean: Tensor,
+        rstd: Tensor,
+        weights: Tensor,
+        bypass_weights: Tensor | None,
+        *inputs: Tensor,
+    ) -> Tensor:
+        ctx.normalized, individuals, images = settings
+        ctx.save_for_backward(mean, rstd, weights, bypass_weights, *inputs)
+        count = len(ctx.normalized)
+        candidates, bypass = list(inputs[:count]), list(inputs[count:])
+        return _forward(candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        mean, rstd, weights, bypass_weights, *inputs = ctx.saved_tensors
+        count = len(ctx.normalized)
+        candidates, bypass = inputs[:count], inputs[count:]
+        _, _, _, needs_weights, needs_bypass_weights, *needs = ctx.needs_input_grad
+        grad_candidates, grad_weights, grad_bypass, grad_bypass_weights = _backward(
+            grad,
+            candidates,
+            mean,
+            rstd,
+            weights,
+            bypass,
+            bypass_weights,
+            ctx.normalized,
+            (any(needs[:count]), needs_weights, any(needs[count:]), needs_bypass_weights),
+        )
+        images = [*_or_none(grad_candidates, count), *_or_none(grad_bypass, len(bypass))]
+        return None, None, None, grad_weights, grad_bypass_weights, *images
+
+
+# --- torch.compile, export, opcheck: the same, as registrations of the operators ---
+
+
+def _channels_last(like: Tensor, sizes: Sequence[int]) -> Tensor:
+    return like.new_empty(sizes).contiguous(memory_format=torch.channels_last)
+
+
+@torch.library.register_fake("fastnas::node_sum")
+def _(
+    candidates: Sequence[Tensor],
+    mean: Tensor,
+    rstd: Tensor,
+    weights: Tensor,
+    bypass: Sequence[Tensor],
+    bypass_weights: Tensor | None,
+    individuals: int,
+    images: int | None = None,
+) -> Tensor:
+    if images is None:
+        images = _images([*candidates, *bypass], individuals)
+    _, channels, height, width = candidates[0].shape
+    rest = bypass[0].shape[1] if bypass else 0
+    return _channels_last(candidates[0], (individuals * images, channels + rest, height, width))
+
+
+@torch.library.register_fake("fastnas::node_sum_grad")
+def _(
+    grad: Tensor, candidates: Sequence[Tensor], mean: Tensor, rstd: Tensor, bypass: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    count, _, channels = mean.shape
+    images, _, height, width = grad.shape
+    processed = _channels_last(grad, (images, channels, height, width)) if bypass else grad.new_empty(0)
+    return processed, mean.new_empty(channels), mean.new_empty(count, channels), mean.new_empty(len(bypass))
+
+
+@torch.library.register_fake("fastnas::node_sum_grad_candidates")
+def _(
+    processed: Tensor,
+    candidates: Sequence[Tensor],
+    mean: Tensor,
+    rstd: Tensor,
+    weights: Tensor,
+    sums: Tensor,
+    dots: Tensor,
+    normalized: Sequence[int],
+) -> list[Tensor]:
+    return [_channels_last(processed, processed.shape) for _ in candidates]
+
+
+@torch.library.register_fake("fastnas::bypass_grad")
+def _(
+    processed: Tensor | None, grads: Sequence[Tensor], weights: Tensor, addends: Sequence[Tensor], channels: int
+) -> Tensor:
+    return _channels_last(grads[0], grads[0].shape)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    candidates, mean, rstd, weights, bypass, bypass_weights, *_ = inputs
+    ctx.count = len(candidates)
+    ctx.save_for_backward(mean, rstd, weights, bypass_weights, *candidates, *bypass)
+
+
+def _backward_registered(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    """The statistics are taken to be those of the batch, as by default."""
+    mean, rstd, weights, bypass_weights, *inputs = ctx.saved_tensors
+    candidates, bypass = inputs[: ctx.count], inputs[ctx.count :]
+    needs_candidates, _, _, needs_weights, needs_bypass, needs_bypass_weights, *_ = ctx.needs_input_grad
+    grad_candidates, grad_weights, grad_bypass, grad_bypass_weights = _backward(
+        grad,
+        candidates,
+        mean,
+        rstd,
+        weights,
+        bypass,
+        bypass_weights,
+        [True] * ctx.count,
+        (any(needs_candidates), needs_weights, any(needs_bypass), needs_bypass_weights),
+    )
+    grad_images = _or_none(grad_candidates, ctx.count), _or_none(grad_bypass, len(bypass))
+    return grad_images[0], None, None, grad_weights, grad_images[1], grad_bypass_weights, None, None
+
+
+torch.library.register_autograd("fastnas::node_sum", _backward_registered, setup_context=_setup_context)

@@ -1,0 +1,502 @@
+"""node_sum, its gradients and bypass_grad against plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastnas._library import _C
+from fastnas.ops import node_sum, node_sum_reference
+
+OPS = torch.ops.fastnas
+EPS = 1e-5
+
+# dtype → (tolerance of the forward pass, of the gradients), relative to the largest value of the float64 reference
+TOLERANCE = {
+    torch.float64: (1e-12, 1e-11),
+    torch.float32: (1e-5, 1e-4),
+    torch.bfloat16: (8e-3, 2e-2),
+    torch.float16: (1e-3, 4e-3),
+}
+# N, C, H, W, groups: supernet sizes, odd channels, one row, one pixel, several tiles with a part of one at the end.
+SIZES = [
+    (2, 4, 32, 32, 4),
+    (2, 16, 9, 7, 1),
+    (3, 5, 7, 5, 3),
+    (1, 1, 1, 5, 2),
+    (2, 3, 1, 7, 4),
+    (2, 6, 5, 5, 1),
+    (1, 12, 33, 17, 4),
+    (2, 20, 3, 8, 2),
+    (1, 64, 8, 8, 1),
+    (2, 4, 45, 23, 4),
+    (1, 2, 50, 47, 1),
+    (24, 7, 1, 1, 1),
+]
+
+
+@dataclass
+class Inputs:
+    candidates: list[Tensor]
+    bypass: list[Tensor]
+    mean: Tensor
+    rstd: Tensor
+    weights: Tensor
+    bypass_weights: Tensor | None
+    individuals: int = 1
+    normalized: list[bool] | None = None
+    images: int | None = None
+
+    def __call__(self, function) -> Tensor:
+        options = {"individuals": self.individuals, "normalized": self.normalized, "images": self.images}
+        return function(
+            self.candidates, self.mean, self.rstd, self.weights, self.bypass, self.bypass_weights, **options
+        )
+
+    def to(self, dtype: torch.dtype, leaves: bool = False) -> Inputs:
+        """A copy in which images have this dtype, and numbers that of its statistics; memory orders are kept."""
+        numbers = number_dtype(dtype)
+
+        def leaf(t: Tensor) -> Tensor:
+            return t.requires_grad_() if leaves else t
+
+        return replace(
+            self,
+            candidates=[leaf(kept(t, dtype)) for t in self.candidates],
+            bypass=[leaf(kept(t, dtype)) for t in self.bypass],
+            mean=self.mean.to(numbers),
+            rstd=self.rstd.to(numbers),
+            weights=leaf(self.weights.detach().to(numbers, copy=True)),
+            bypass_weights=(
+                None if self.bypass_weights is None else leaf(self.bypass_weights.detach().to(numbers, copy=True))
+            ),
+        )
+
+    def leaves(self) -> list[Tensor]:
+        edges = [] if self.bypass_weights is None else [self.bypass_weights]
+        return [*self.candidates, *self.bypass, self.weights, *edges]
+
+
+def kept(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy with the same strides."""
+    copy = torch.empty_strided(t.size(), t.stride(), dtype=dtype)
+    return copy.copy_(t.detach())
+
+
+def number_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def image(images: int, channels: int, height: int, width: int, kind: str, first: int = 0) -> Tensor:
+    """[N, C, H, W], of `kind`; slices begin at channel `first` of a wider image."""
+    if kind == "sliced":
+        wide = torch.randn(images, height, width, first + channels + 3).permute(0, 3, 1, 2)
+        return wide[:, first : first + channels]
+    if kind == "channels_last":
+        return torch.randn(images, height, width, channels).permute(0, 3, 1, 2)
+    if kind == "transposed":
+        return torch.randn(images, channels, width, height).transpose(2, 3)
+    return torch.randn(images, channels, height, width)
+
+
+def statistics(candidates: list[Tensor], individuals: int, images: int) -> tuple[Tensor, Tensor]:
+    """mean and rstd [K, P, C] of the batch, in float64."""
+    means, rstds = [], []
+    for y in candidates:
+        split = y.double().reshape(individuals if len(y) > images else 1, images, *y.shape[1:])  # [P or 1, B, C, H, W]
+        variance, mean = torch.var_mean(split, dim=(1, 3, 4), correction=0)
+        means.append(mean.expand(individuals, -1))
+        rstds.append((variance + EPS).rsqrt().expand(individuals, -1))
+    return torch.stack(means), torch.stack(rstds)
+
+
+def make(
+    size: tuple[int, int, int, int, int] = (2, 4, 9, 7, 4),
+    count: int = 4,
+    edges: int = 2,
+    kinds: tuple[str, ...] = ("channels_last", "sliced"),
+    individuals: int = 1,
+    shared: tuple[bool, ...] = (False,),
+    weighted: bool = True,
+) -> Inputs:
+    """Random inputs; kinds and sharing take turns."""
+    images, channels, height, width, groups = size
+    edges = edges if groups > 1 else 0
+
+    def several(number: int, channels: int, first: int) -> list[Tensor]:
+        return [
+            image(
+                images * (1 if shared[i % len(shared)] else individuals),
+                channels,
+                height,
+                width,
+                kinds[i % len(kinds)],
+                first,
+            )
+            for i in range(number)
+        ]
+
+    candidates = several(count, channels, 0)
+    mean, rstd = statistics(candidates, individuals, images)
+    return Inputs(
+        candidates,
+        several(edges, (groups - 1) * channels, channels),
+        mean,
+        rstd,
+        torch.randn(individuals, count),
+        torch.randn(individuals, edges) if weighted and edges else None,
+        individuals,
+        images=images,
+    )
+
+
+def run(function, inputs: Inputs, grad: Tensor) -> list[Tensor]:
+    """The result and the gradients of everything that has one."""
+    inputs = inputs.to(grad.dtype, leaves=True)
+    result = inputs(function)
+    return [result.detach(), *torch.autograd.grad(result, inputs.leaves(), grad)]
+
+
+def assert_close(ours: list[Tensor], expected: list[Tensor], dtype: torch.dtype) -> None:
+    # A gradient of which nothing but rounding is left (one pixel: the statistics take it all) has no scale of its own.
+    least = max([t.abs().max().item() for t in expected[1:] if t.numel()], default=0.0) * 1e-3
+    for index, (actual, wanted) in enumerate(zip(ours, expected, strict=True)):
+        assert actual.shape == wanted.shape
+        scale = max(wanted.abs().max().item() if wanted.numel() else 0.0, least if index else 0.0, 1e-30)
+        tolerance = TOLERANCE[dtype][index > 0] * scale
+        torch.testing.assert_close(actual.double(), wanted.double(), rtol=0, atol=tolerance)
+
+
+def check(inputs: Inputs, dtype: torch.dtype, grad: Tensor | None = None) -> None:
+    """Against the reference in float64, on the same rounded numbers."""
+    inputs = inputs.to(dtype)
+    if grad is None:
+        grad = torch.randn(inputs(node_sum).shape, dtype=dtype)
+    ours = run(node_sum, inputs, grad)
+    assert ours[0].dtype == dtype
+    assert ours[0].is_contiguous(memory_format=torch.channels_last)
+    assert_close(ours, run(node_sum_reference, inputs, grad.double()), dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_equals_reference(size, dtype):
+    check(make(size), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [(2, 4, 9, 7, 4), (2, 5, 6, 5, 1)], ids=str)
+def test_constants_get_no_share_of_the_gradient(size, dtype):
+    inputs = replace(make(size), normalized=[True, False, False, True])
+    inputs.mean[1:3] += 1
+    inputs.rstd[1:3] *= 2
+    check(inputs, dtype)
+    check(replace(inputs, normalized=[False] * 4), dtype)
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "channels_last", "sliced", "transposed"])
+@pytest.mark.parametrize("size", [(2, 4, 9, 7, 4), (2, 5, 6, 5, 2), (3, 8, 8, 8, 1)], ids=str)
+def test_layouts(size, kind):
+    inputs = make(size, kinds=(kind,))
+    shape = inputs(node_sum).shape
+    check(inputs, torch.float32)
+    check(inputs, torch.float32, image(*shape, kind="sliced", first=1))
+
+
+def test_shuffle_by_hand():
+    """Two groups of two: the sum's channels are 0 and 2, the others' 1 and 3."""
+    y, x = torch.randn(1, 2, 3, 3), torch.randn(1, 2, 3, 3)
+    result = node_sum([y], torch.zeros(1, 1, 2), torch.ones(1, 1, 2), torch.tensor([2.0]), [x], torch.tensor([3.0]))
+    torch.testing.assert_close(result, torch.stack([2 * y, 3 * x], 2).flatten(1, 2))
+    torch.testing.assert_close(result, F.channel_shuffle(torch.cat([2 * y, 3 * x], 1), 2))
+
+
+@pytest.mark.parametrize("individuals", [2, 3])
+@pytest.mark.parametrize("shared", [(False,), (True,), (True, False)], ids=str)
+@pytest.mark.parametrize("size", [(2, 4, 9, 7, 4), (1, 5, 6, 5, 2), (3, 8, 40, 20, 1)], ids=str)
+def test_population(size, shared, individuals):
+    inputs = make(size, count=5, individuals=individuals, shared=shared)
+    result = inputs(node_sum)
+    assert result.shape[0] == individuals * size[0]
+    assert_close([result], [inputs.to(torch.float64)(node_sum_reference)], torch.float32)
+    if len(set(shared)) == 2 or not any(shared):
+        assert torch.equal(result, replace(inputs, images=None)(node_sum))
+    # Each individual alone gets the same bits.
+    for p, alone in enumerate(result.split(size[0])):
+
+        def own(x: Tensor, p: int = p) -> Tensor:
+            return x if len(x) == size[0] else x[p * size[0] : (p + 1) * size[0]]
+
+        single = replace(
+            inputs,
+            candidates=[own(y) for y in inputs.candidates],
+            bypass=[own(x) for x in inputs.bypass],
+            mean=inputs.mean[:, p : p + 1],
+            rstd=inputs.rstd[:, p : p + 1],
+            weights=inputs.weights[p],
+            bypass_weights=None if inputs.bypass_weights is None else inputs.bypass_weights[p],
+            individuals=1,
+        )
+        assert torch.equal(alone, single(node_sum))
+
+
+@pytest.mark.parametrize("size", [(2, 4, 8, 8, 4), (2, 6, 16, 16, 1)], ids=str)
+def test_large_mean(size):
+    """Mean 1e3 and variance 1e-2: subtracting must come before scaling."""
+    inputs = make(size)
+    inputs.candidates = [1e3 + 0.1 * y for y in inputs.candidates]
+    inputs.mean, inputs.rstd = statistics(inputs.candidates, 1, size[0])
+    check(inputs, torch.float32)
+
+
+def test_bypass_weights_are_ones_by_default():
+    inputs = make(weighted=False)
+    check(inputs, torch.float32)
+    assert torch.equal(inputs(node_sum), replace(inputs, bypass_weights=torch.ones(2))(node_sum))
+
+
+def test_one_candidate_and_most_candidates():
+    for count in (1, 128):
+        check(make((1, 4, 5, 5, 4), count=count, edges=1), torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:var_mean")  # of nothing
+@pytest.mark.parametrize("size", [(0, 4, 5, 5, 4), (2, 4, 0, 5, 4), (0, 3, 5, 5, 1), (2, 3, 5, 0, 1)], ids=str)
+def test_empty(size):
+    inputs = make(size)
+    inputs.mean, inputs.rstd = torch.zeros(4, 1, size[1]), torch.ones(4, 1, size[1])
+    result, *grads = run(node_sum, inputs, inputs(node_sum))
+    assert result.shape == (size[0], size[1] * size[4], size[2], size[3])
+    assert all(grad.eq(0).all() for grad in grads)
+    total = torch.ones_like(result)
+    assert OPS.bypass_grad(None, [total], torch.ones(1), [], 1 if size[4] == 1 else size[1]).shape == result.shape
+
+
+@pytest.mark.parametrize("capability", ["portable", "AVX2", "AVX-512"])
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_instruction_sets_agree(capability, dtype):
+    before = _C.cpu_capability()
+    try:
+        _C.set_cpu_capability(capability)
+    except ValueError:
+        pytest.skip(f"this processor has no {capability}")
+    try:
+        for size in [(2, 4, 19, 17, 4), (2, 7, 12, 13, 1), (1, 3, 5, 7, 3)]:
+            check(make(size), dtype)
+            check_bypass_grad(size[1], size[4], dtype)
+    finally:
+        _C.set_cpu_capability(before)
+
+
+def test_threads_do_not_change_a_bit():
+    threads = torch.get_num_threads()
+    for size in [(8, 4, 32, 32, 4), (5, 5, 40, 33, 1)]:
+        inputs = make(size)
+        grad = torch.randn(inputs(node_sum).shape)
+        try:
+            torch.set_num_threads(1)
+            alone = run(node_sum, inputs, grad)
+            torch.set_num_threads(2)
+            together = run(node_sum, inputs, grad)
+        finally:
+            torch.set_num_threads(threads)
+        assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("size", [(2, 2, 3, 2, 2), (2, 4, 2, 2, 4), (2, 3, 3, 3, 1)], ids=str)
+def test_gradcheck(size):
+    """Numerically, with statistics that follow the batch for the candidates that are normalised."""
+    inputs = make(size, count=3).to(torch.float64, leaves=True)
+    inputs.normalized = [True, False, True]
+    count, edges = 3, len(inputs.bypass)
+
+    def function(*tensors: Tensor) -> Tensor:
+        candidates = list(tensors[:count])
+        mean, rstd = inputs.mean.clone(), inputs.rstd.clone()
+        for k in (0, 2):
+            variance, mean[k, 0] = torch.var_mean(candidates[k].detach(), dim=(0, 2, 3), correction=0)
+            rstd[k, 0] = (variance + EPS).rsqrt()
+        changed = replace(
+            inputs, candidates=candidates, bypass=list(tensors[count : count + edges]), mean=mean, rstd=rstd
+        )
+        changed.weights = tensors[count + edges]
+        changed.bypass_weights = tensors[count + edges + 1] if edges else None
+        return changed(node_sum)
+
+    assert torch.autograd.gradcheck(function, inputs.leaves())
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    inputs = make().to(torch.float32)
+    full = run(node_sum, inputs, torch.ones_like(inputs(node_sum)))[1:]
+    for index in range(len(full)):
+        fresh = inputs.to(torch.float32)
+        leaf = fresh.leaves()[index].requires_grad_()
+        fresh(node_sum).sum().backward()
+        assert torch.equal(leaf.grad, full[index])
+        assert all(other.grad is None for other in fresh.leaves() if other is not leaf)
+
+
+def test_mixed_dtypes_are_promoted():
+    inputs = make()
+    inputs.candidates[1] = inputs.candidates[1].bfloat16()
+    inputs.weights = inputs.weights.double()
+    result = inputs(node_sum)
+    assert result.dtype == torch.float32
+    assert_close([result], [inputs(node_sum_reference)], torch.float32)
+
+
+# --- the raw operators ---
+
+
+def test_sums_of_the_gradient():
+    inputs = make((2, 4, 9, 7, 4)).to(torch.float32)
+    grad = torch.randn(inputs(node_sum).shape)
+    processed, sums, dots, bypass_dots = OPS.node_sum_grad(
+        grad, inputs.candidates, inputs.mean, inputs.rstd, inputs.bypass
+    )
+    groups = grad.unflatten(1, (4, 4)).transpose(1, 2)  # [N, g, C, H, W]
+    assert torch.equal(processed, groups[:, 0])
+    torch.testing.assert_close(sums, groups[:, 0].sum((0, 2, 3)))
+    for k, y in enumerate(inputs.candidates):
+        normal = (y - inputs.mean[k, 0][:, None, None]) * inputs.rstd[k, 0][:, None, None]
+        torch.testing.assert_close(dots[k], (groups[:, 0] * normal).sum((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    for e, x in enumerate(inputs.bypass):
+        torch.testing.assert_close(bypass_dots[e], (groups[:, 1:].flatten(1, 2) * x).sum(), rtol=1e-4, atol=1e-4)
+    assert OPS.node_sum_grad(grad[:, :4], inputs.candidates, inputs.mean, inputs.rstd, [])[0].shape == (0,)
+
+
+def check_bypass_grad(channels: int, groups: int, dtype: torch.dtype, processed: bool = True, addends: int = 2) -> None:
+    groups = max(groups, 2)
+    size = (2, channels * groups, 11, 7)
+    kinds = ["channels_last", "sliced", "contiguous"]
+    grads = [image(*size, kind=kind).to(dtype) for kind in kinds]
+    others = [image(*size, kind=kind).to(dtype) for kind in kinds[:addends]]
+    weights = torch.randn(3, dtype=number_dtype(dtype))
+    front = image(2, channels, 11, 7, "sliced").to(dtype) if processed else None
+    result = OPS.bypass_grad(front, grads, weights, others, channels)
+    assert result.dtype == dtype
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    expected = sum((x.double() for x in others), torch.zeros(size, dtype=torch.float64))
+    if front is not None:
+        expected[:, :channels] += front
+    for grad, weight in zip(grads, weights, strict=True):
+        rest = grad.double().unflatten(1, (channels, groups)).transpose(1, 2)[:, 1:]
+        expected[:, channels:] += weight * rest.flatten(1, 2)
+    assert_close([result], [expected], dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("groups", [2, 3, 4])
+@pytest.mark.parametrize("channels", [1, 4, 5, 16])
+def test_bypass_grad(channels, groups, dtype):
+    check_bypass_grad(channels, groups, dtype)
+    check_bypass_grad(channels, groups, dtype, processed=False, addends=0)
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "sliced"])
+@pytest.mark.parametrize("size", [(2, 4, 3, 5, 4), (2, 3, 3, 5, 1)], ids=str)
+def test_opcheck(size, kind):
+    leaves = make(size, kinds=(kind,)).to(torch.float32, leaves=True)
+    arguments = (leaves.candidates, leaves.mean, leaves.rstd, leaves.weights, leaves.bypass, leaves.bypass_weights, 1)
+    torch.library.opcheck(OPS.node_sum.default, arguments)
+    inputs = make(size, kinds=(kind,)).to(torch.float32)
+    grad = torch.randn(inputs(node_sum).shape)
+    arguments = (inputs.candidates, inputs.mean, inputs.rstd)
+    torch.library.opcheck(OPS.node_sum_grad.default, (grad, *arguments, inputs.bypass))
+    processed, sums, dots, _ = OPS.node_sum_grad(grad, *arguments, inputs.bypass)
+    processed = processed if inputs.bypass else grad
+    numbers = (inputs.weights, sums, dots, [1, 0, 1, 1])
+    torch.library.opcheck(OPS.node_sum_grad_candidates.default, (processed, *arguments, *numbers))
+    if inputs.bypass:
+        for front in (processed, None):
+            torch.library.opcheck(OPS.bypass_grad.default, (front, [grad, grad], torch.rand(2), [grad], size[1]))
+    population = make(size, individuals=2, shared=(True,)).to(torch.float32)
+    numbers = (population.mean, population.rstd, population.weights, population.bypass, population.bypass_weights)
+    torch.library.opcheck(OPS.node_sum.default, (population.candidates, *numbers, 2, size[0]))
+
+
+@pytest.mark.parametrize("normalized", [None, [True, False, True, False]], ids=str)
+def test_compile_has_no_graph_break(normalized):
+    inputs = replace(make(), normalized=normalized)
+    compiled = torch.compile(node_sum, fullgraph=True, backend="aot_eager")
+    grad = torch.randn(inputs(node_sum).shape)
+    ours, expected = run(compiled, inputs, grad), run(node_sum, inputs, grad)
+    assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+# --- errors name the operator, the argument and the shape ---
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"candidates": []}, r"fastnas::node_sum: candidates must hold 1 to 128 tensors, got 0"),
+        ({"candidates": [torch.rand(2, 3)]}, r"candidates\[0\] must be \[N, C, H, W\], got shape \[2, 3\]"),
+        (
+            {"candidates": [torch.rand(2, 4, 9, 7)] * 3 + [torch.rand(2, 4, 9, 8)]},
+            r"candidates\[3\] has shape \[2, 4, 9, 8\], expected \[N, 4, 9, 7\]",
+        ),
+        (
+            {"candidates": [torch.rand(2, 4, 9, 7)] * 3 + [torch.rand(3, 4, 9, 7)], "images": 2},
+            r"candidates\[3\] has shape \[3, 4, 9, 7\]; for 1 individuals of 2 images",
+        ),
+        ({"mean": torch.rand(4, 4)}, r"mean has shape \[4, 4\], expected \[4, 1, 4\]"),
+        ({"rstd": torch.rand(3, 1, 4)}, r"rstd has shape \[3, 1, 4\], expected \[4, 1, 4\]"),
+        ({"weights": torch.rand(3)}, r"weights has shape \[1, 3\], expected \[1, 4\]"),
+        ({"bypass_weights": torch.rand(2, 2)}, r"bypass_weights has shape \[2, 2\], expected \[1, 2\]"),
+        ({"bypass": [torch.rand(2, 6, 9, 7)] * 2}, r"6 channels bypass the 4 that are summed"),
+        ({"bypass": [torch.rand(2, 0, 9, 7)] * 2}, r"0 channels bypass the 4 that are summed"),
+        ({"bypass": [torch.rand(2, 4)] * 2}, r"bypass\[0\] must be \[N, R, H, W\], got shape \[2, 4\]"),
+        ({"individuals": 0}, r"individuals is 0"),
+        ({"normalized": [True]}, r"normalized has 1 entries, but there are 4 candidates"),
+    ],
+    ids=str,
+)
+def test_errors(change, message):
+    with pytest.raises(RuntimeError, match=message):
+        replace(make(), **change)(node_sum)
+
+
+def test_errors_of_the_raw_operators():
+    inputs = make().to(torch.float32)
+    y, mean, rstd, weights = inputs.candidates, inputs.mean, inputs.rstd, inputs.weights
+    grad = torch.randn(2, 16, 9, 7)
+    with pytest.raises(RuntimeError, match=r"weights must be float32"):
+        OPS.node_sum(y, mean, rstd, weights.double(), [], None, 1)
+    with pytest.raises(RuntimeError, match=r"candidates\[1\] has another dtype"):
+        OPS.node_sum([y[0], y[1].double()], mean, rstd, weights, [], None, 1)
+    with pytest.raises(RuntimeError, match=r"node_sum_grad: mean has shape \[4, 2, 4\]; there are gradients for one"):
+        OPS.node_sum_grad(grad[:, :4], y, mean.expand(-1, 2, -1), rstd, [])
+    with pytest.raises(RuntimeError, match=r"a candidate has shape \[2, 4, 9, 7\], but there are 1 images"):
+        OPS.node_sum_grad(grad[:1, :4], y, mean, rstd, [])
+    sums, dots = torch.rand(4), torch.rand(4, 4)
+    with pytest.raises(RuntimeError, match=r"node_sum_grad_candidates: normalized has 1 entries"):
+        OPS.node_sum_grad_candidates(grad[:, :4], y, mean, rstd, weights, sums, dots, [1])
+    with pytest.raises(RuntimeError, match=r"dots has shape \[4\], expected \[4, 4\]"):
+        OPS.node_sum_grad_candidates(grad[:, :4], y, mean, rstd, weights, sums, sums, [1] * 4)
+    with pytest.raises(RuntimeError, match=r"bypass_grad: 11 channels bypass the 5"):
+        OPS.bypass_grad(None, [grad], torch.rand(1), [], 5)
+    with pytest.raises(RuntimeError, match=r"processed has shape \[2, 16, 9, 7\], expected \[N, 4, 9, 7\]"):
+        OPS.bypass_grad(grad, [grad], torch.rand(1), [], 4)
+    with pytest.raises(RuntimeError, match=r"bypass_grad: weights has shape \[2\], expected \[1\]"):
+        OPS.bypass_grad(None, [grad], torch.rand(2), [], 4)
+
+
+def test_double_backward_says_so():
+    inputs = make().to(torch.float32, leaves=True)
+    result = inputs(node_sum)
+    (grad,) = torch.autograd.grad(result.pow(2).sum(), inputs.weights, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_no_gradients_for_a_population():
+    inputs = make(individuals=2).to(torch.float32, leaves=True)
+    result = inputs(node_sum)
+    with pytest.raises(RuntimeError, match="gradients for one individual only"):
+        result.sum().backward()
