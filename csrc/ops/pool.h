@@ -1,0 +1,57 @@
+// pool: average and maximum of the 3×3 windows of an image (padding 1, stride 1 or 2), both from one reading of it, and
+// the gradient of all that reads them. What the kernels obey.
+//
+// Nothing here knows torch. Images are channels-last; `*_stride` is the distance of two pixels in elements, so that the
+// first channels of a wider image are read in place.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+#include "ops/accumulate.h"
+
+namespace fastnas {
+
+/// Bound the pointer tables of PoolGrad.
+constexpr int kMaxPoolGrads = 64;
+constexpr int kMaxPoolAddends = 64;
+
+/// Windows along a side of `size` pixels: one is centred on every `stride`-th pixel.
+inline int64_t pool_windows(int64_t size, int64_t stride) { return (size + stride - 1) / stride; }
+
+template <typename T>
+struct PoolImages {
+  const T* pixels;  // [N, H, W, C]
+  int64_t stride;
+};
+
+struct PoolShape {
+  int64_t channels;  // C
+  int64_t height;    // H
+  int64_t width;     // W
+  int64_t stride;    // of the windows, 1 or 2
+};
+
+template <typename T>
+struct PoolGrad {
+  PoolShape shape;
+  PoolImages<T> x;                         // [N, H, W, C]
+  PoolImages<T> grads[kMaxPoolGrads];      // each [N, H', W', C]
+  int64_t grad_count;                      // G
+  const accumulate_t<T>* scales;           // [2, G, C], of the average and of the maximum
+  PoolImages<T> outputs[2];                // average and maximum, each [N, H', W', C]; read with corrections only
+  const accumulate_t<T>* corrections;      // [2, 3, C] of slope, mean, offset, or null
+  const accumulate_t<T>* skip;             // [G, C], or null
+  PoolImages<T> addends[kMaxPoolAddends];  // each [N, H, W, C]
+  int64_t addend_count;
+};
+
+}  // namespace fastnas
+
+FASTNAS_CPU_VARIANTS(
+    // Images first..last. average, maximum [N, H', W', C] dense. table [N, 2, 2, C] receives (mean, Σ(y - mean)²) of
+    // both; null where nobody asks.
+    template <typename T> void pool_forward(const PoolShape& shape, const PoolImages<T>& x, T* average, T* maximum,
+                                            double* table, int64_t first, int64_t last);
+    // Images first..last. result [N, H, W, C] dense.
+    template <typename T> void pool_grad(const PoolGrad<T>& args, T* result, int64_t first, int64_t last);)
