@@ -55,7 +55,7 @@ inline void store_unaligned(A* p, Vec<A> v) {
 }
 template <typename A>
 inline Vec<A> broadcast(A value) {
-  return Vec<A>{} + value;
+  return value - Vec<A>{};  // 0 + value would cost an addition: it turns -0 into 0
 }
 
 /// The number of values that `n` take in scratch memory: a multiple of the vector.
