@@ -218,13 +218,14 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> backward_cpu(
                       FASTNAS_CPU_CALL(preprocess_backward, *args, *grad, sums, chunks, first, last);
                     });
                     for (const Tensor& t : grad_weights) {
+                      const int64_t count = t.numel();
                       A* to = t.mutable_data_ptr<A>();
-                      for (int64_t i = 0; i < t.numel(); ++i) {
+                      for (int64_t i = 0; i < count; ++i) {
                         double sum = 0;
                         for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += sums[chunk * size + i];
                         to[i] = A(sum);
                       }
-                      sums += t.numel();
+                      sums += count;
                     }
                   }),
                   FASTNAS_FLOATING_TYPES);

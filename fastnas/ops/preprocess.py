@@ -1,9 +1,9 @@
 """preprocess: 1×1 convolutions of relu(x), where x is the concatenation of states that is never built.
 
 It covers the ReLU and the convolution of both preprocessings of a cell (DARTS, Liu et al. 2019): ReLU-Conv-BN, and
-factorized reduction, whose two convolutions of stride 2 read the pixels at even and at odd rows and columns. Plain torch
-writes the concatenation, its rectification and the crop of the odd pixels to memory and reads each again; the fused
-operator reads the states once and gives the mean and variance that the normalisation needs on the way.
+factorized reduction, whose two convolutions of stride 2 read the pixels at even and at odd rows and columns. Plain
+torch writes the concatenation, its rectification and the crop of the odd pixels to memory and reads each again; the
+fused operator reads the states once and gives the mean and variance that the normalisation needs on the way.
 """
 
 from __future__ import annotations
@@ -88,9 +88,10 @@ def preprocess(
     """
     inputs, weights, _ = _arguments(inputs, weights)
     offsets = list(offsets)
-    if not torch.compiler.is_compiling() and torch.is_grad_enabled():
-        if any(tensor.requires_grad for tensor in (*inputs, *weights)):
-            return _Preprocess.apply(offsets, stride, individuals, statistics, len(inputs), *inputs, *weights)
+    if torch.compiler.is_compiling():
+        return _forward(inputs, weights, offsets, stride, individuals, statistics)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*inputs, *weights)):
+        return _Preprocess.apply(offsets, stride, individuals, statistics, len(inputs), *inputs, *weights)
     return _forward(inputs, weights, offsets, stride, individuals, statistics)
 
 
