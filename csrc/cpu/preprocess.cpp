@@ -1,0 +1,335 @@
+#include "ops/preprocess.h"
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "cpu/memory.h"
+#include "cpu/pointwise.h"
+#include "cpu/statistics.h"
+
+namespace fastnas::FASTNAS_ISA {
+namespace {
+
+// A block of pixels passes through all steps while it is in the nearest cache.
+constexpr int64_t kBlockBytes = 32 << 10;
+
+int64_t block_pixels(int64_t bytes_of_a_pixel, int64_t pixels) {
+  const int64_t fitting = kBlockBytes / bytes_of_a_pixel / 8 * 8;
+  const int64_t block = fitting < 32 ? 32 : fitting > 256 ? 256 : fitting;
+  return block < pixels ? block : pixels;
+}
+
+// --- rows of channels ---
+
+template <typename A, int n, typename From, typename To, typename F>
+inline void map_some(const From* from, To* to, int64_t c, const F& f) {
+  A value[n];  // read everything before anything is written: the compiler need not fear that memory overlaps
+  for (int i = 0; i < n; ++i) value[i] = f(A(from[c + i]), c + i);
+  for (int i = 0; i < n; ++i) to[c + i] = To(value[i]);
+}
+
+/// to[c] = f(from[c], c), computed in A.
+template <typename A, typename From, typename To, typename F>
+inline void map_row(const From* from, To* to, int64_t channels, const F& f) {
+  int64_t c = 0;
+  for (; c + 16 <= channels; c += 16) map_some<A, 16>(from, to, c, f);
+  for (; c + 4 <= channels; c += 4) map_some<A, 4>(from, to, c, f);
+  for (; c < channels; ++c) map_some<A, 1>(from, to, c, f);
+}
+
+/// The same for pixels; those without gaps between them are one long row.
+template <typename A, typename From, typename To, typename F>
+inline void map_pixels(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t channels,
+                       int64_t pixels, const F& f) {
+  if (from_stride == channels && to_stride == channels) return map_row<A>(from, to, channels * pixels, f);
+  for (int64_t p = 0; p < pixels; ++p) map_row<A>(from + p * from_stride, to + p * to_stride, channels, f);
+}
+
+// --- blocks of output pixels ---
+
+struct Block {
+  int64_t image;
+  int64_t begin;  // first output pixel
+  int64_t pixels;
+};
+
+/// Calls f(p, y, x, n) for every stretch of the block in one row: n pixels, at (y, x) in the image, at p in the block.
+template <typename T, typename F>
+inline void for_rows(const Preprocess<T>& args, const Block& block, const F& f) {
+  for (int64_t p = 0; p < block.pixels;) {
+    const int64_t y = (block.begin + p) / args.output_width, x = (block.begin + p) % args.output_width;
+    const int64_t rest = block.pixels - p, row = args.output_width - x;
+    const int64_t n = rest < row ? rest : row;
+    f(p, y, x, n);
+    p += n;
+  }
+}
+
+/// Of n output pixels from (y, x) on, those whose input pixel at this offset is within the image.
+template <typename T>
+inline int64_t inside(const Preprocess<T>& args, int64_t offset, int64_t y, int64_t x, int64_t n) {
+  if (y * args.stride + offset >= args.height) return 0;
+  const int64_t columns = (args.width - offset + args.stride - 1) / args.stride - x;
+  return columns < n ? columns : n;
+}
+
+template <typename T>
+inline int64_t input_pixel(const Preprocess<T>& args, const Block& block, int64_t offset, int64_t y, int64_t x) {
+  return (block.image * args.height + y * args.stride + offset) * args.width + x * args.stride + offset;
+}
+
+/// z [pixels, z_stride] = relu(x) at the pixels that the matrices of this offset read, zero beyond the edge.
+template <typename T, typename A>
+void gather(const Preprocess<T>& args, const Block& block, int64_t offset, A* z, int64_t z_stride) {
+  for_rows(args, block, [&](int64_t p, int64_t y, int64_t x, int64_t n) {
+    const int64_t read = inside(args, offset, y, x, n);
+    A* row = z + p * z_stride;
+    int64_t first = 0;
+    for (int64_t i = 0; i < args.states.count && read > 0; ++i) {
+      const int64_t stride = args.states.stride[i];
+      const T* state = args.states.data[i] + input_pixel(args, block, offset, y, x) * stride;
+      map_pixels<A>(state, stride * args.stride, row + first, z_stride, args.states.channels[i], read,
+                    [](A value, int64_t) { return value < 0 ? A(0) : value; });  // NaN stays
+      first += args.states.channels[i];
+    }
+    std::memset(row + read * z_stride, 0, (n - read) * z_stride * sizeof(A));
+  });
+}
+
+/// The gradient of x where this offset reads it: gx [pixels, stride], masked by z = relu(x) [pixels, stride].
+template <typename T, typename A>
+void scatter(const Preprocess<T>& args, const Parts<T>& grads, const Block& block, int64_t offset, const A* gx,
+             const A* z, int64_t stride) {
+  for_rows(args, block, [&](int64_t p, int64_t y, int64_t x, int64_t n) {
+    const int64_t read = inside(args, offset, y, x, n);
+    int64_t first = 0;
+    for (int64_t i = 0; i < grads.count && read > 0; ++i) {
+      const int64_t channels = grads.channels[i];
+      T* to = grads.data[i] + input_pixel(args, block, offset, y, x) * channels;
+      for (int64_t q = 0; q < read; ++q) {
+        const int64_t at = (p + q) * stride + first;
+        map_row<A>(gx + at, to + q * args.stride * channels, channels,
+                   [mask = z + at](A value, int64_t c) { return mask[c] <= 0 ? A(0) : value; });
+      }
+      first += channels;
+    }
+  });
+}
+
+/// Zeros where no matrix reads x.
+template <typename T>
+void clear_unread(const Preprocess<T>& args, const Parts<T>& grads, const Block& block) {
+  for (int64_t dy = 0; dy < args.stride; ++dy) {
+    for (int64_t dx = 0; dx < args.stride; ++dx) {
+      if (dy == dx && args.group_outputs[dy] > 0) continue;
+      for_rows(args, block, [&](int64_t, int64_t y, int64_t x, int64_t n) {
+        if (y * args.stride + dy >= args.height) return;
+        for (int64_t i = 0; i < grads.count; ++i) {
+          const int64_t channels = grads.channels[i];
+          T* to = grads.data[i] + input_pixel(args, block, 0, y, x) * channels;
+          for (int64_t q = 0; q < n && (x + q) * args.stride + dx < args.width; ++q) {
+            std::memset(static_cast<void*>(to + (dy * args.width + q * args.stride + dx) * channels), 0,
+                        channels * sizeof(T));
+          }
+        }
+      });
+    }
+  }
+}
+
+/// g [pixels, g_stride]: the gradients of the outputs of this offset's matrices.
+template <typename T, typename A>
+void gather_grads(const Preprocess<T>& args, const PreprocessGrad<T>& grad, const Block& block, int64_t offset, A* g,
+                  int64_t g_stride) {
+  const int64_t begin = block.image * args.output_height * args.output_width + block.begin;
+  for (int64_t m = 0; m < args.matrix_count; ++m) {
+    const Matrix<A>& matrix = args.matrices[m];
+    if (matrix.offset != offset) continue;
+    int64_t part_begin = 0;
+    for (int64_t n = 0; n < grad.grads.count; ++n) {  // the channels that this part and this matrix share
+      const int64_t part_end = part_begin + grad.grads.channels[n], stride = grad.grads.stride[n];
+      const int64_t matrix_end = matrix.output + matrix.rows;
+      const int64_t first = matrix.output > part_begin ? matrix.output : part_begin;
+      const int64_t count = (matrix_end < part_end ? matrix_end : part_end) - first;
+      const T* from = grad.grads.data[n] + begin * stride + first - part_begin;
+      A* to = g + matrix.column + first - matrix.output;
+      part_begin = part_end;
+      if (count <= 0) continue;
+      if (!grad.coefficients) {
+        map_pixels<A>(from, stride, to, g_stride, count, block.pixels, [](A value, int64_t) { return value; });
+        continue;
+      }
+      const A *a = grad.coefficients + first, *b = a + args.outputs, *mean = b + args.outputs;
+      const A* constant = mean + args.outputs;
+      for (int64_t p = 0; p < block.pixels; ++p) {
+        const T* output = grad.output + (begin + p) * args.outputs + first;
+        map_row<A>(from + p * stride, to + p * g_stride, count,
+                   [=](A value, int64_t c) { return a[c] * value + b[c] * (A(output[c]) - mean[c]) + constant[c]; });
+      }
+    }
+  }
+}
+
+// --- buffers ---
+
+template <typename A>
+struct Forward {
+  template <typename T>
+  Forward(Layout& layout, const Preprocess<T>& args)
+      : width{padded<A>(args.group_outputs[0]), padded<A>(args.group_outputs[1])},
+        sums{{layout, width[0]}, {layout, width[1]}} {
+    const int64_t widest = width[0] > width[1] ? width[0] : width[1];
+    pixels = block_pixels((args.channels + widest + 1) * sizeof(A), args.output_height * args.output_width);
+    z = layout.take<A>(pixels * args.channels);
+    y = layout.take<A>(pixels * widest);
+    for (int offset = 0; offset < 2; ++offset) weights[offset] = layout.take<A>(args.channels * width[offset]);
+    table = layout.take<double>(2 * args.outputs);
+  }
+
+  int64_t width[2];       // outputs of a group, padded
+  MomentSums<A> sums[2];  // of a group
+  int64_t pixels;         // of a block
+  A* z;                   // [pixels, Cin]
+  A* y;                   // [pixels, width], of one group
+  A* weights[2];          // [Cin, width]
+  double* table;          // [2, rows], of one matrix
+};
+
+template <typename A>
+struct Backward {
+  template <typename T>
+  Backward(Layout& layout, const Preprocess<T>& args) : z_width(padded<A>(args.channels)) {
+    const int64_t* outputs = args.group_outputs;
+    g_width = padded<A>(outputs[0] > outputs[1] ? outputs[0] : outputs[1]);
+    pixels = block_pixels((2 * z_width + g_width + 1) * sizeof(A), args.output_height * args.output_width);
+    z = layout.take<A>(pixels * z_width);
+    gx = layout.take<A>(pixels * z_width);
+    g = layout.take<A>(pixels * g_width);
+    for (int offset = 0; offset < 2; ++offset) {
+      weights[offset] = layout.take<A>(outputs[offset] * z_width);
+      grad_weights[offset] = layout.take<A>(outputs[offset] * z_width);
+    }
+  }
+
+  int64_t z_width;     // Cin, padded
+  int64_t g_width;     // outputs of a group, padded
+  int64_t pixels;      // of a block
+  A* z;                // [pixels, z_width]
+  A* gx;               // [pixels, z_width]
+  A* g;                // [pixels, g_width], of one group
+  A* weights[2];       // [outputs of the group, z_width]
+  A* grad_weights[2];  // as weights
+};
+
+template <typename Buffers, typename T>
+Buffers buffers(const Preprocess<T>& args) {
+  Layout sizes(nullptr);
+  Buffers(sizes, args);
+  Layout layout(cpu::scratch(sizes.bytes()));
+  return Buffers(layout, args);
+}
+
+}  // namespace
+
+template <typename T>
+void preprocess_forward(const Preprocess<T>& args, T* output, double* moments, int64_t first, int64_t last) {
+  using A = accumulate_t<T>;
+  auto b = buffers<Forward<A>>(args);
+  for (int offset = 0; offset < 2; ++offset) {
+    std::memset(b.weights[offset], 0, args.channels * b.width[offset] * sizeof(A));
+  }
+  for (int64_t m = 0; m < args.matrix_count; ++m) {
+    const Matrix<A>& matrix = args.matrices[m];
+    A* to = b.weights[matrix.offset] + matrix.column;
+    for (int64_t row = 0; row < matrix.rows; ++row) {
+      for (int64_t c = 0; c < args.channels; ++c) {
+        to[c * b.width[matrix.offset] + row] = matrix.weights[row * args.channels + c];
+      }
+    }
+  }
+  const int64_t pixels = args.output_height * args.output_width;
+  for (int64_t image = first; image < last; ++image) {
+    for (auto& sums : b.sums) sums.begin();
+    for (int64_t begin = 0; begin < pixels; begin += b.pixels) {
+      const Block block{image, begin, pixels - begin < b.pixels ? pixels - begin : b.pixels};
+      for (int64_t offset = 0; offset < args.stride; ++offset) {
+        const int64_t width = b.width[offset];
+        if (width == 0) continue;
+        gather(args, block, offset, b.z, args.channels);
+        pointwise(b.z, args.channels, args.channels, b.weights[offset], width, block.pixels, b.y);
+        if (moments) b.sums[offset].add(b.y, block.pixels);
+        for (int64_t m = 0; m < args.matrix_count; ++m) {
+          const Matrix<A>& matrix = args.matrices[m];
+          if (matrix.offset != offset) continue;
+          map_pixels<A>(b.y + matrix.column, width, output + (image * pixels + begin) * args.outputs + matrix.output,
+                        args.outputs, matrix.rows, block.pixels, [](A value, int64_t) { return value; });
+        }
+      }
+    }
+    for (int64_t m = 0; moments && m < args.matrix_count; ++m) {
+      const Matrix<A>& matrix = args.matrices[m];
+      b.sums[matrix.offset].finish(matrix.column, matrix.rows, b.table);
+      double* to = moments + image * 2 * args.outputs + matrix.output;
+      for (int64_t i = 0; i < 2; ++i) {
+        std::memcpy(to + i * args.outputs, b.table + i * matrix.rows, matrix.rows * sizeof(double));
+      }
+    }
+  }
+}
+
+template <typename T>
+void preprocess_backward(const Preprocess<T>& args, const PreprocessGrad<T>& grad, accumulate_t<T>* partial,
+                         int64_t chunks, int64_t first, int64_t last) {
+  using A = accumulate_t<T>;
+  auto b = buffers<Backward<A>>(args);
+  std::memset(b.z, 0, b.pixels * b.z_width * sizeof(A));  // its padding stays zero
+  for (int offset = 0; offset < 2; ++offset) {
+    std::memset(b.weights[offset], 0, args.group_outputs[offset] * b.z_width * sizeof(A));
+  }
+  for (int64_t m = 0; m < args.matrix_count; ++m) {
+    const Matrix<A>& matrix = args.matrices[m];
+    for (int64_t row = 0; row < matrix.rows; ++row) {
+      std::memcpy(b.weights[matrix.offset] + (matrix.column + row) * b.z_width, matrix.weights + row * args.channels,
+                  args.channels * sizeof(A));
+    }
+  }
+  const int64_t pixels = args.output_height * args.output_width;
+  for (int64_t chunk = first; chunk < last; ++chunk) {
+    for (int offset = 0; offset < 2; ++offset) {
+      std::memset(b.grad_weights[offset], 0, args.group_outputs[offset] * b.z_width * sizeof(A));
+    }
+    for (int64_t image = chunk * args.images / chunks; image < (chunk + 1) * args.images / chunks; ++image) {
+      for (int64_t begin = 0; begin < pixels; begin += b.pixels) {
+        const Block block{image, begin, pixels - begin < b.pixels ? pixels - begin : b.pixels};
+        for (int64_t offset = 0; offset < args.stride; ++offset) {
+          const int64_t outputs = args.group_outputs[offset];
+          if (outputs == 0) continue;
+          gather(args, block, offset, b.z, b.z_width);
+          gather_grads(args, grad, block, offset, b.g, b.g_width);
+          pointwise(b.g, b.g_width, outputs, b.weights[offset], b.z_width, block.pixels, b.gx);
+          pointwise_grad_weights(b.g, b.g_width, outputs, b.z, b.z_width, block.pixels, b.grad_weights[offset]);
+          scatter(args, grad.grad_states, block, offset, b.gx, b.z, b.z_width);
+        }
+        clear_unread(args, grad.grad_states, block);
+      }
+    }
+    for (int64_t m = 0; m < args.matrix_count; ++m) {
+      const Matrix<A>& matrix = args.matrices[m];
+      for (int64_t row = 0; row < matrix.rows; ++row) {
+        std::memcpy(partial + (chunk * args.outputs + matrix.output + row) * args.channels,
+                    b.grad_weights[matrix.offset] + (matrix.column + row) * b.z_width, args.channels * sizeof(A));
+      }
+    }
+  }
+}
+
+#define INSTANTIATE(T)                                                                                         \
+  template void preprocess_forward(const Preprocess<T>&, T*, double*, int64_t, int64_t);                       \
+  template void preprocess_backward(const Preprocess<T>&, const PreprocessGrad<T>&, accumulate_t<T>*, int64_t, \
+                                    int64_t, int64_t);
+INSTANTIATE(double)
+INSTANTIATE(float)
+INSTANTIATE(c10::BFloat16)
+INSTANTIATE(c10::Half)
+
+}  // namespace fastnas::FASTNAS_ISA

@@ -1,0 +1,250 @@
+#include "ops/preprocess.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+#include <tuple>
+
+#include "ops/layout.h"
+#include "ops/statistics.h"
+
+namespace fastnas {
+namespace {
+
+struct Shape {
+  int64_t images = 0, channels = 0, height = 0, width = 0;  // of x [N, Cin, H, W]
+  int64_t outputs = 0, output_height = 0, output_width = 0;
+
+  int64_t pixels() const { return output_height * output_width; }
+  Sizes output() const { return {images, outputs, output_height, output_width}; }
+};
+
+void check_count(const char* op, const char* name, size_t count) {
+  STD_TORCH_CHECK(count >= 1 && count <= static_cast<size_t>(kMaxParts), op, ": ", name, " must hold 1 to ", kMaxParts,
+                  " tensors, got ", count);
+}
+
+Shape check(const char* op, const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
+            const std::vector<int64_t>& offsets, int64_t stride) {
+  check_count(op, "inputs", inputs.size());
+  check_count(op, "weights", weights.size());
+  STD_TORCH_CHECK(stride == 1 || stride == 2, op, ": stride is ", stride, ", expected 1 or 2");
+  STD_TORCH_CHECK(offsets.size() == weights.size(), op, ": there are ", offsets.size(), " offsets for ", weights.size(),
+                  " weights, expected one for each");
+  const Tensor& first = inputs[0];
+  Shape shape;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    const Tensor& x = inputs[i];
+    STD_TORCH_CHECK(x.dim() == 4, op, ": inputs[", i, "] has shape ", shape_of(x), ", expected [N, C, H, W]");
+    STD_TORCH_CHECK(x.size(0) == first.size(0) && x.size(2) == first.size(2) && x.size(3) == first.size(3), op,
+                    ": inputs[", i, "] has shape ", shape_of(x), ", inputs[0] ", shape_of(first),
+                    "; they may differ in their channels only");
+    STD_TORCH_CHECK(x.scalar_type() == first.scalar_type() && x.device() == first.device(), op, ": inputs[", i,
+                    "] and inputs[0] must have one dtype and one device");
+    shape.channels += x.size(1);
+  }
+  shape.images = first.size(0);
+  shape.height = first.size(2);
+  shape.width = first.size(3);
+  shape.output_height = (shape.height + stride - 1) / stride;
+  shape.output_width = (shape.width + stride - 1) / stride;
+  for (size_t m = 0; m < weights.size(); ++m) {
+    const Tensor& w = weights[m];
+    STD_TORCH_CHECK(w.dim() == 2 && w.size(1) == shape.channels, op, ": weights[", m, "] has shape ", shape_of(w),
+                    ", expected [O, ", shape.channels, "] for the channels of all inputs");
+    STD_TORCH_CHECK(
+        w.scalar_type() == accumulate_dtype(first.scalar_type()), op, ": weights[", m, "] must be ",
+        first.scalar_type() == ScalarType::Double ? "float64 for float64" : "float32 for float32, bfloat16 and float16",
+        " inputs");
+    STD_TORCH_CHECK(w.device() == first.device(), op, ": weights[", m, "] and inputs[0] must be on one device");
+    STD_TORCH_CHECK(offsets[m] == 0 || (offsets[m] == 1 && stride == 2), op, ": offsets[", m, "] is ", offsets[m],
+                    stride == 2 ? ", expected 0 or 1" : ", expected 0 for stride 1");
+    shape.outputs += w.size(0);
+  }
+  return shape;
+}
+
+std::vector<Tensor> all_pixels(const std::vector<Tensor>& tensors) {
+  std::vector<Tensor> result;
+  for (const Tensor& t : tensors) result.push_back(pixels(t));
+  return result;
+}
+
+std::vector<Tensor> all_dense(const std::vector<Tensor>& tensors) {
+  std::vector<Tensor> result;
+  for (const Tensor& t : tensors) result.push_back(stored(t, Order::row_major));
+  return result;
+}
+
+template <typename T>
+void set_part(Parts<T>& parts, const Tensor& t, T* data) {
+  parts.data[parts.count] = data;
+  parts.stride[parts.count] = pixel_stride(t);
+  parts.channels[parts.count++] = t.size(1);
+}
+
+template <typename T>
+std::unique_ptr<Preprocess<T>> arguments(const Shape& shape, const std::vector<Tensor>& inputs,
+                                         const std::vector<Tensor>& weights, const std::vector<int64_t>& offsets,
+                                         int64_t stride) {
+  auto args = std::make_unique<Preprocess<T>>();
+  for (const Tensor& x : inputs) set_part(args->states, x, x.const_data_ptr<T>());
+  int64_t outputs = 0;
+  for (size_t m = 0; m < weights.size(); ++m) {
+    const int64_t rows = weights[m].size(0), column = args->group_outputs[offsets[m]];
+    args->matrices[args->matrix_count++] = {weights[m].const_data_ptr<accumulate_t<T>>(), rows, offsets[m], outputs,
+                                            column};
+    outputs += rows;
+    args->group_outputs[offsets[m]] += rows;
+  }
+  args->images = shape.images;
+  args->channels = shape.channels;
+  args->outputs = shape.outputs;
+  args->stride = stride;
+  // With stride 1 all pixels of an image follow each other, so nothing need stop at the end of a row.
+  args->height = stride == 1 ? 1 : shape.height;
+  args->width = stride == 1 ? shape.pixels() : shape.width;
+  args->output_height = stride == 1 ? 1 : shape.output_height;
+  args->output_width = stride == 1 ? shape.pixels() : shape.output_width;
+  return args;
+}
+
+// Threads are worth their start from about this many multiplications.
+int64_t grain(const Shape& shape, int64_t items) {
+  const int64_t work = shape.images * shape.pixels() * (shape.channels + 1) * (shape.outputs + 1);
+  return std::max<int64_t>(1, 500000 * items / (work + 1));
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward_cpu(std::vector<Tensor> inputs, std::vector<Tensor> weights,
+                                               std::vector<int64_t> offsets, int64_t stride, int64_t individuals,
+                                               bool statistics) {
+  constexpr auto op = "fastnas::preprocess";
+  const Shape shape = check(op, inputs, weights, offsets, stride);
+  STD_TORCH_CHECK(individuals >= 1 && shape.images % individuals == 0, op, ": individuals is ", individuals,
+                  ", expected a divisor of the ", shape.images, " images");
+  const std::vector<Tensor> x = all_pixels(inputs), w = all_dense(weights);
+  const Tensor &like = inputs[0], &weight = weights[0];
+  Tensor output = empty(like, shape.output(), Order::channels_last, like.scalar_type());
+  const Sizes sizes = statistics ? Sizes{individuals, shape.outputs} : Sizes{0};
+  Tensor mean = empty(like, sizes, Order::row_major, weight.scalar_type());
+  Tensor variance = empty(like, sizes, Order::row_major, weight.scalar_type());
+  THO_DISPATCH_V2(like.scalar_type(), op, AT_WRAP([&] {
+                    using A = accumulate_t<scalar_t>;
+                    const auto args = arguments<scalar_t>(shape, x, w, offsets, stride);
+                    scalar_t* to = output.mutable_data_ptr<scalar_t>();
+                    std::vector<double> moments(statistics ? shape.images * 2 * shape.outputs : 0);
+                    double* table = statistics ? moments.data() : nullptr;
+                    torch::stable::parallel_for(0, shape.images, grain(shape, shape.images),
+                                                [&](int64_t first, int64_t last) {
+                                                  FASTNAS_CPU_CALL(preprocess_forward, *args, to, table, first, last);
+                                                });
+                    if (statistics) {
+                      merge_statistics(moments.data(), individuals, shape.images / individuals, 1, shape.outputs,
+                                       shape.pixels(), mean.mutable_data_ptr<A>(), variance.mutable_data_ptr<A>());
+                    }
+                  }),
+                  FASTNAS_FLOATING_TYPES);
+  return {output, mean, variance};
+}
+
+// `grads`, `output` and `coefficients` fit the gradient of an output of this shape.
+void check_grads(const char* op, const Shape& shape, const std::vector<Tensor>& grads,
+                 const std::optional<Tensor>& output, const std::optional<Tensor>& coefficients, const Tensor& like,
+                 const Tensor& weight) {
+  check_count(op, "grads", grads.size());
+  int64_t channels = 0;
+  for (size_t n = 0; n < grads.size(); ++n) {
+    const Tensor& g = grads[n];
+    STD_TORCH_CHECK(g.dim() == 4 && g.size(0) == shape.images && g.size(2) == shape.output_height &&
+                        g.size(3) == shape.output_width,
+                    op, ": grads[", n, "] has shape ", shape_of(g), ", expected [", shape.images, ", C, ",
+                    shape.output_height, ", ", shape.output_width, "]");
+    STD_TORCH_CHECK(g.scalar_type() == like.scalar_type() && g.device() == like.device(), op, ": grads[", n,
+                    "] must have the dtype and the device of the inputs");
+    channels += g.size(1);
+  }
+  STD_TORCH_CHECK(channels == shape.outputs, op, ": grads have ", channels, " channels together, expected the ",
+                  shape.outputs, " rows of all weights");
+  STD_TORCH_CHECK(output.has_value() == coefficients.has_value(), op,
+                  ": output and coefficients must be given together, or neither");
+  if (!coefficients) return;
+  STD_TORCH_CHECK(sizes_of(*coefficients) == Sizes({4, shape.outputs}), op, ": coefficients has shape ",
+                  shape_of(*coefficients), ", expected [4, ", shape.outputs, "]");
+  STD_TORCH_CHECK(coefficients->scalar_type() == weight.scalar_type() && coefficients->device() == like.device(), op,
+                  ": coefficients must have the dtype and the device of the weights");
+  STD_TORCH_CHECK(sizes_of(*output) == shape.output() && output->scalar_type() == like.scalar_type() &&
+                      output->device() == like.device(),
+                  op, ": output has shape ", shape_of(*output), ", expected that, the dtype and the device of ",
+                  "preprocess(inputs, weights): [", shape.images, ", ", shape.outputs, ", ", shape.output_height, ", ",
+                  shape.output_width, "]");
+}
+
+std::tuple<std::vector<Tensor>, std::vector<Tensor>> backward_cpu(
+    std::vector<Tensor> grads, std::optional<Tensor> output, std::optional<Tensor> coefficients,
+    std::vector<Tensor> inputs, std::vector<Tensor> weights, std::vector<int64_t> offsets, int64_t stride) {
+  constexpr auto op = "fastnas::preprocess_grad";
+  const Shape shape = check(op, inputs, weights, offsets, stride);
+  check_grads(op, shape, grads, output, coefficients, inputs[0], weights[0]);
+  const std::vector<Tensor> x = all_pixels(inputs), w = all_dense(weights), g = all_pixels(grads);
+  std::optional<Tensor> dense_output, dense_coefficients;
+  if (coefficients) {
+    dense_output = stored(*output, Order::channels_last);
+    dense_coefficients = stored(*coefficients, Order::row_major);
+  }
+  std::vector<Tensor> grad_inputs, grad_weights;
+  for (const Tensor& t : inputs) {
+    grad_inputs.push_back(empty(t, sizes_of(t), Order::channels_last, t.scalar_type()));
+  }
+  for (const Tensor& t : weights) grad_weights.push_back(empty(t, sizes_of(t), Order::row_major, t.scalar_type()));
+  const int64_t chunks = std::min(kPreprocessChunks, shape.images), size = shape.outputs * shape.channels;
+  const ScalarType dtype = weights[0].scalar_type();
+  Tensor partial = empty(weights[0], {chunks, shape.outputs, shape.channels}, Order::row_major, dtype);
+  THO_DISPATCH_V2(inputs[0].scalar_type(), op, AT_WRAP([&] {
+                    using A = accumulate_t<scalar_t>;
+                    const auto args = arguments<scalar_t>(shape, x, w, offsets, stride);
+                    const auto grad = std::make_unique<PreprocessGrad<scalar_t>>();
+                    for (const Tensor& t : g) set_part(grad->grads, t, t.const_data_ptr<scalar_t>());
+                    for (const Tensor& t : grad_inputs) {
+                      set_part(grad->grad_states, t, t.mutable_data_ptr<scalar_t>());
+                    }
+                    if (coefficients) {
+                      grad->output = dense_output->const_data_ptr<scalar_t>();
+                      grad->coefficients = dense_coefficients->const_data_ptr<A>();
+                    }
+                    A* sums = partial.mutable_data_ptr<A>();
+                    torch::stable::parallel_for(0, chunks, grain(shape, chunks), [&](int64_t first, int64_t last) {
+                      FASTNAS_CPU_CALL(preprocess_backward, *args, *grad, sums, chunks, first, last);
+                    });
+                    for (const Tensor& t : grad_weights) {
+                      const int64_t count = t.numel();
+                      A* to = t.mutable_data_ptr<A>();
+                      for (int64_t i = 0; i < count; ++i) {
+                        double sum = 0;
+                        for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += sums[chunk * size + i];
+                        to[i] = A(sum);
+                      }
+                      sums += count;
+                    }
+                  }),
+                  FASTNAS_FLOATING_TYPES);
+  return {grad_inputs, grad_weights};
+}
+
+}  // namespace
+}  // namespace fastnas
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
+  m.def(
+      "preprocess(Tensor[] inputs, Tensor[] weights, int[] offsets, int stride, int individuals, bool statistics) -> "
+      "(Tensor output, Tensor mean, Tensor variance)");
+  m.def(
+      "preprocess_grad(Tensor[] grads, Tensor? output, Tensor? coefficients, Tensor[] inputs, Tensor[] weights, "
+      "int[] offsets, int stride) -> (Tensor[] grad_inputs, Tensor[] grad_weights)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+  m.impl("preprocess", TORCH_BOX(&fastnas::forward_cpu));
+  m.impl("preprocess_grad", TORCH_BOX(&fastnas::backward_cpu));
+}

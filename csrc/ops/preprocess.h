@@ -1,0 +1,70 @@
+// preprocess: 1×1 convolutions of relu(x), x being states side by side that are never put together in memory.
+//
+// Nothing here knows torch. Images are pixels that are vectors of channels, `stride` elements apart. Several matrices
+// may give parts of the output, each reading the pixels at even or, with offset 1 and stride 2, at odd rows and
+// columns: a factorized reduction. Those of one offset form a group, whose outputs a kernel computes at once.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+#include "ops/accumulate.h"
+
+namespace fastnas {
+
+/// States, gradients or matrices of one call.
+constexpr int kMaxParts = 64;
+
+/// Images side by side, in the order of their channels.
+template <typename T>
+struct Parts {
+  T* data[kMaxParts];  // each [N, height, width, channels]
+  int64_t stride[kMaxParts];
+  int64_t channels[kMaxParts];
+  int64_t count;
+};
+
+template <typename A>
+struct Matrix {
+  const A* weights;  // [rows, Cin]
+  int64_t rows;
+  int64_t offset;  // reads x[offset::stride, offset::stride], zero beyond the edge
+  int64_t output;  // first channel in the output
+  int64_t column;  // first column among the outputs of its group
+};
+
+template <typename T>
+struct Preprocess {
+  Parts<const T> states;
+  Matrix<accumulate_t<T>> matrices[kMaxParts];
+  int64_t matrix_count;
+  int64_t images;            // N
+  int64_t channels;          // Cin, of all states
+  int64_t outputs;           // of all matrices
+  int64_t group_outputs[2];  // of the matrices of offset 0 and of offset 1
+  int64_t stride;            // 1 or 2; with 1 an image may be taken as one long row
+  int64_t height, width;
+  int64_t output_height, output_width;
+};
+
+template <typename T>
+struct PreprocessGrad {
+  Parts<const T> grads;                 // `outputs` channels in all
+  const T* output;                      // [N, output_height, output_width, outputs]; null without coefficients
+  const accumulate_t<T>* coefficients;  // [4, outputs] = (a, b, mean, c), or null
+  Parts<T> grad_states;                 // dense
+};
+
+/// The gradient of the weights is summed over at most so many chunks of images, whatever the number of threads.
+constexpr int64_t kPreprocessChunks = 16;
+
+}  // namespace fastnas
+
+FASTNAS_CPU_VARIANTS(
+    // Images first..last of N: output [N, output_height, output_width, outputs]; moments [N, 2, outputs], or null.
+    template <typename T>
+    void preprocess_forward(const Preprocess<T>& args, T* output, double* moments, int64_t first, int64_t last);
+    // Chunks first..last of `chunks`, into which the N images are cut; chunk k writes partial[k, outputs, Cin].
+    template <typename T>
+    void preprocess_backward(const Preprocess<T>& args, const PreprocessGrad<T>& grad, accumulate_t<T>* partial,
+                             int64_t chunks, int64_t first, int64_t last);)
