@@ -154,10 +154,14 @@ int64_t images_of(const char* op, const Tensors& candidates, const Tensors& bypa
 }
 
 Tensor forward(Tensors candidates, const Tensor& mean, const Tensor& rstd, const Tensor& weights, Tensors bypass,
-               std::optional<Tensor> bypass_weights, int64_t individuals, std::optional<int64_t> images) {
+               std::optional<Tensor> bypass_weights, int64_t individuals, std::optional<int64_t> images,
+               std::optional<std::vector<int64_t>> normalized) {
   constexpr auto op = "fastnas::node_sum";
   check_count(op, "candidates", candidates.size(), 1);
   check_count(op, "bypass", bypass.size(), 0);
+  // Only the gradient depends on it (fastnas/ops/node_sum.py).
+  STD_TORCH_CHECK(!normalized || normalized->size() == candidates.size(), op, ": normalized has ",
+                  normalized ? normalized->size() : 0, " entries, but there are ", candidates.size(), " candidates");
   const Tensor& like = candidates[0];
   STD_TORCH_CHECK(like.dim() == 4, op, ": candidates[0] must be [N, C, H, W], got shape ", shape_of(like));
   const int64_t C = like.size(1), R = rest_of(op, bypass), P = individuals;
@@ -212,19 +216,22 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad(const Tensor& grad, Tensors cand
   constexpr auto op = "fastnas::node_sum_grad";
   STD_TORCH_CHECK(grad.dim() == 4, op, ": grad must be [N, C + R, H, W], got shape ", shape_of(grad));
   check_count(op, "bypass", bypass.size(), 0);
-  const int64_t R = rest_of(op, bypass), C = grad.size(1) - R;
+  STD_TORCH_CHECK(mean.dim() == 3, op, ": mean has shape ", shape_of(mean), ", expected [K, 1, C]");
+  // Who needs no gradient of the bypass weights leaves the bypass out; the channels still tell how they are shuffled.
+  const int64_t C = mean.size(2), R = grad.size(1) - C;
   const int64_t K = static_cast<int64_t>(candidates.size()), E = static_cast<int64_t>(bypass.size());
+  STD_TORCH_CHECK(R >= 0, op, ": grad has shape ", shape_of(grad), ", but the candidates have ", C, " channels");
   check_images(op, "bypass", bypass, grad, R);
   for (const Tensor& t : bypass) check_number(op, "a bypass", t, grad);
   check_candidates(op, candidates, grad, C, mean, rstd);
-  const int64_t groups = E ? groups_of(op, C, R) : 1;
+  const int64_t groups = R ? groups_of(op, C, R) : 1;
 
   const NodeShape shape = node_shape(1, grad.size(0), grad, C, groups);
   const Inputs inputs(candidates, bypass, mean, rstd);
   const Tensor g = pixels(grad);
   const ScalarType numbers = mean.scalar_type();
-  Tensor processed = empty(grad, E ? Sizes{grad.size(0), C, grad.size(2), grad.size(3)} : Sizes{0},
-                           E ? Order::channels_last : Order::row_major, grad.scalar_type());
+  Tensor processed = empty(grad, R ? Sizes{grad.size(0), C, grad.size(2), grad.size(3)} : Sizes{0},
+                           R ? Order::channels_last : Order::row_major, grad.scalar_type());
   Tensor sums = empty(mean, {C}, Order::row_major, numbers);
   Tensor dots = empty(mean, {K, C}, Order::row_major, numbers);
   Tensor bypass_dots = empty(mean, {E}, Order::row_major, numbers);
@@ -342,7 +349,7 @@ Tensor bypass(std::optional<Tensor> processed, Tensors grads, const Tensor& weig
 STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
   m.def(
       "node_sum(Tensor[] candidates, Tensor mean, Tensor rstd, Tensor weights, Tensor[] bypass, "
-      "Tensor? bypass_weights, int individuals, int? images=None) -> Tensor");
+      "Tensor? bypass_weights, int individuals, int? images=None, int[]? normalized=None) -> Tensor");
   m.def(
       "node_sum_grad(Tensor grad, Tensor[] candidates, Tensor mean, Tensor rstd, Tensor[] bypass) -> "
       "(Tensor processed, Tensor sums, Tensor dots, Tensor bypass_dots)");

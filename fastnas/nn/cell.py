@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastnas.nn.cell_plan import CellPlan, candidates_of, plan_cell
+from fastnas.nn.fused_cell import fused_cell
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.primitives import FactorizedReduce, Norm, ReLUConvNorm
 from fastnas.spaces import CellSpace
@@ -39,6 +41,8 @@ class SearchCell(nn.Module):
         super().__init__()
         self.space = space
         self.kind = "reduce" if reduction else "normal"
+        self.backend = backend
+        self._plan: CellPlan | None = None
         self.preprocess0 = (
             FactorizedReduce(channels_in[0], channels, norm)
             if reduction_before
@@ -64,6 +68,8 @@ class SearchCell(nn.Module):
         For a population states are [P or 1, B, C_i, H_i, W_i], weights [P, E, O] and the result
         [P, B, nodes·C, H', W'].
         """
+        if self.backend == "fused" and (fused := self._fused(s0, s1, weights)) is not None:
+            return fused
         states = [
             self.preprocess0(s0.flatten(0, -4)).unflatten(0, s0.shape[:-3]),  # [..., B, C, H, W]
             self.preprocess1(s1.flatten(0, -4)).unflatten(0, s1.shape[:-3]),  # [..., B, C, H, W]
@@ -75,3 +81,8 @@ class SearchCell(nn.Module):
                 total = output if total is None else total + output
             states.append(total)
         return torch.cat(states[2:], dim=-3)
+
+    def _fused(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor | None:
+        if self._plan is None or self._plan.modules != candidates_of(self):  # candidates may be replaced
+            self._plan = plan_cell(self)
+        return None if self._plan is None else fused_cell(self, self._plan, s0, s1, weights)

@@ -35,7 +35,9 @@ class StatePlan:
     skips: list[tuple[int, int]] = field(default_factory=list)  # (node, row): identities
     reduces: list[tuple[int, int, FactorizedReduce]] = field(default_factory=list)  # (node, row, candidate)
     stages: list[DepthwiseStage] = field(default_factory=list)  # that read the state
-    targets: list[tuple[int, int, int]] = field(default_factory=list)  # (stage, node, row) of those that end a candidate
+    targets: list[tuple[int, int, int]] = field(
+        default_factory=list
+    )  # (stage, node, row) of those that end a candidate
     seconds: list[tuple[int, int, int, DepthwiseStage]] = field(default_factory=list)  # (first stage, node, row, stage)
 
     def target_nodes(self) -> list[int]:

@@ -382,9 +382,7 @@ class Backward:
         )
         return grad_x
 
-    def _pools(
-        self, plan: StatePlan, x: Tensor, out: Outputs, grads: list[Tensor], addends: list[Tensor]
-    ) -> Tensor:
+    def _pools(self, plan: StatePlan, x: Tensor, out: Outputs, grads: list[Tensor], addends: list[Tensor]) -> Tensor:
         """Everything that flows back through pools and identities, added to `addends`."""
         channels = x.shape[1]
         scales = self.table.new_zeros(2, len(plan.nodes), channels)
@@ -463,7 +461,16 @@ class _Cell(torch.autograd.Function):
         saved = [tensor for out in cell.outputs for part in vars(out).values() for tensor in part]
         # The other states are slices of the output.
         ctx.save_for_backward(
-            s0, s1, op_weights, *weights, cell.mean, cell.rstd, *cell.preprocess_rstd, *cell.states[:2], cell.output, *saved
+            s0,
+            s1,
+            op_weights,
+            *weights,
+            cell.mean,
+            cell.rstd,
+            *cell.preprocess_rstd,
+            *cell.states[:2],
+            cell.output,
+            *saved,
         )
         return cell.output
 

@@ -134,10 +134,10 @@ def node_sum(
         )
     inputs = [weights, *candidates, *bypass, *([] if bypass_weights is None else [bypass_weights])]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
-        if torch.compiler.is_compiling() and all(normalized):
-            return _forward(candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images)
-        # An autograd.Function costs a third of what an operator with registered autograd costs in eager mode; and it
-        # knows `normalized`, which the operator does not.
+        if torch.compiler.is_compiling():
+            flags = [int(flag) for flag in normalized]
+            return _forward(candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images, flags)
+        # An autograd.Function costs a third of what an operator with registered autograd costs in eager mode.
         settings = ([bool(flag) for flag in normalized], individuals, images)
         return _NodeSum.apply(settings, mean, rstd, weights, bypass_weights, *candidates, *bypass)
     return _forward(candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images)
@@ -255,6 +255,7 @@ def _(
     bypass_weights: Tensor | None,
     individuals: int,
     images: int | None = None,
+    normalized: Sequence[int] | None = None,
 ) -> Tensor:
     if images is None:
         images = _images([*candidates, *bypass], individuals)
@@ -269,7 +270,8 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     count, _, channels = mean.shape
     images, _, height, width = grad.shape
-    processed = _channels_last(grad, (images, channels, height, width)) if bypass else grad.new_empty(0)
+    bypassed = grad.shape[1] > channels
+    processed = _channels_last(grad, (images, channels, height, width)) if bypassed else grad.new_empty(0)
     return processed, mean.new_empty(channels), mean.new_empty(count, channels), mean.new_empty(len(bypass))
 
 
@@ -295,13 +297,13 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    candidates, mean, rstd, weights, bypass, bypass_weights, *_ = inputs
+    candidates, mean, rstd, weights, bypass, bypass_weights, _, _, normalized = inputs
     ctx.count = len(candidates)
+    ctx.normalized = [True] * len(candidates) if normalized is None else [bool(flag) for flag in normalized]
     ctx.save_for_backward(mean, rstd, weights, bypass_weights, *candidates, *bypass)
 
 
 def _backward_registered(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-    """The statistics are taken to be those of the batch, as by default."""
     mean, rstd, weights, bypass_weights, *inputs = ctx.saved_tensors
     candidates, bypass = inputs[: ctx.count], inputs[ctx.count :]
     needs_candidates, _, _, needs_weights, needs_bypass, needs_bypass_weights, *_ = ctx.needs_input_grad
@@ -313,11 +315,11 @@ def _backward_registered(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         weights,
         bypass,
         bypass_weights,
-        [True] * ctx.count,
+        ctx.normalized,
         (any(needs_candidates), needs_weights, any(needs_bypass), needs_bypass_weights),
     )
     grad_images = _or_none(grad_candidates, ctx.count), _or_none(grad_bypass, len(bypass))
-    return grad_images[0], None, None, grad_weights, grad_images[1], grad_bypass_weights, None, None
+    return grad_images[0], None, None, grad_weights, grad_images[1], grad_bypass_weights, None, None, None
 
 
 torch.library.register_autograd("fastnas::node_sum", _backward_registered, setup_context=_setup_context)
