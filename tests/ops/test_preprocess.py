@@ -216,7 +216,7 @@ def test_grads_in_parts_and_coefficients(case, dtype):
     inputs, weights, grad = case.make(dtype)
     output = preprocess(inputs, weights, case.offsets, case.stride)[0]
     cut = torch.randint(1, grad.shape[1], ()).item()
-    parts = [slice_of_wider(grad[:, :cut]), grad[:, cut:]]
+    parts = [slice_of_wider(grad[:, :cut]), slice_of_wider(grad[:, cut:])]
     coefficients = torch.randn(4, grad.shape[1], dtype=weight_dtype(dtype))
     a, b, mean, constant = (t.double()[None, :, None, None] for t in coefficients)
     folded = a * grad.double() + b * (output.double() - mean) + constant
