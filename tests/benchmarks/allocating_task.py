@@ -8,9 +8,18 @@ from benchmarks.harness.memory import Task
 
 
 def task(device: torch.device, mebibytes: int) -> Task:
+    left_behind: list[torch.Tensor] = []
+
     def allocate(count: int) -> None:
         first = torch.ones(count * 2**20, dtype=torch.uint8, device=device)
-        del first  # a peak counts once what is freed before the next allocation
+        del first  # freed before the next allocation, it must not count twice
         torch.ones(count * 2**20, dtype=torch.uint8, device=device)
 
-    return Task(run=lambda: allocate(mebibytes), small=lambda: allocate(1))
+    def small() -> None:
+        left_behind.append(torch.ones(50 * 2**20, dtype=torch.uint8, device=device))
+
+    def run() -> None:
+        assert left_behind, "the little call comes first"
+        allocate(mebibytes)
+
+    return Task(run, small)

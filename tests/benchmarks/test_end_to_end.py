@@ -19,12 +19,14 @@ from benchmarks.harness.memory import peak_memory
 from benchmarks.harness.networks import Options, work
 
 CPU = torch.device("cpu")
-TINY = Options(batch=4, channels=4, layers=3, size=8, space="egnas", individuals=4, timed=2, images=20, memory=False)
+TINY = Options(batch=4, channels=4, layers=2, size=8, space="egnas", individuals=4, timed=2, images=20, memory=False)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "ceilings", lambda device: Ceilings(100.0, 10.0))
+    for module in (cell, population, search_epoch, supernet_step):
+        monkeypatch.setattr(module, "compare", partial(timing.compare, warm_up=0))
 
 
 def test_supernet_step():
@@ -112,7 +114,7 @@ def test_population():
     assert rows[0].note == "2 of 4 individuals, one by one; their time × 2."
     assert rows[2].note == ""
     assert rows[0].images == 4 * 4
-    assert rows[0].flops == work("egnas", 4, 3, 4, 8).population_flops(4)
+    assert rows[0].flops == work("egnas", 4, 2, 4, 8).population_flops(4)
 
 
 @pytest.mark.parametrize("bn_mode", ["running", "batch"])
@@ -128,12 +130,11 @@ def test_search_epoch(monkeypatch):
     finished = []
     run = search_epoch.Search.run
     monkeypatch.setattr(search_epoch.Search, "run", lambda self: finished.append((self, run(self))) or finished[-1][1])
-    monkeypatch.setattr(search_epoch, "compare", partial(search_epoch.compare, warm_up=0))
-    rows = search_epoch.measure(CPU, 0.0, replace(TINY, layers=2))
+    rows = search_epoch.measure(CPU, 0.0, replace(TINY, layers=1))
     assert [row.contender for row in rows] == [CHANNELS_LAST, FASTNAS]
     assert rows[0].mode == "2 steps + evolution"
     assert rows[0].images == 2 * 4
-    step, scored = work("egnas", 4, 2, 4, 8), work("egnas", 4, 2, 10, 8)
+    step, scored = work("egnas", 4, 1, 4, 8), work("egnas", 4, 1, 10, 8)
     assert rows[0].flops == 2 * step.flops("both") + sum(scored.population_flops(count) for count in (1, 4, 1))
     # The first epoch of both, in which α rests, then the second again and again, with one evolution step each.
     assert [outcome.epoch for _, outcome in finished[:2]] == [1, 1]
