@@ -1,11 +1,14 @@
 # make demo    a search on scanned digits, about two minutes after installation
 # make test    all tests
 # make lint    formats, types
+# make bench   measurements: the operators, one cell, the weight step
 # Everything happens in .venv; nothing else on the machine is touched.
 
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/* csrc/*/*) CMakeLists.txt setup.py
+# population and search_epoch take long in plain torch: make bench BENCHMARKS="population search_epoch"
+BENCHMARKS ?= ops cell supernet_step
 # One thread per test process: several processes that each start a thread per core wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
@@ -29,7 +32,7 @@ format: install
 	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
 bench: install
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(BENCHMARKS) --out runs/benchmarks
 
 env: install
 	$(BIN)/python -m fastnas.env

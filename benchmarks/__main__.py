@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME …]`: measures, prints a table, and writes CSV and JSON."""
+"""`python -m benchmarks [NAME …]`: measures, prints tables, and writes CSV and JSON."""
 
 from __future__ import annotations
 
@@ -6,42 +6,101 @@ import argparse
 import importlib
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from benchmarks.harness import show, write
+from benchmarks.harness import Row
+from benchmarks.harness.networks import SPACES, Options
+from benchmarks.harness.output import show, write
 from fastnas.env import environment
+from fastnas.errors import UserError
 from fastnas.search import resolve_device
 
-
-def names() -> list[str]:
-    return sorted(path.stem for path in Path(__file__).with_name("ops").glob("*.py") if path.stem != "__init__")
+HERE = Path(__file__).parent
 
 
-def main() -> None:
+def operators() -> list[str]:
+    return _stems(HERE / "ops")
+
+
+def end_to_end() -> list[str]:
+    return _stems(HERE)
+
+
+def _stems(folder: Path) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("__"))
+
+
+def run(name: str, device: torch.device, seconds: float, options: Options) -> list[Row]:
+    """The rows of one benchmark. Operators have their sizes in their file; `options` are for the end-to-end ones."""
+    if name in operators():
+        return importlib.import_module(f"benchmarks.ops.{name}").measure(device, seconds)
+    return importlib.import_module(f"benchmarks.{name}").measure(device, seconds, options)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    known = [*operators(), *end_to_end()]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(names())}; all by default")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}, or ops for every operator (default: ops)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="per case and mode (default: 2)")
+    parser.add_argument("--threads", type=_positive, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--seconds", type=float, default=2.0, help="per case and mode, at least 3 rounds (default: 2)")
     parser.add_argument("--out", type=Path, help="write OUT.csv and OUT.json")
-    options = parser.parse_args()
-    if unknown := set(options.names) - set(names()):
-        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}: choose from {', '.join(names())}")
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = resolve_device(options.device)
+    sizes = parser.add_argument_group(f"end to end ({', '.join(end_to_end())})")
+    sizes.add_argument("--space", choices=SPACES, help="only this space (default: all that a benchmark has)")
+    sizes.add_argument("--batch", type=_positive, help="images of a batch (default: 64; population: 128)")
+    sizes.add_argument("--channels", type=_positive, help="C of the first cell (default: 16)")
+    sizes.add_argument("--layers", type=_positive, help="cells (default: 8; cell has one)")
+    sizes.add_argument("--size", type=_positive, help="pixels a side (default: 32)")
+    sizes.add_argument("--individuals", type=_positive, help="of a population (default: 50; search_epoch: 4)")
+    sizes.add_argument("--timed", type=_positive, help="individuals that plain torch is timed with (default: 3)")
+    sizes.add_argument("--images", type=_positive, help="of search_epoch (default: 512)")
+    sizes.add_argument("--compile", action="store_true", help="cell: torch.compile takes part; it needs minutes")
+    sizes.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure peak memory")
+    given = parser.parse_args(arguments)
+    names = list(dict.fromkeys(name for word in given.names or ["ops"] for name in _expand(word)))
+    if unknown := set(names) - set(known):
+        parser.error(f"unknown benchmark {', '.join(sorted(unknown))}: choose from {', '.join(['ops', *known])}")
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    try:
+        device = resolve_device(given.device)
+    except UserError as error:
+        parser.error(str(error))
+    values = {field.name: getattr(given, field.name) for field in fields(Options)}
+    options = Options(**{name: value for name, value in values.items() if value is not None})
     console = Console()
     about = environment(device)
-    console.print(", ".join(f"{key} {about[key]}" for key in ("commit", "torch", "cpu", "threads", "isa", "device")))
-    rows = []
-    for name in options.names or names():
-        rows += importlib.import_module(f"benchmarks.ops.{name}").measure(device, options.seconds)
-    show(rows, console)
-    if options.out:
-        write(rows, options.out, device, shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]))
+    origin = ", ".join(f"{key} {about[key]}" for key in ("commit", "torch", "cpu", "threads", "isa", "device"))
+    console.print(origin, highlight=False, soft_wrap=True)
+    rows: list[Row] = []
+    for name in names:
+        try:
+            new = run(name, device, given.seconds, options)
+        except UserError as error:
+            parser.error(f"{name}: {error}")
+        show(new, console)
+        rows += new
+        if given.out:  # after each, so that nothing is lost where the next one is stopped
+            write(rows, given.out, device, shlex.join(["python", "-m", "benchmarks", *arguments]))
+
+
+def _expand(word: str) -> list[str]:
+    return operators() if word == "ops" else [word]
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""The weight step of a search: forward, cross-entropy and backward of the whole supernet under softmax(α)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.harness import CHANNELS_LAST, FASTNAS, PLAIN, Row, compare
+from benchmarks.harness.clock import Run
+from benchmarks.harness.memory import Task, peak_memory
+from benchmarks.harness.networks import CLASSES, Options, build, describe, draw_images, work
+
+CONTENDERS = (PLAIN, CHANNELS_LAST, FASTNAS)
+BATCH = 64
+
+
+def measure(device: torch.device, seconds: float, options: Options) -> list[Row]:
+    rows: list[Row] = []
+    batch = options.batch or BATCH
+    for space in options.spaces():
+        needed = work(space, options.channels, options.layers, batch, options.size)
+        for mode in ("forward", "both"):
+            arguments: dict[str, Any] = {"space": space, "mode": mode, "sizes": asdict(options)}
+            memory = {}
+            if options.memory and mode == "both":
+                memory = {name: peak_memory(__name__, device, contender=name, **arguments) for name in CONTENDERS}
+            rows += compare(
+                "supernet_step",
+                describe(space, batch, options),
+                mode,
+                {name: task(device, contender=name, **arguments).run for name in CONTENDERS},
+                baseline=PLAIN,
+                flops=needed.flops(mode),
+                least_bytes=needed.bytes(mode),
+                memory=memory,
+                images=batch,
+                device=device,
+                seconds=seconds,
+            )
+    return rows
+
+
+def task(device: torch.device, contender: str, space: str, mode: str, sizes: dict[str, Any]) -> Task:
+    """One contender. "forward" is that of training, which keeps what backward needs."""
+    options = Options(**sizes)
+    network = build(space, contender, device, options.channels, options.layers)
+
+    def step_of(batch: int) -> Run:
+        images = draw_images(batch, options.size, contender, device)  # [B, 3, H, W]
+        labels = torch.arange(batch, device=device) % CLASSES  # [B]
+
+        def step() -> None:
+            network.zero_grad(set_to_none=True)
+            loss = F.cross_entropy(network(images), labels)
+            if mode == "both":
+                loss.backward()
+
+        return step
+
+    return Task(run=step_of(options.batch or BATCH), small=step_of(2))
