@@ -161,12 +161,13 @@ A* bordered(Layout& layout, int64_t run, int64_t channels) {
   return row ? row + padded<A>(channels) : nullptr;
 }
 
-/// Three rows of a sliding window over an image.
+/// Three rows of a sliding window over an image. Rows are a vector apart: rows of a power of two would make loads and
+/// stores of several rows meet at the same place of a memory page, where processors take one for the other.
 template <typename A>
 struct Ring {
   A* rows;
   int64_t pitch;
-  Ring(Layout& layout, int64_t run) : pitch(padded<A>(run)) { rows = layout.take<A>(3 * pitch); }
+  Ring(Layout& layout, int64_t run) : pitch(padded<A>(run) + kLanes<A>) { rows = layout.take<A>(3 * pitch); }
   A* operator[](int64_t row) const { return rows + row % 3 * pitch; }
 };
 
@@ -185,7 +186,7 @@ struct Pooling {
   Pooling(Layout& layout, const PoolShape& shape, int64_t block_rows)
       : channels(shape.channels),
         run(shape.width * shape.channels),
-        pitch(padded<A>(run)),
+        pitch(padded<A>(run) + kLanes<A>),
         x(layout, run),
         sum(bordered<A>(layout, run, channels)),
         maximum(bordered<A>(layout, run, channels)),
@@ -320,7 +321,7 @@ struct PoolingGrad {
   PoolingGrad(Layout& layout, const PoolShape& shape, int64_t grad_count)
       : channels(shape.channels),
         run(shape.width * channels),
-        pitch(padded<A>(run)),
+        pitch(padded<A>(run) + kLanes<A>),
         repeats(period<A>(channels)),
         x(bordered<A>(layout, run, channels)),
         maximum(layout, run),
