@@ -161,12 +161,13 @@ A* bordered(Layout& layout, int64_t run, int64_t channels) {
   return row ? row + padded<A>(channels) : nullptr;
 }
 
-/// Three rows of a sliding window over an image.
+/// Three rows of a sliding window over an image. Rows are a vector apart: rows of a power of two would make loads and
+/// stores of several rows meet at the same place of a memory page, where processors take one for the other.
 template <typename A>
 struct Ring {
   A* rows;
   int64_t pitch;
-  Ring(Layout& layout, int64_t run) : pitch(padded<A>(run)) { rows = layout.take<A>(3 * pitch); }
+  Ring(Layout& layout, int64_t run) : pitch(padded<A>(run) + kLanes<A>) { rows = layout.take<A>(3 * pitch); }
   A* operator[](int64_t row) const { return rows + row % 3 * pitch; }
 };
 
@@ -185,7 +186,7 @@ struct Pooling {
   Pooling(Layout& layout, const PoolShape& shape, int64_t block_rows)
       : channels(shape.channels),
         run(shape.width * shape.channels),
-        pitch(padded<A>(run)),
+        pitch(padded<A>(run) + kLanes<A>),
         x(layout, run),
         sum(bordered<A>(layout, run, channels)),
         maximum(bordered<A>(layout, run, channels)),
@@ -302,37 +303,39 @@ namespace {
 template <typename A>
 struct PoolingGrad {
   int64_t channels, run, pitch, repeats;
-  A* x;                                // a row [run] with a border of -∞
-  Ring<A> maximum;                     // of the run of three around each pixel
-  Ring<A> place;                       // of that maximum: 0 left, 1 middle, 2 right
-  Ring<A> maximum_grad;                // of the maxima of runs
-  Ring<A> average_grad;                // of the sums of runs
-  Ring<A> direct;                      // what reaches pixels without pooling
-  A *left, *middle, *right;            // gradients that runs hand to their pixels, with a border of 0
-  A* inverse;                          // [3, pitch]
-  A *window_average, *window_maximum;  // gradients of a row of windows [run]
-  A* compact;                          // such a row before it is spread, for stride 2
-  A* grads;                            // rows [G, pitch]
-  A* outputs;                          // rows [2, pitch]
-  A *scales, *corrections, *skip;      // repeated
+  A* x;                            // a row [run] with a border of -∞
+  Ring<A> maximum;                 // of the run of three around each pixel
+  Ring<A> place;                   // of that maximum: 0 left, 1 middle, 2 right
+  Ring<A> maximum_grad;            // of the maxima of runs
+  Ring<A> window_average;          // gradients of the averages of the windows around a row
+  Ring<A> skipped;                 // what reaches a row through identities
+  A *left, *middle, *right;        // gradients that runs hand to their pixels, with a border of 0
+  A* inverse;                      // [3, pitch]
+  A *window_maximum, *no_windows;  // gradients of the maxima of a row of windows; zeros [run]
+  A* pixels;                       // the gradient of a row
+  A* compact;                      // such a row before it is spread, for stride 2
+  A* grads;                        // rows [G, pitch]
+  A* outputs;                      // rows [2, pitch]
+  A *scales, *corrections, *skip;  // repeated
 
   PoolingGrad(Layout& layout, const PoolShape& shape, int64_t grad_count)
       : channels(shape.channels),
         run(shape.width * channels),
-        pitch(padded<A>(run)),
+        pitch(padded<A>(run) + kLanes<A>),
         repeats(period<A>(channels)),
         x(bordered<A>(layout, run, channels)),
         maximum(layout, run),
         place(layout, run),
         maximum_grad(layout, run),
-        average_grad(layout, run),
-        direct(layout, run),
+        window_average(layout, run),
+        skipped(layout, run),
         left(bordered<A>(layout, run, channels)),
         middle(layout.take<A>(pitch)),
         right(bordered<A>(layout, run, channels)),
         inverse(layout.take<A>(3 * pitch)),
-        window_average(layout.take<A>(pitch)),
         window_maximum(layout.take<A>(pitch)),
+        no_windows(layout.take<A>(pitch)),
+        pixels(layout.take<A>(pitch)),
         compact(layout.take<A>(2 * pitch)),
         grads(layout.take<A>(grad_count * pitch)),
         outputs(layout.take<A>(2 * pitch)),
@@ -341,7 +344,7 @@ struct PoolingGrad {
         skip(layout.take<A>(grad_count * repeats)) {}
 
   /// Maxima of the runs of the image's row `row`, which is in `x`.
-  void find_maxima(int64_t row) const {
+  void find_maxima(int64_t row, int64_t stride) const {
     A *maxima = maximum[row], *places = place[row];
     for (int64_t i = 0; i < run; i += kLanes<A>) {
       Vec<A> m = load_unaligned(x + i - channels), at = {};
@@ -356,14 +359,14 @@ struct PoolingGrad {
     }
     // The border must not win, not even against -∞.
     for (int64_t c = 0; c < channels; ++c) places[c] = places[c] == 0 ? A(1) : places[c];
-    fill(maximum_grad[row], A(0), run);
-    fill(average_grad[row], A(0), run);
+    // Where another row of windows has not begun this row; see to_runs.
+    if (row == 0 || (stride == 2 && row % 2 == 0)) fill(maximum_grad[row], A(0), run);
   }
 
   /// Gradients of the average and of the maximum of a row of `values` / C windows, from the rows in `grads` and
   /// `outputs`.
-  void combine(int64_t values, int64_t grad_count, const A* inverse_pixels, bool corrected, A* averages, A* maxima,
-               A* skipped) const {
+  template <bool corrected>
+  void combine(int64_t values, int64_t grad_count, const A* inverse_pixels, A* averages, A* maxima, A* skipped) const {
     for (int64_t k = 0; k < repeats; k += kLanes<A>) {
       for (int64_t i = k; i < values; i += repeats) {
         Vec<A> average = {}, maximum = {}, past = {};
@@ -373,7 +376,7 @@ struct PoolingGrad {
           maximum += g * load(scales + (grad_count + n) * repeats + k);
           if (skipped) past += g * load(skip + n * repeats + k);
         }
-        if (corrected) {
+        if constexpr (corrected) {
           const A* table = corrections + k;
           average += load(table) * (load(outputs + i) - load(table + repeats)) + load(table + 2 * repeats);
           table += 3 * repeats;
@@ -392,7 +395,7 @@ struct PoolingGrad {
     // Rows that do not exist alias the middle one, and are neither read nor written.
     const int64_t up = above ? centre - 1 : centre, down = below ? centre + 1 : centre;
     for (int64_t i = 0; i < run; i += kLanes<A>) {
-      const Vec<A> g = load(window_maximum + i), average = load(window_average + i), zero = {};
+      const Vec<A> g = load(window_maximum + i), zero = {};
       Vec<A> m = load(maximum[centre] + i), upper = zero, mid = g, lower = zero;
       if constexpr (above) {
         const Vec<A> first = load(maximum[up] + i);
@@ -406,14 +409,11 @@ struct PoolingGrad {
         upper = take ? zero : upper;
         mid = take ? zero : mid;
         lower = take ? g : zero;
-        store(maximum_grad[down] + i, load(maximum_grad[down] + i) + lower);
-        store(average_grad[down] + i, load(average_grad[down] + i) + average);
+        store(maximum_grad[down] + i, lower);
       }
       store(maximum_grad[centre] + i, load(maximum_grad[centre] + i) + mid);
-      store(average_grad[centre] + i, load(average_grad[centre] + i) + average);
       if constexpr (above) {
         store(maximum_grad[up] + i, load(maximum_grad[up] + i) + upper);
-        store(average_grad[up] + i, load(average_grad[up] + i) + average);
       }
     }
   }
@@ -431,19 +431,26 @@ struct PoolingGrad {
     }
   }
 
-  /// Hands the gradients of the runs of row `row` to its pixels: adds them to `to`.
-  void to_pixels(int64_t row, A* to) const {
-    const A *places = place[row], *maxima = maximum_grad[row], *averages = average_grad[row];
+  /// Hands the gradients of the windows and runs of row `row` to its pixels, on top of those from `past` if there are.
+  void to_pixels(int64_t row, const PoolShape& shape, const A* past) const {
+    const A* averages[3];  // around this row and its neighbours
+    for (int64_t d = 0; d < 3; ++d) {
+      const int64_t centre = row + d - 1;
+      const bool exists = centre >= 0 && centre < shape.height && centre % shape.stride == 0;
+      averages[d] = exists ? window_average[centre] : no_windows;
+    }
+    const A *places = place[row], *maxima = maximum_grad[row];
     for (int64_t i = 0; i < run; i += kLanes<A>) {
-      const Vec<A> at = load(places + i), g = load(maxima + i), average = load(averages + i), zero = {};
+      const Vec<A> at = load(places + i), g = load(maxima + i), zero = {};
+      const Vec<A> average = load(averages[0] + i) + load(averages[1] + i) + load(averages[2] + i);
       store(left + i, average + (at == zero ? g : zero));
       store(middle + i, average + (at == broadcast(A(1)) ? g : zero));
       store(right + i, average + (at == broadcast(A(2)) ? g : zero));
     }
     fill(left + run, A(0), channels);
     for (int64_t i = 0; i < run; i += kLanes<A>) {
-      store(to + i, load(to + i) + load(middle + i) + load_unaligned(left + i + channels) +
-                        load_unaligned(right + i - channels));
+      const Vec<A> sum = load(middle + i) + load_unaligned(left + i + channels) + load_unaligned(right + i - channels);
+      store(pixels + i, past ? sum + load(past + i) : sum);
     }
   }
 };
@@ -476,31 +483,35 @@ void pool_grad(const PoolGrad<T>& args, T* result, int64_t first, int64_t last) 
   repeat(args.scales, 2 * args.grad_count, channels, p.scales);
   if (args.corrections) repeat(args.corrections, 6, channels, p.corrections);
   if (args.skip) repeat(args.skip, args.grad_count, channels, p.skip);
-  A* const averages = stride == 1 ? p.window_average : p.compact;
-  A* const maxima = stride == 1 ? p.window_maximum : p.compact + p.pitch;
+  fill(p.no_windows, A(0), p.pitch);
 
   for (int64_t image = first; image < last; ++image) {
     int64_t loaded = 0, finished = 0;
     for (int64_t i = 0; i < windows_high; ++i) {
       const int64_t centre = i * stride;
-      for (; loaded < height && loaded <= centre + 1; ++loaded) {
-        if (!args.skip) fill(p.direct[loaded], A(0), p.run);
-        if (!pooled) continue;
+      for (; pooled && loaded < height && loaded <= centre + 1; ++loaded) {
         read_row(args.x, image * height + loaded, width, channels, p.x);
-        p.find_maxima(loaded);
+        p.find_maxima(loaded, stride);
       }
       if (pooled) {
         const int64_t row = image * windows_high + i;
+        A* const averages = stride == 1 ? p.window_average[centre] : p.compact;
+        A* const maxima = stride == 1 ? p.window_maximum : p.compact + p.pitch;
         for (int64_t n = 0; n < args.grad_count; ++n) {
           read_row(args.grads[n], row, windows_wide, channels, p.grads + n * p.pitch);
         }
         for (int k = 0; args.corrections && k < 2; ++k) {
           read_row(args.outputs[k], row, windows_wide, channels, p.outputs + k * p.pitch);
         }
-        p.combine(values, args.grad_count, p.inverse + (rows_of_window(centre, height) - 1) * p.pitch, args.corrections,
-                  averages, maxima, args.skip ? p.direct[centre] : nullptr);
+        const A* inverse = p.inverse + (rows_of_window(centre, height) - 1) * p.pitch;
+        A* const past = args.skip ? p.skipped[centre] : nullptr;
+        if (args.corrections) {
+          p.template combine<true>(values, args.grad_count, inverse, averages, maxima, past);
+        } else {
+          p.template combine<false>(values, args.grad_count, inverse, averages, maxima, past);
+        }
         if (stride == 2) {
-          spread(averages, width, channels, p.window_average);
+          spread(averages, width, channels, p.window_average[centre]);
           spread(maxima, width, channels, p.window_maximum);
         }
         p.to_runs(centre, height);
@@ -508,14 +519,17 @@ void pool_grad(const PoolGrad<T>& args, T* result, int64_t first, int64_t last) 
       // Row `centre` still misses the windows around the next one where there are any.
       const int64_t complete = i + 1 < windows_high ? centre + stride - 1 : height;
       for (; finished < complete; ++finished) {
-        A* pixels = p.direct[finished];
         const int64_t row = image * height + finished;
-        if (pooled) p.to_pixels(finished, pixels);
+        if (pooled) {
+          p.to_pixels(finished, args.shape, args.skip ? p.skipped[finished] : nullptr);
+        } else {
+          fill(p.pixels, A(0), p.run);
+        }
         for (int64_t k = 0; k < args.addend_count; ++k) {
-          read_row<true>(args.addends[k], row, width, channels, pixels);
+          read_row<true>(args.addends[k], row, width, channels, p.pixels);
         }
         T* to = result + row * p.run;
-        for (int64_t j = 0; j < p.run; ++j) to[j] = T(pixels[j]);
+        for (int64_t j = 0; j < p.run; ++j) to[j] = T(p.pixels[j]);
       }
     }
   }

@@ -63,8 +63,7 @@ def pool(x: Tensor, stride: int = 1, *, individuals: int = 1, statistics: bool =
     if not torch.compiler.is_compiling() and torch.is_grad_enabled() and x.requires_grad:
         result: Pooled = _Pool.apply(x, stride, individuals, statistics)
         return result
-    result = _forward(x, stride, individuals, statistics)
-    return result
+    return _forward(x, stride, individuals, statistics)
 
 
 def _accumulate_dtype(x: torch.dtype) -> torch.dtype:
