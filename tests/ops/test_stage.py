@@ -1,177 +1,35 @@
-"""stage against its plain-torch reference in float64."""
+"""stage against its plain-torch reference in float64: values, statistics, layouts, errors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from stage_cases import (
+    CANDIDATES,
+    LAYOUTS,
+    MIXED,
+    TOLERANCE,
+    Case,
+    assert_close,
+    check,
+    fused,
+    gradients_like,
+    layout,
+    make,
+    reference,
+    run,
+)
 
 from fastnas._library import _C
-from fastnas.ops import stage, stage_reference
+from fastnas.ops import stage
 
 OPS = torch.ops.fastnas
-
-# dtype → (tolerance of the forward pass, of the gradients), relative to the largest value
-TOLERANCE = {
-    torch.float64: (1e-13, 1e-12),
-    torch.float32: (1e-5, 1e-4),
-    torch.bfloat16: (8e-3, 2e-2),
-    torch.float16: (1e-3, 3e-3),
-}
 CHANNELS = [1, 3, 4, 5, 6, 8, 12, 16, 20, 32, 64]
-CANDIDATES = ((3, 1), (5, 1), (3, 2), (5, 2))  # (kernel, dilation) of the first stages of an edge
-# Groups of one, two and three stages, out of order, and a kernel without code of its own.
-MIXED = ((3, 1), (5, 2), (3, 1), (7, 1), (5, 2), (3, 1), (1, 1))
-
-
-@dataclass(frozen=True)
-class Case:
-    """Arguments of one call. Inputs that come `raw` have mean and rstd; `batch`: those of this very batch."""
-
-    kinds: Sequence[tuple[int, int]] = CANDIDATES  # (kernel, dilation) of each stage
-    channels: int = 4
-    count: int = 2
-    height: int = 6
-    width: int = 13  # rows of 13 take blocks of 8, 4 and 1
-    stride: int = 1
-    shared: bool = True
-    raw: bool = False
-    batch: bool = False
-    individuals: int = 1
-    dtype: torch.dtype = torch.float32
-
-
-@dataclass
-class Arguments:
-    case: Case
-    inputs: list[Tensor]  # I × [N, C, H, W]
-    depthwise: list[Tensor]  # J × [C, 1, K, K]
-    pointwise: list[Tensor]  # J × [C, C, 1, 1]
-    mean: Tensor | None  # [I, P, C]
-    rstd: Tensor | None
-
-    @property
-    def dilations(self) -> list[int]:
-        return [dilation for _, dilation in self.case.kinds]
-
-    @property
-    def leaves(self) -> list[Tensor]:
-        return [*self.inputs, *self.depthwise, *self.pointwise]
-
-    def statistics(self, inputs: Sequence[Tensor]) -> tuple[Tensor | None, Tensor | None]:
-        """Differentiable in the inputs where they are those of the batch."""
-        if not self.case.batch or self.mean is None:
-            return self.mean, self.rstd
-        each = torch.stack(list(inputs)).unflatten(1, (self.case.individuals, -1))  # [I, P, B, C, H, W]
-        variance, mean = torch.var_mean(each, dim=(2, 4, 5), correction=0)
-        return mean, torch.rsqrt(variance + 1e-5)  # [I, P, C]
-
-    def raw(self, statistics: bool = False) -> tuple[object, ...]:
-        """For torch.ops.fastnas.stage."""
-        options = (self.dilations, self.case.stride, self.case.individuals, statistics, self.case.batch)
-        return self.inputs, self.mean, self.rstd, self.depthwise, self.pointwise, *options
-
-    def double(self) -> Arguments:
-        lists = [[t.detach().double() for t in tensors] for tensors in (self.inputs, self.depthwise, self.pointwise)]
-        mean, rstd = (None if t is None else t.double() for t in (self.mean, self.rstd))
-        return Arguments(replace(self.case, dtype=torch.float64), *lists, mean, rstd)
-
-
-def weight_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def make(case: Case) -> Arguments:
-    dtype, channels = weight_dtype(case.dtype), case.channels
-    shape = (case.count, channels, case.height, case.width)
-    inputs = [torch.randn(shape).to(case.dtype) for _ in range(1 if case.shared else len(case.kinds))]
-    depthwise = [torch.randn(channels, 1, kernel, kernel, dtype=dtype) for kernel, _ in case.kinds]
-    pointwise = [torch.randn(channels, channels, 1, 1, dtype=dtype) for _ in case.kinds]
-    result = Arguments(case, inputs, depthwise, pointwise, None, None)
-    if case.raw:
-        result.mean = torch.randn(len(inputs), case.individuals, channels, dtype=dtype)
-        result.rstd = torch.rand(len(inputs), case.individuals, channels, dtype=dtype) + 0.5
-        with torch.no_grad():
-            mean, rstd = result.statistics([x.double() for x in inputs])
-            result.mean, result.rstd = mean.to(dtype), rstd.to(dtype)
-    return result
-
-
-def fused(a: Arguments, inputs: Sequence[Tensor], statistics: bool = True) -> tuple[list[Tensor], Tensor, Tensor]:
-    return stage(
-        inputs,
-        a.depthwise,
-        a.pointwise,
-        a.dilations,
-        a.case.stride,
-        a.mean,
-        a.rstd,
-        normalized=a.case.batch,
-        individuals=a.case.individuals,
-        statistics=statistics,
-    )
-
-
-def reference(a: Arguments, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Tensor, Tensor]:
-    mean, rstd = a.statistics(inputs)
-    return stage_reference(
-        inputs, a.depthwise, a.pointwise, a.dilations, a.case.stride, mean, rstd, individuals=a.case.individuals
-    )
-
-
-def run(function: Callable, a: Arguments, grads: Sequence[Tensor] | None) -> tuple[list[Tensor], ...]:
-    """Outputs, [mean, variance], and the gradients of inputs, depthwise and pointwise weights."""
-    leaves = [t.detach().requires_grad_(grads is not None) for t in a.leaves]
-    i, j = len(a.inputs), len(a.depthwise)
-    a = replace(a, inputs=leaves[:i], depthwise=leaves[i : i + j], pointwise=leaves[i + j :])
-    outputs, average, variance = function(a, a.inputs)
-    if grads is None:
-        return outputs, [average, variance], []
-    gradients = torch.autograd.grad(outputs, leaves, [g.to(y.dtype) for g, y in zip(grads, outputs, strict=True)])
-    return [y.detach() for y in outputs], [average, variance], list(gradients)
-
-
-def gradients_like(outputs: Sequence[Tensor]) -> list[Tensor]:
-    return [torch.randn_like(y) for y in outputs]
-
-
-def assert_close(ours: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float, what: str = "") -> None:
-    for index, (actual, wanted) in enumerate(zip(ours, expected, strict=True)):
-        assert actual.shape == wanted.shape
-        scale = wanted.abs().max().item() if wanted.numel() else 0.0
-        torch.testing.assert_close(
-            actual.double(),
-            wanted.double(),
-            rtol=0,
-            atol=tolerance * max(scale, 1e-30),
-            msg=lambda text, index=index: f"{what}[{index}]: {text}",
-        )
-
-
-def check(a: Arguments) -> None:
-    """Outputs, statistics and gradients are those of the reference in float64."""
-    forward, backward = TOLERANCE[a.case.dtype]
-    grads = gradients_like(fused(a, a.inputs)[0]) if a.case.individuals == 1 else None
-    outputs, moments, gradients = run(fused, a, grads)
-    wanted, wanted_moments, wanted_gradients = run(reference, a.double(), grads)
-    for y in outputs:
-        assert y.dtype == a.case.dtype
-        assert y.is_contiguous(memory_format=torch.channels_last)
-    assert all(g.dtype == t.dtype for g, t in zip(gradients, a.leaves[: len(gradients)], strict=True))
-    assert_close(outputs, wanted, forward, "outputs")
-    scale = max(y.abs().max().item() for y in wanted)
-    forward = min(forward, 1e-5)  # statistics are those of the values before they are stored
-    torch.testing.assert_close(moments[0].double(), wanted_moments[0], rtol=0, atol=forward * scale)
-    torch.testing.assert_close(moments[1].double(), wanted_moments[1], rtol=0, atol=4 * forward * scale**2)
-    i = len(a.inputs)
-    assert_close(gradients[:i], wanted_gradients[:i], backward, "inputs")
-    # Those of weights are never rounded to the storage type, and each value is held to the largest of its stage.
-    assert_close(gradients[i:], wanted_gradients[i:], min(backward, 1e-4), "weights")
 
 
 @pytest.fixture(params=["portable", "AVX2", "AVX-512"])
@@ -276,29 +134,6 @@ def test_any_case(kinds, channels, size, stride, shared, statistics, seed):
     check(make(Case(kinds, channels, *size, stride, shared, raw, batch, dtype=torch.float64)))
 
 
-def layout(x: Tensor, kind: str) -> Tensor:
-    """The same values in other memory."""
-    channels = x.shape[1]
-    if kind == "channels_last":
-        return x.contiguous(memory_format=torch.channels_last)
-    if kind in ("sliced", "offset"):  # the first channels of a wider tensor, or others, at an odd address
-        begin = 3 if kind == "offset" else 0
-        wide = torch.full((len(x), channels + 7, *x.shape[2:]), torch.nan, dtype=x.dtype)
-        wide = wide.contiguous(memory_format=torch.channels_last)
-        wide[:, begin : begin + channels] = x
-        return wide[:, begin : begin + channels]
-    if kind == "transposed":
-        return x.transpose(-1, -2).contiguous().transpose(-1, -2)
-    if kind == "cropped":
-        return torch.nn.functional.pad(x, (1, 1, 1, 1)).contiguous(memory_format=torch.channels_last)[..., 1:-1, 1:-1]
-    if kind == "expanded":
-        return x[..., :1].expand(x.shape)
-    return x
-
-
-LAYOUTS = ["contiguous", "channels_last", "sliced", "offset", "transposed", "cropped", "expanded"]
-
-
 @pytest.mark.parametrize("size", [(2, 5, 6), (1, 1, 4), (3, 4, 1), (2, 1, 1), (1, 1, 1)], ids=str)
 @pytest.mark.parametrize("kind", LAYOUTS)
 def test_layouts(kind, size):
@@ -360,8 +195,8 @@ def test_statistics_of_a_large_mean(channels, capability):
 
 
 def test_statistics_of_a_constant_are_exact():
-    ones = torch.ones(2, 4, 5, 5)
-    _, mean, variance = stage([ones], [torch.ones(4, 1, 1, 1)] * 2, [torch.eye(4)[..., None, None]] * 2, statistics=True)
+    taps, identity = torch.ones(4, 1, 1, 1), torch.eye(4)[..., None, None]
+    _, mean, variance = stage([torch.ones(2, 4, 5, 5)], [taps] * 2, [identity] * 2, statistics=True)
     assert mean.eq(1).all()
     assert variance.eq(0).all()
 
@@ -388,109 +223,6 @@ def test_individuals(channels, shared, raw):
         assert all(torch.equal(m[:, p : p + 1], n) for m, n in zip(together[1:], alone[1:], strict=True))
 
 
-# --- gradients ---
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("batch", [False, True])
-@pytest.mark.parametrize("shared", [True, False])
-def test_gradcheck(shared, batch, stride):
-    """With `batch`, of the composition: the statistics follow the inputs."""
-    kinds = ((3, 1), (3, 1), (5, 2))
-    a = make(Case(kinds, 2, 2, 3, 4, stride, shared, raw=True, batch=batch, dtype=torch.float64))
-    # As many values above the mean as below, none near it, where the ReLU has its corner.
-    magnitude, sign = torch.rand(len(a.inputs), 2, 2, 3, 4).double() + 0.5, torch.tensor([1.0, -1.0, -1.0, 1.0]).double()
-    a.inputs = list(magnitude * sign)
-    if not batch:
-        a.mean = a.mean.clamp(-0.2, 0.2)
-
-    def function(*leaves: Tensor) -> list[Tensor]:
-        i = len(a.inputs)
-        mean, rstd = a.statistics(leaves[:i])
-        b = replace(a, inputs=leaves[:i], depthwise=leaves[i : i + 3], pointwise=leaves[i + 3 :], mean=mean, rstd=rstd)
-        return fused(b, b.inputs)[0]
-
-    assert torch.autograd.gradcheck(function, [leaf.requires_grad_() for leaf in a.leaves])
-
-
-def test_outputs_that_nobody_uses():
-    a = make(Case(MIXED))
-    leaves = [leaf.requires_grad_() for leaf in a.leaves]
-    outputs, mean, variance = fused(a, a.inputs)
-    assert not mean.requires_grad
-    assert not variance.requires_grad
-    gradients = torch.autograd.grad(outputs[2].sum(), leaves)
-    for j, g in enumerate(gradients[1:]):
-        assert g.eq(0).all() == (j % 7 != 2)
-
-
-@pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("channels", [3, 4, 16])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_coefficients(dtype, channels, stride, shared):
-    """The gradient of an output as the one who normalises it has it: a · grad + b · (y - mean) + c."""
-    a = make(Case(MIXED, channels, count=3, stride=stride, shared=shared, raw=True, dtype=dtype))
-    y = OPS.stage(*a.raw())[0]
-    grads = gradients_like(y)
-    coefficients = torch.randn(7, 4, channels, dtype=weight_dtype(dtype))  # a, b, mean, c
-    arguments = (a.inputs, a.mean, a.rstd, a.depthwise, a.pointwise, a.dilations, stride)
-    for kind in ("channels_last", "sliced", "offset", "contiguous"):
-        strided = [layout(g, kind) for g in grads], [layout(t, kind) for t in y]
-        *gradients, sums = OPS.stage_grad(*strided, coefficients, *arguments)
-        effective = []
-        for j in range(7):
-            scale, slope, mean, offset = coefficients[j].double().view(4, -1, 1, 1)  # [C, 1, 1] each
-            effective.append(scale * grads[j].double() + slope * (y[j].double() - mean) + offset)
-        b = a.double()
-        normal = [
-            ((x - b.mean[i, 0].view(-1, 1, 1)) * b.rstd[i, 0].view(-1, 1, 1)).requires_grad_()
-            for i, x in enumerate(b.inputs)
-        ]
-        weights = [t.requires_grad_() for t in (*b.depthwise, *b.pointwise)]
-        outputs = stage_reference(normal, b.depthwise, b.pointwise, b.dilations, stride)[0]
-        wanted = torch.autograd.grad(outputs, [*normal, *weights], effective)
-        assert_close(gradients[0], wanted[: len(normal)], TOLERANCE[dtype][1], "inputs")
-        assert_close([*gradients[1], *gradients[2]], wanted[len(normal) :], 1e-4, "weights")
-        dots = [torch.stack([g.sum((0, 2, 3)), (g * x).sum((0, 2, 3))]) for g, x in zip(wanted, normal, strict=False)]
-        assert sums.shape == (len(normal), 2, channels)
-        scale = max(g.abs().sum((0, 2, 3)).max().item() for g in wanted[: len(normal)])
-        torch.testing.assert_close(sums.double(), torch.stack(dots).detach(), rtol=0, atol=1e-5 * scale)
-    plain = OPS.stage_grad(effective_as(dtype, effective), [], None, *arguments)
-    assert_close(plain[0], gradients[0], TOLERANCE[dtype][1])
-    assert OPS.stage_grad(grads, [], None, a.inputs, None, None, *arguments[3:])[3].shape == (0,)
-
-
-def effective_as(dtype: torch.dtype, grads: Sequence[Tensor]) -> list[Tensor]:
-    return [g.detach().to(dtype) for g in grads]
-
-
-def test_double_backward_says_so():
-    a = make(Case(MIXED))
-    x = a.inputs[0].requires_grad_()
-    (grad,) = torch.autograd.grad(fused(a, [x])[0][0].pow(2).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
-
-
-def test_individuals_have_no_gradient():
-    a = make(Case(MIXED, individuals=2))
-    a.inputs[0].requires_grad_()
-    with pytest.raises(RuntimeError, match=r"fastnas::stage: no gradient for individuals=2"):
-        fused(a, a.inputs)[0][0].sum().backward()
-
-
-def test_weights_of_other_dtypes_are_converted():
-    a = make(Case(CANDIDATES, dtype=torch.bfloat16, raw=True))
-    half = [w.bfloat16().requires_grad_() for w in a.depthwise]
-    b = replace(a, depthwise=half, mean=a.mean.double())
-    outputs = fused(b, b.inputs)[0]
-    outputs[0].sum().backward()
-    assert half[0].grad.dtype == torch.bfloat16
-    a.depthwise = [w.detach().float() for w in half]
-    assert all(map(torch.equal, outputs, fused(a, a.inputs)[0]))
-
-
 # --- what must not change results ---
 
 
@@ -508,8 +240,9 @@ def test_threads_do_not_change_a_bit(channels, shared, raw):
             results.append(run(fused, a, grads))
     finally:
         torch.set_num_threads(threads)
-    for together in results[1:]:
-        assert all(torch.equal(s, t) for one, many in zip(results[0], together) for s, t in zip(one, many, strict=True))
+    alone, *others = [[t for part in result for t in part] for result in results]
+    for together in others:
+        assert all(map(torch.equal, alone, together))
 
 
 @pytest.mark.parametrize("raw", [True, False])
@@ -525,45 +258,8 @@ def test_nan_and_infinity_spread_as_in_plain_torch(channels, shared, raw, capabi
     for ours, wanted in zip(run(fused, a, grads), run(reference, a.double(), grads), strict=True):
         for actual, expected in zip(ours, wanted, strict=True):
             assert torch.equal(actual.isfinite(), expected.isfinite())
-
-
-# --- registration ---
-
-
-def sliced(a: Arguments) -> Arguments:
-    a.inputs = [layout(x, "sliced") for x in a.inputs]
-    return a
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(((3, 1), (5, 2)), 4, 2, 4, 5),
-        Case(((3, 1), (3, 1)), 3, 2, 4, 5, stride=2, shared=False, raw=True, batch=True),
-        Case(((3, 1), (5, 2)), 4, 0, 4, 5, raw=True),
-        Case(((3, 1),), 1, 2, 0, 5),
-    ],
-    ids=str,
-)
-def test_opcheck(case):
-    a = sliced(make(case))
-    outputs = OPS.stage(*a.raw())[0]
-    grads, coefficients = gradients_like(outputs), torch.randn(len(outputs), 4, case.channels)
-    arguments = (a.inputs, a.mean, a.rstd, a.depthwise, a.pointwise, a.dilations, case.stride)
-    torch.library.opcheck(OPS.stage_grad.default, (grads, outputs, coefficients, *arguments))
-    torch.library.opcheck(OPS.stage_grad.default, (grads, [], None, *arguments))
-    for leaf in a.leaves:
-        leaf.requires_grad_()
-    torch.library.opcheck(OPS.stage.default, a.raw(statistics=case.raw))
-
-
-@pytest.mark.parametrize("case", [Case(MIXED), Case(MIXED, 16, shared=False, raw=True, batch=True)], ids=str)
-def test_compile_has_no_graph_break(case):
-    a = make(case)
-    grads = gradients_like(fused(a, a.inputs)[0])
-    compiled = torch.compile(lambda a, inputs: fused(a, inputs), fullgraph=True, backend="aot_eager")
-    for ours, wanted in zip(run(compiled, a, grads), run(fused, a, grads), strict=True):
-        assert_close(ours, wanted, 1e-6)
+            finite = expected.isfinite()
+            assert_close([actual.where(finite, 0)], [expected.where(finite, 0)], 1e-4)
 
 
 # --- errors name the operator, the argument and the shape ---
