@@ -64,7 +64,7 @@ Contender = Callable[[list[Tensor]], list[Tensor]]
 class Run:
     """The tensors of a case, and the contenders on them.
 
-    All give the raw outputs; only fastnas gives their statistics too, which plain torch takes in another pass.
+    All give raw outputs. fastnas takes their statistics as well; plain torch takes those of the inputs of a chain.
     """
 
     def __init__(self, case: Case, device: torch.device) -> None:
@@ -137,7 +137,7 @@ def measure(device: torch.device, seconds: float) -> list[Row]:
         for mode, (call, least) in modes.items():
             rows += compare(
                 "stage",
-                f"{case.name} ({case.operations / 1e9:.2f} GFLOP forward)",
+                f"{case.name}, {case.operations / 1e9:.2f} GFLOP",
                 mode,
                 {name: partial(call, *contender) for name, contender in contenders.items()},
                 baseline="plain torch",
