@@ -37,7 +37,7 @@ class Case:
     @property
     def outputs(self) -> int:
         """Pixels of one output."""
-        return self.batch * -((-self.size // self.stride) ** 2)
+        return self.batch * ((self.size + self.stride - 1) // self.stride) ** 2
 
     @property
     def operations(self) -> int:
