@@ -44,7 +44,7 @@ void rectify_row(const A* x, int64_t lanes, int64_t pixels, A* grad, double* sum
     Vec<A> sum{}, dot{};
     for (int64_t p = 0; p < pixels; ++p) {
       const Vec<A> value = load(x + p * lanes + c);
-      const Vec<A> g = value > 0 ? load(grad + p * lanes + c) : Vec<A>{};
+      const Vec<A> g = value <= 0 ? Vec<A>{} : load(grad + p * lanes + c);  // keeps NaN, as torch's ReLU does
       store(grad + p * lanes + c, g);
       sum += g;
       dot += g * value;
