@@ -45,7 +45,6 @@ class SearchCell(nn.Module):
         self.kind = "reduce" if reduction else "normal"
         self.backend = backend
         self.partial_channels = partial_channels
-        self._plan: CellPlan | None = None
         self.preprocess0 = (
             FactorizedReduce(channels_in[0], channels, norm)
             if reduction_before
@@ -64,6 +63,7 @@ class SearchCell(nn.Module):
             )
             for source, _ in space.edges
         )
+        self._plan = CellPlan(self)
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
         """States [B, C_i, H_i, W_i] and weights [E, O] → [B, nodes·C, H', W'].
@@ -86,9 +86,14 @@ class SearchCell(nn.Module):
         return torch.cat(states[2:], dim=-3)
 
     def _fused(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor | None:
-        if self._plan is None or not self._plan.is_of(self):
+        # torch.compile traces with the modules that there are, and guards them itself.
+        if not torch.compiler.is_compiling() and not self._plan.is_of(self):
             self._plan = CellPlan(self)
         return fused_cell(self, self._plan, s0, s1, weights) if self._plan.known else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plan": None}  # a copy makes its own, of its own modules
+        return {name: value for name, value in self.__dict__.items() if name != "_plan"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plan = CellPlan(self)  # of the copy's own modules

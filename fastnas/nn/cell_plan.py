@@ -212,8 +212,6 @@ class CellPlan:
         convolutions = [module.conv for module in self.preprocess if isinstance(module, ReLUConvNorm)]
         return (
             plain
-            and len({(norm.eps, norm.momentum) for norm in self.norms}) == 1
-            and self.norms[0].momentum is not None
             and all(convolution.kernel_size == (1, 1) for convolution in convolutions)
             and all(1 <= count <= MOST_CANDIDATES for count in rows)
             and all(len(state.stages) <= MOST_STAGES for state in self.states)

@@ -35,6 +35,7 @@ _pool_grad = torch.ops.fastnas.pool_grad.default
 _preprocess = torch.ops.fastnas.preprocess.default
 _preprocess_grad = torch.ops.fastnas.preprocess_grad.default
 _node_sum = torch.ops.fastnas.node_sum.default
+_node_sum_into = torch.ops.fastnas.node_sum_into.default
 _node_sum_grad = torch.ops.fastnas.node_sum_grad.default
 _bypass_grad = torch.ops.fastnas.bypass_grad.default
 
@@ -136,12 +137,14 @@ class Forward:
         self.rows: list[Tensor | None] = [None] * len(plan.row_norms)
         self.outputs: list[Outputs] = []
         self.bypass: list[Tensor] = []
+        # Nodes are written where they belong in the output, unless an operator's result is wanted to differentiate it.
+        self._written: Tensor | None = None
         for source, state in enumerate(plan.states):
             if source >= 2:
                 self.states.append(self._node(source - 2))
             self._candidates(source, state)
         self.states.append(self._node(len(plan.states) - 2))
-        self.output = torch.cat(self.states[2:], 1)  # [N, nodes·C, H', W']
+        self.output = torch.cat(self.states[2:], 1) if self._written is None else self._written  # [N, nodes·C, H', W']
         if running is None:
             rows = plan.normalised_rows
             self.batches.append(Batch(self.mean[rows, 0], self.variance[rows, 0], count(self.output)))
@@ -223,19 +226,22 @@ class Forward:
 
     def _node(self, index: int) -> Tensor:
         part = slice(*self.plan.first_row[index : index + 2])
-        node = _node_sum(
-            self.rows[part],
-            self.mean[part],
-            self.rstd[part],
-            self.op_weights[:, part],
-            self.bypass,
-            None,
-            self.settings.individuals,
-            self.images,
-            self.plan.normalised(self.settings.batch)[part],
-        )  # [N, C, H', W']
+        rows, individuals = self.rows[part], self.settings.individuals
+        mean, rstd, weights = self.mean[part], self.rstd[part], self.op_weights[:, part]
+        if torch.compiler.is_compiling():
+            # Autograd keeps the tables, and other rows of them are still to change.
+            mean, rstd = mean.clone(), rstd.clone()
+            normalised = self.plan.normalised(self.settings.batch)[part]
+            return _node_sum(rows, mean, rstd, weights, self.bypass, None, individuals, self.images, normalised)
+        nodes, channels = len(self.plan.states) - 1, self.states[0].shape[1]
+        if self._written is None:
+            shape = (individuals * self.images, nodes * channels, *cast(Tensor, rows[0]).shape[2:])
+            like = self.states[0]
+            self._written = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+        node = self._written.narrow(1, index * channels, channels)
+        _node_sum_into(node, rows, mean, rstd, weights, self.bypass, None, individuals, self.images)
         if not self.keep:
-            self.rows[part] = [None] * (part.stop - part.start)
+            self.rows[part] = [None] * len(rows)
         return node
 
 
@@ -482,28 +488,32 @@ class _Cell(torch.autograd.Function):
         return None, None, None, None, *done.inputs, done.grad_op_weights, *done.grad_weights.flat()
 
 
+_ALIKE = ("training", "images", "eps", "momentum")  # in what normalisations of a cell must agree
+
+
 def fused_cell(cell: SearchCell, plan: CellPlan, s0: Tensor, s1: Tensor, op_weights: Tensor) -> Tensor | None:
     """The output of a cell as `SearchCell.forward` describes it, or None where the operators cannot compute it.
 
     s0, s1 [B, C, H, W] and op_weights [E, O]; for a population [P or 1, B, C, H, W] and [P, E, O].
     """
-    norm = plan.norms[0]
-    if not (s0.is_cpu and s0.is_floating_point()) or any(other.training != norm.training for other in plan.norms):
+    training, images, eps, momentum = (getattr(plan.norms[0], name) for name in _ALIKE)
+    alike = len({tuple(getattr(norm, name) for name in _ALIKE) for norm in plan.norms}) == 1
+    if not (s0.is_cpu and s0.is_floating_point() and alike) or momentum is None:
         return None
-    images = norm.images
     individuals = op_weights.shape[0] if s0.dim() == 5 else 1
-    batch = norm.training or images is not None
-    if individuals > 1 and batch and images != s0.shape[-4]:
-        return None  # one batch of all individuals: statistics that the operators do not take
+    batch = training or images is not None
+    if batch and images != s0.shape[-4] and (individuals > 1 or images is not None):
+        return None  # one batch of all individuals, or several of one: statistics that the operators do not take
     weights = plan.weights().flat()
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (s0, s1, op_weights, *weights))
     if differentiable and individuals > 1:
         return None
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else s0.dtype
+    lowered = torch.is_autocast_enabled("cpu") and s0.dtype != torch.float64  # which autocast leaves alone
+    dtype = torch.get_autocast_dtype("cpu") if lowered else s0.dtype
     numbers = torch.float64 if dtype == torch.float64 else torch.float32
     inputs = [s.flatten(0, -4).to(dtype).contiguous(memory_format=torch.channels_last) for s in (s0, s1)]
     shared = individuals > 1 and s0.shape[0] == 1, individuals > 1 and s1.shape[0] == 1
-    settings = Settings(batch, individuals, shared, cell.partial_channels, norm.eps)
+    settings = Settings(batch, individuals, shared, cell.partial_channels, eps)
     weights = [weight if weight.dtype == numbers else weight.to(numbers) for weight in weights]
     rows = op_weights.reshape(individuals, -1).index_select(1, plan.columns).to(numbers)  # [P, K]
     running = None if batch else _running(plan, numbers)
