@@ -44,7 +44,7 @@ void rectify_row(const A* x, int64_t lanes, int64_t pixels, A* grad, double* sum
     Vec<A> sum{}, dot{};
     for (int64_t p = 0; p < pixels; ++p) {
       const Vec<A> value = load(x + p * lanes + c);
-      const Vec<A> g = value > 0 ? load(grad + p * lanes + c) : Vec<A>{};
+      const Vec<A> g = value <= 0 ? Vec<A>{} : load(grad + p * lanes + c);  // keeps NaN, as torch's ReLU does
       store(grad + p * lanes + c, g);
       sum += g;
       dot += g * value;
@@ -111,10 +111,7 @@ class StageBackward {
     for (int index = plan_.first_group[bundle_]; index < plan_.first_group[bundle_ + 1]; ++index) {
       const StageGroup& group = plan_.group[index];
       A* const depthwise = gradient + group.gradient;
-      outputs(image, group, depthwise + group.taps() * lanes_);
-      const Taps<A> taps = taps_at(buffers_.x, group, 0);
-      depthwise_grad_weights(taps, args_.stride * tile_.row, buffers_.grad_z + out_tile_.at(0, 0, lanes_),
-                             out_tile_.row, args_.out_height, args_.out_width, depthwise);
+      outputs(image, group, depthwise, depthwise + group.taps() * lanes_);
       inputs(group);
     }
     finish(image, sums);
@@ -141,8 +138,8 @@ class StageBackward {
             args_.stride};
   }
 
-  // From the gradient of y to those of z and of the pointwise weights; z is computed again.
-  void outputs(int64_t image, const StageGroup& group, A* gradient) {
+  // From the gradient of y to those of z and of the weights; z is computed again.
+  void outputs(int64_t image, const StageGroup& group, A* depthwise, A* pointwise_gradient) {
     const int64_t channels = plan_.channels, width = args_.out_width;
     if (group.size * channels < lanes_) std::memset(buffers_.g, 0, rows_ * width * lanes_ * sizeof(A));
     for (int64_t top = 0; top < args_.out_height; top += rows_) {
@@ -163,10 +160,13 @@ class StageBackward {
         }
       }
       if (plan_.packed) {
-        packed_grad_weights(buffers_.z, channels, buffers_.g, count * width, gradient);
+        packed_grad_weights(buffers_.z, channels, buffers_.g, count * width, pointwise_gradient);
       } else {
-        pointwise_grad_weights(buffers_.z, lanes_, channels, buffers_.g, lanes_, count * width, gradient);
+        pointwise_grad_weights(buffers_.z, lanes_, channels, buffers_.g, lanes_, count * width, pointwise_gradient);
       }
+      // Here, while the rows are in the first-level cache.
+      depthwise_grad_weights(taps_at(buffers_.x, group, top), args_.stride * tile_.row,
+                             buffers_.grad_z + out_tile_.at(top, 0, lanes_), out_tile_.row, count, width, depthwise);
     }
   }
 

@@ -39,8 +39,8 @@ class Call {
                     " stages read, or one for each; got ", inputs.size());
     STD_TORCH_CHECK(stride == 1 || stride == 2, op, ": stride is ", stride, ", expected 1 or 2");
     STD_TORCH_CHECK(mean.has_value() == rstd.has_value(), op, ": give both mean and rstd, or neither");
-    STD_TORCH_CHECK(depthwise[0].dim() == 4, op, ": depthwise[0] has shape ", shape_of(depthwise[0]),
-                    ", expected [C, 1, K, K]");
+    STD_TORCH_CHECK(depthwise[0].dim() == 4 && depthwise[0].size(0) >= 1, op, ": depthwise[0] has shape ",
+                    shape_of(depthwise[0]), ", expected [C, 1, K, K] with at least one channel");
     channels = depthwise[0].size(0);
     dtype = inputs[0].scalar_type();
     STD_TORCH_CHECK(element_size(dtype) > 0, op, ": inputs must be float16, bfloat16, float32 or float64");

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from fastnas.nn.cell_plan import CellPlan, candidates_of, plan_cell
+from fastnas.nn.cell_plan import CellPlan
 from fastnas.nn.fused_cell import fused_cell
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.primitives import FactorizedReduce, Norm, ReLUConvNorm
@@ -42,6 +44,7 @@ class SearchCell(nn.Module):
         self.space = space
         self.kind = "reduce" if reduction else "normal"
         self.backend = backend
+        self.partial_channels = partial_channels
         self._plan: CellPlan | None = None
         self.preprocess0 = (
             FactorizedReduce(channels_in[0], channels, norm)
@@ -83,6 +86,9 @@ class SearchCell(nn.Module):
         return torch.cat(states[2:], dim=-3)
 
     def _fused(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor | None:
-        if self._plan is None or self._plan.modules != candidates_of(self):  # candidates may be replaced
-            self._plan = plan_cell(self)
-        return None if self._plan is None else fused_cell(self, self._plan, s0, s1, weights)
+        if self._plan is None or not self._plan.is_of(self):
+            self._plan = CellPlan(self)
+        return fused_cell(self, self._plan, s0, s1, weights) if self._plan.known else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plan": None}  # a copy makes its own, of its own modules
