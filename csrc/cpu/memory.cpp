@@ -118,7 +118,7 @@ MemoryUse memory_use() { return blocks().use(); }
 void* scratch(std::size_t bytes) {
   thread_local std::unique_ptr<void, Free> block;
   thread_local std::size_t size = 0;
-  if (bytes > size || !kKeep) {
+  if (!block || bytes > size || !kKeep) {
     block.reset();
     size = 0;
     block.reset(from_system(rounded(bytes)));
