@@ -21,7 +21,7 @@ from fastnas.spaces import CELL_KINDS, CellSpace, find
 OpWeights = Mapping[str, Tensor]
 
 # Live activations that a chunk of a population may take where the device does not say what is free.
-MEMORY_BUDGET = 512 * 2**20
+MEMORY_BUDGET = 2 * 2**30
 
 
 class Supernet(nn.Module):
@@ -191,12 +191,15 @@ class Supernet(nn.Module):
 
     def _fitting_chunk(self, x: Tensor) -> int:
         budget = torch.cuda.mem_get_info(x.device)[0] // 4 if x.is_cuda else MEMORY_BUDGET
-        # The widest moment is the first cell: its states, and the candidates of one edge, at full size, and as much
-        # again for what is computed on the way.
-        tensors = 2 * (self.space.nodes + 2 + len(self.space.candidates) // self.partial_channels + 1)
+        # The widest moment is the first cell, with its states and its output. On the CPU the candidates of all edges
+        # are there at once, separable ones with both stages; elsewhere those of one edge, and as much again for what
+        # is computed on the way.
+        candidates = (len(self.space.candidates) + 2) / self.partial_channels
+        states = self.space.nodes + 2
+        tensors = 2 * states + len(self.space.edges) * candidates if x.is_cpu else 2 * (states + candidates)
         images, _, height, width = x.shape
         pixels = images * height * width // (64 if self.stem.reduces else 1)
-        bytes_per_individual = tensors * pixels * self.channels * x.element_size()
+        bytes_per_individual = int(tensors * pixels * self.channels * x.element_size())
         return max(1, budget // max(1, bytes_per_individual))
 
     def extra_repr(self) -> str:
