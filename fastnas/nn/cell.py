@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastnas.nn.cell_plan import CellPlan, candidates_of, plan_cell
+from fastnas.nn.cell_plan import CellPlan, modules_of, plan_cell
 from fastnas.nn.fused_cell import fused_cell
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.primitives import FactorizedReduce, Norm, ReLUConvNorm
@@ -83,6 +83,6 @@ class SearchCell(nn.Module):
         return torch.cat(states[2:], dim=-3)
 
     def _fused(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor | None:
-        if self._plan is None or self._plan.modules != candidates_of(self):  # candidates may be replaced
+        if self._plan is None or self._plan.modules != modules_of(self):  # any of them may be replaced
             self._plan = plan_cell(self)
         return None if self._plan is None else fused_cell(self, self._plan, s0, s1, weights)

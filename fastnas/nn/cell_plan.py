@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from fastnas.nn.batch_norm import BatchNorm
@@ -78,10 +77,10 @@ class CellWeights:
 class CellPlan:
     """See the module."""
 
-    modules: list[nn.Module]  # the candidates that this is a plan of
+    modules: list[nn.Module]  # that this is a plan of: all of the cell's
     states: list[StatePlan]
     first_row: list[int]  # of each node; and the number of rows K
-    columns: Tensor  # [K] int64: where the weight of each row is in the flattened table [E·O]
+    columns: list[int]  # [K]: where the weight of each row is in the flattened table [E·O]
     norms: list[BatchNorm | None]  # of each row; None where a candidate is not normalised
     preprocess: list[ReLUConvNorm | FactorizedReduce]
 
@@ -121,8 +120,8 @@ def plan_cell(cell: SearchCell) -> CellPlan | None:
     """Sorts the candidates of a cell; None where there is one that the operators do not know."""
     space = cell.space
     states = [StatePlan(2 if cell.kind == "reduce" and source < 2 else 1) for source in range(space.nodes + 1)]
-    plan = CellPlan(candidates_of(cell), states, [0], torch.empty(0), [], [cell.preprocess0, cell.preprocess1])
     columns: list[int] = []
+    plan = CellPlan(modules_of(cell), states, [0], columns, [], [cell.preprocess0, cell.preprocess1])
     for node in range(2, space.nodes + 2):
         for source, edge in enumerate(space.incoming(node)):
             state = states[source]
@@ -136,18 +135,22 @@ def plan_cell(cell: SearchCell) -> CellPlan | None:
         plan.first_row.append(len(columns))
         if not 0 < plan.first_row[-1] - plan.first_row[-2] <= MOST_CANDIDATES:
             return None
-    plan.columns = torch.tensor(columns, dtype=torch.int64)
     norms = plan.all_norms()
     plain = all(type(norm) is BatchNorm and norm.weight is None and norm.running_mean is not None for norm in norms)
-    alike = len({(norm.eps, norm.momentum) for norm in norms}) == 1 and norms[0].momentum is not None
     convolutions = [module.conv for module in plan.preprocess if isinstance(module, ReLUConvNorm)]
     pointwise = all(convolution.kernel_size == (1, 1) for convolution in convolutions)
     fits = all(len(state.stages) <= MOST_STAGES for state in states)
-    return plan if plain and alike and pointwise and fits else None
+    return plan if plain and pointwise and fits else None
 
 
-def candidates_of(cell: SearchCell) -> list[nn.Module]:
-    return [candidate for edge in cell.edges for candidate in edge.candidates]
+def modules_of(cell: SearchCell) -> list[nn.Module]:
+    """All modules in a cell, level by level: what `modules()` gives in a fifth of the time, since every step asks."""
+    modules: list[nn.Module] = []
+    level = [child for child in cell._modules.values() if child is not None]
+    while level:
+        modules += level
+        level = [child for module in level for child in module._modules.values() if child is not None]
+    return modules
 
 
 def _sort(plan: CellPlan, state: StatePlan, candidate: nn.Module, row: int) -> bool:

@@ -225,10 +225,13 @@ class Forward:
 
     def _node(self, index: int) -> Tensor:
         part = slice(*self.plan.first_row[index : index + 2])
+        mean, rstd = self.mean[part], self.rstd[part]
+        if torch.compiler.is_compiling():  # autograd keeps them, and the tables will change in other rows
+            mean, rstd = mean.clone(), rstd.clone()
         node = _node_sum(
             self.rows[part],
-            self.mean[part],
-            self.rstd[part],
+            mean,
+            rstd,
             self.op_weights[:, part],
             self.bypass,
             None,
@@ -497,25 +500,26 @@ def fused_cell(cell: SearchCell, plan: CellPlan, s0: Tensor, s1: Tensor, op_weig
     s0, s1 [B, C, H, W] and op_weights [E, O]; for a population [P or 1, B, C, H, W] and [P, E, O].
     """
     norms = plan.all_norms()
-    training = norms[0].training
-    images = norms[0].images
-    if not (s0.is_cpu and s0.is_floating_point()) or any(norm.training != training for norm in norms):
+    training, images, eps, momentum = norms[0].training, norms[0].images, norms[0].eps, norms[0].momentum
+    alike = len({(norm.training, norm.images, norm.eps, norm.momentum) for norm in norms}) == 1
+    if not (s0.is_cpu and s0.is_floating_point()) or not alike or momentum is None:
         return None
     individuals = op_weights.shape[0] if s0.dim() == 5 else 1
     batch = training or images is not None
-    if individuals > 1 and batch and images != s0.shape[-4]:
-        return None  # one batch of all individuals: statistics that the operators do not take
+    if batch and images != s0.shape[-4] and (individuals > 1 or images is not None):
+        return None  # one batch of all individuals, or several of one: statistics that the operators do not take
     weights = plan.weights().flat()
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (s0, s1, op_weights, *weights))
     if differentiable and individuals > 1:
         return None
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else s0.dtype
+    lowered = torch.is_autocast_enabled("cpu") and s0.dtype != torch.float64  # which autocast leaves alone
+    dtype = torch.get_autocast_dtype("cpu") if lowered else s0.dtype
     numbers = torch.float64 if dtype == torch.float64 else torch.float32
     inputs = [s.flatten(0, -4).to(dtype).contiguous(memory_format=torch.channels_last) for s in (s0, s1)]
     shared = tuple(individuals > 1 and s.shape[0] == 1 for s in (s0, s1))
-    settings = Settings(batch, individuals, shared, cell.edges[0].partial_channels, norms[0].eps)
+    settings = Settings(batch, individuals, shared, cell.edges[0].partial_channels, eps)
     weights = [weight.to(numbers) for weight in weights]
-    rows = op_weights.reshape(individuals, -1).index_select(1, plan.columns).to(numbers)  # [P, K]
+    rows = op_weights.reshape(individuals, -1)[:, plan.columns].to(numbers)  # [P, K]
     running = None if batch else _running(plan, numbers)
     batches: list[Batch] = []
     if differentiable and not torch.compiler.is_compiling():
