@@ -1,18 +1,23 @@
-# make demo    a search on scanned digits, about two minutes after installation
-# make test    all tests
-# make lint    formats, types
-# make bench   measurements: the operators, one cell, the weight step
+# make demo      a search on scanned digits, about two minutes after installation
+# make test      all tests
+# make lint      formats, types
+# make sanitize  operators and kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (GCC)
+# make bench     measurements: the operators, one cell, the weight step
 # Everything happens in .venv; nothing else on the machine is touched.
 
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/* csrc/*/*) CMakeLists.txt setup.py
+CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu tests/sanitize/*.cpp)
 # population and search_epoch take long in plain torch: make bench BENCHMARKS="population search_epoch"
 BENCHMARKS ?= ops cell supernet_step
 # One thread per test process: several processes that each start a thread per core wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+# Python is not instrumented, so the sanitizer has to be there before it; so does the library that throws exceptions.
+PRELOAD = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file-name=libstdc++.so)
+SANITIZE_TESTS ?= tests/ops
 
-.PHONY: demo test lint format bench env install clean
+.PHONY: demo test sanitize lint format bench env install clean
 
 demo: install
 	$(BIN)/python -m fastnas.search
@@ -20,16 +25,25 @@ demo: install
 test: install
 	$(PYTEST)
 
+# -s: pytest would lose the report of a process that dies.
+sanitize: install
+	FASTNAS_SANITIZE=thread $(BIN)/python setup.py --quiet build_ext
+	FASTNAS_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build_ext
+	build/sanitize-thread/sanitize_threads
+	UBSAN_OPTIONS=print_stacktrace=1 build/sanitize-address/sanitize_threads
+	LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	FASTNAS_EXTENSION=$(CURDIR)/build/sanitize-address/lib $(PYTEST) -p tests.sanitize.extension -s $(SANITIZE_TESTS)
+
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 	$(BIN)/mypy
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
+	$(BIN)/clang-format -i $(CXX_SOURCES)
 
 bench: install
 	$(BIN)/python -m benchmarks $(BENCHMARKS) --out runs/benchmarks

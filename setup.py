@@ -4,6 +4,7 @@ Every flag is in CMakeLists.txt and the metadata in pyproject.toml; this file on
 compiler. It never imports torch, and no GPU is needed for a CUDA build.
 
 FASTNAS_CUDA=0 builds without CUDA, FASTNAS_CUDA=1 insists on it; by default CUDA is built where nvcc is found.
+FASTNAS_SANITIZE=address,undefined or =thread builds for `make sanitize`, into build/sanitize-* and nowhere else.
 TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX") replaces the default architectures. MAX_JOBS limits parallel compilers.
 """
 
@@ -89,15 +90,18 @@ class CMakeBuild(build_ext):
             raise SystemExit(f"fastnas needs torch to build: pip install '{TORCH_REQUIREMENT}' first")
         import pybind11
 
-        nvcc = find_nvcc()
+        sanitize = os.environ.get("FASTNAS_SANITIZE", "")
+        nvcc = None if sanitize else find_nvcc()
         package = ROOT / "fastnas" if self.inplace else Path(self.build_lib).resolve() / "fastnas"
-        build = ROOT / "build" / f"{sys.implementation.cache_tag}-{'cuda' if nvcc else 'cpu'}"
+        kind = f"sanitize-{sanitize.partition(',')[0]}" if sanitize else "cuda" if nvcc else "cpu"
+        build = ROOT / "build" / (kind if sanitize else f"{sys.implementation.cache_tag}-{kind}")
         options = {
             "Python_EXECUTABLE": sys.executable,
             "TORCH_DIR": TORCH,
             "CUDA_WHEELS": CUDA_WHEELS or "",
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "FASTNAS_CUDA": "ON" if nvcc else "OFF",
+            "FASTNAS_SANITIZE": sanitize,
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": build / "lib",
         }
         if nvcc:
@@ -117,7 +121,10 @@ class CMakeBuild(build_ext):
         print(f"fastnas: torch {TORCH}, nvcc {nvcc or 'none (CPU only)'}", flush=True)
         subprocess.run([cmake, "-S", ROOT, "-B", build, *generator, *definitions], check=True, env=environment)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
-        subprocess.run([cmake, "--build", build, "--target", "_C", "-j", jobs], check=True, env=environment)
+        targets = {"": ["_C"], "thread": ["sanitize_threads"]}.get(sanitize, ["_C", "sanitize_threads"])
+        subprocess.run([cmake, "--build", build, "--target", *targets, "-j", jobs], check=True, env=environment)
+        if sanitize:
+            return
         # Copied, not built in place: builds with and without CUDA take turns there, and each must find its own newest.
         # Replaced, not overwritten: a process that has loaded the old one keeps it.
         package.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,16 @@ namespace {
 constexpr std::size_t kLine = 64;
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
+// AddressSanitizer knows where a block ends, and keeps what was freed out of use for a while: it gets blocks of the
+// very size that was asked for, and none is used again.
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool kKeep = false;
+#else
+constexpr bool kKeep = true;
+#endif
+
 std::size_t rounded(std::size_t bytes) {
+  if (!kKeep) return std::max<std::size_t>(1, bytes);
   const std::size_t unit = bytes >= kHugePage ? std::size_t{64} << 10 : kLine;
   return std::max(unit, (bytes + unit - 1) / unit * unit);
 }
@@ -61,6 +70,7 @@ class Blocks {
     const std::size_t bytes = size->second;
     sizes_.erase(size);
     use_.used -= bytes;
+    if (!kKeep) return std::free(block);
     use_.kept += bytes;
     kept_.push_back({block, bytes});
   }
@@ -108,7 +118,7 @@ MemoryUse memory_use() { return blocks().use(); }
 void* scratch(std::size_t bytes) {
   thread_local std::unique_ptr<void, Free> block;
   thread_local std::size_t size = 0;
-  if (bytes > size) {
+  if (!block || bytes > size || !kKeep) {
     block.reset();
     size = 0;
     block.reset(from_system(rounded(bytes)));

@@ -15,6 +15,7 @@ void* allocate(std::size_t bytes);
 void recycle(void* block) noexcept;
 
 /// Scratch of the calling thread, aligned to a cache line, valid until the thread's next call; grows, never shrinks.
+/// Not null, even for 0 bytes.
 void* scratch(std::size_t bytes);
 
 struct MemoryUse {

@@ -119,7 +119,7 @@ void scaled(const A* grad, const A* scale, int64_t period, int64_t n, A* result)
 }  // namespace
 
 template <typename T>
-void node_sum_forward(const NodeSum<T>& args, T* result, int64_t first, int64_t last) {
+void node_sum_forward(const NodeSum<T>& args, T* result, int64_t stride, int64_t first, int64_t last) {
   using A = accumulate_t<T>;
   const NodeShape& s = args.shape;
   const int64_t C = s.channels, W = C * s.groups, R = W - C, K = args.candidate_count, P = s.individuals;
@@ -159,9 +159,9 @@ void node_sum_forward(const NodeSum<T>& args, T* result, int64_t first, int64_t 
       const int64_t table = (p * K + k) * period;
       add_scaled(dense(data, y.stride, C, tile.count, b.input), b.mean + table, b.scale + table, period, n, b.sum);
     }
-    T* out = result + (own * s.pixels + tile.begin) * W;
+    T* out = result + (own * s.pixels + tile.begin) * stride;
     if (R == 0) {
-      write(b.sum, tile.count * C, out);
+      write_pixels(b.sum, C, tile.count, out, stride);
       continue;
     }
     std::memset(b.rest, 0, tile.count * R * sizeof(A));
@@ -171,10 +171,10 @@ void node_sum_forward(const NodeSum<T>& args, T* result, int64_t first, int64_t 
       add_channels(data, x.stride, args.bypass_weights[p * args.bypass_count + e], R, tile.count, b.rest, R);
     }
     if constexpr (std::is_same_v<T, A>) {
-      shuffle(b.sum, b.rest, C, s.groups, tile.count, out);
+      shuffle(b.sum, b.rest, C, s.groups, tile.count, out, stride);
     } else {
-      shuffle(b.sum, b.rest, C, s.groups, tile.count, b.output);
-      write(b.output, tile.count * W, out);
+      shuffle(b.sum, b.rest, C, s.groups, tile.count, b.output, W);
+      write_pixels(b.output, W, tile.count, out, stride);
     }
   }
 }
@@ -304,7 +304,7 @@ void node_sum_grad_candidates(const NodeSum<T>& args, const NodePixels<T>& proce
 }
 
 #define INSTANTIATE(T)                                                                                             \
-  template void node_sum_forward(const NodeSum<T>&, T*, int64_t, int64_t);                                         \
+  template void node_sum_forward(const NodeSum<T>&, T*, int64_t, int64_t, int64_t);                                \
   template void node_sum_grad(const NodeSum<T>&, const NodePixels<T>&, T*, double*, int64_t, int64_t);             \
   template void node_sum_grad_candidates(const NodeSum<T>&, const NodePixels<T>&, const NodeSumGrads<T>&, int64_t, \
                                          int64_t);

@@ -62,4 +62,11 @@ inline void write(const A* __restrict__ from, int64_t n, T* __restrict__ to) {
   for (int64_t i = 0; i < n; ++i) to[i] = T(from[i]);
 }
 
+/// The same for pixels of `width` values that are `stride` apart.
+template <typename T, typename A>
+inline void write_pixels(const A* from, int64_t width, int64_t pixels, T* to, int64_t stride) {
+  if (stride == width) return write(from, pixels * width, to);
+  for (int64_t p = 0; p < pixels; ++p) write(from + p * width, width, to + p * stride);
+}
+
 }  // namespace fastnas::FASTNAS_ISA

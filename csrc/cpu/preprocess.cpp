@@ -289,8 +289,9 @@ void preprocess_backward(const Preprocess<T>& args, const PreprocessGrad<T>& gra
   for (int64_t m = 0; m < args.matrix_count; ++m) {
     const Matrix<A>& matrix = args.matrices[m];
     for (int64_t row = 0; row < matrix.rows; ++row) {
-      std::memcpy(b.weights[matrix.offset] + (matrix.column + row) * b.z_width, matrix.weights + row * args.channels,
-                  args.channels * sizeof(A));
+      const A* from = matrix.weights + row * args.channels;
+      A* to = b.weights[matrix.offset] + (matrix.column + row) * b.z_width;
+      for (int64_t c = 0; c < args.channels; ++c) to[c] = from[c];
     }
   }
   const int64_t pixels = args.output_height * args.output_width;
@@ -316,8 +317,9 @@ void preprocess_backward(const Preprocess<T>& args, const PreprocessGrad<T>& gra
     for (int64_t m = 0; m < args.matrix_count; ++m) {
       const Matrix<A>& matrix = args.matrices[m];
       for (int64_t row = 0; row < matrix.rows; ++row) {
-        std::memcpy(partial + (chunk * args.outputs + matrix.output + row) * args.channels,
-                    b.grad_weights[matrix.offset] + (matrix.column + row) * b.z_width, args.channels * sizeof(A));
+        const A* from = b.grad_weights[matrix.offset] + (matrix.column + row) * b.z_width;
+        A* to = partial + (chunk * args.outputs + matrix.output + row) * args.channels;
+        for (int64_t c = 0; c < args.channels; ++c) to[c] = from[c];
       }
     }
   }

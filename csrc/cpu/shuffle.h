@@ -94,12 +94,11 @@ inline void add_channels(const T* from, int64_t stride, A weight, int64_t width,
   add_channels_by<A>(from, stride, weight, width, pixels, sum, sum_stride);
 }
 
-/// to [pixels, groups · channels], shuffled, from group 0 [pixels, channels] and the rest [pixels, (groups - 1) ·
-/// channels], group after group.
+/// Pixels of groups · channels values, `stride` apart and shuffled, from group 0 [pixels, channels] and the rest
+/// [pixels, (groups - 1) · channels], group after group.
 template <typename A>
 inline void shuffle(const A* __restrict__ first, const A* __restrict__ rest, int64_t channels, int64_t groups,
-                    int64_t pixels, A* __restrict__ to) {
-  const int64_t width = channels * groups;
+                    int64_t pixels, A* __restrict__ to, int64_t stride) {
   if (groups == 4 && channels % 4 == 0) {
     for (int64_t p = 0; p < pixels; ++p) {
       for (int64_t i = 0; i < channels; i += 4) {
@@ -109,16 +108,16 @@ inline void shuffle(const A* __restrict__ first, const A* __restrict__ rest, int
           __builtin_memcpy(&rows[q], rest + (3 * p + q - 1) * channels + i, sizeof rows[0]);
         }
         transpose<A>(rows);
-        __builtin_memcpy(to + p * width + 4 * i, rows, sizeof rows);
+        __builtin_memcpy(to + p * stride + 4 * i, rows, sizeof rows);
       }
     }
     return;
   }
   for (int64_t p = 0; p < pixels; ++p) {
-    for (int64_t i = 0; i < channels; ++i) to[p * width + i * groups] = first[p * channels + i];
+    for (int64_t i = 0; i < channels; ++i) to[p * stride + i * groups] = first[p * channels + i];
     for (int64_t q = 1; q < groups; ++q) {
       const A* group = rest + (p * (groups - 1) + q - 1) * channels;
-      for (int64_t i = 0; i < channels; ++i) to[p * width + i * groups + q] = group[i];
+      for (int64_t i = 0; i < channels; ++i) to[p * stride + i * groups + q] = group[i];
     }
   }
 }

@@ -18,8 +18,9 @@ int64_t stage_prepared_bytes(const Stage<T>& args) {
 }
 
 template <typename T>
-int64_t stage_bundles(const Stage<T>& args) {
-  return StagePlan<T>(args).bundles;
+StageWork stage_work(const Stage<T>& args) {
+  const StagePlan<T> plan(args);
+  return {plan.blocks(args.count) * plan.bundles, plan.parts(args.count) * plan.bundles};
 }
 
 template <typename T>
@@ -38,15 +39,17 @@ void stage_prepare(const Stage<T>& args, void* prepared) {
     A* const transposed = pointwise + channels * lanes;
     for (int s = 0; s < group.size; ++s) {
       const int stage = plan.order[group.first + s];
-      for (int64_t c = 0; c < channels; ++c) {
-        const int64_t lane = s * channels + c;
-        for (int64_t t = 0; t < taps; ++t) {
-          depthwise[t * lanes + lane] = args.depthwise[stage][c * taps + t];
-          turned[(taps - 1 - t) * lanes + lane] = args.depthwise[stage][c * taps + t];
-        }
-        for (int64_t other = 0; other < channels; ++other) {
-          pointwise[other * lanes + lane] = args.pointwise[stage][c * channels + other];
-          transposed[other * lanes + lane] = args.pointwise[stage][other * channels + c];
+      for (int64_t copy = 0; copy < plan.copies; ++copy) {
+        for (int64_t c = 0; c < channels; ++c) {
+          const int64_t lane = plan.lane(copy, s) + c;
+          for (int64_t t = 0; t < taps; ++t) {
+            depthwise[t * lanes + lane] = args.depthwise[stage][c * taps + t];
+            turned[(taps - 1 - t) * lanes + lane] = args.depthwise[stage][c * taps + t];
+          }
+          for (int64_t other = 0; other < channels; ++other) {
+            pointwise[other * lanes + lane] = args.pointwise[stage][c * channels + other];
+            transposed[other * lanes + lane] = args.pointwise[stage][other * channels + c];
+          }
         }
       }
     }
@@ -74,9 +77,11 @@ void stage_forward(const Stage<T>& args, const void* prepared, const StageOutput
   buffers(Layout(cpu::scratch(bytes)), [&](A* x, A* z, A* block, MomentSums<A>& moments, int64_t) {
     std::memset(x, 0, tile.size * sizeof(A));
     for (int64_t item = first; item < last; ++item) {
-      const int64_t image = item / plan.bundles;
+      const int64_t image = item / plan.bundles * plan.copies;
+      const int64_t left = args.count - image;
+      const int images = left < plan.copies ? static_cast<int>(left) : plan.copies;
       const int bundle = static_cast<int>(item % plan.bundles);
-      stage_fill_bundle(args, plan, bundle, image, tile, x);
+      stage_fill_bundle(args, plan, bundle, image, images, tile, x);
       for (int index = plan.first_group[bundle]; index < plan.first_group[bundle + 1]; ++index) {
         const StageGroup& group = plan.group[index];
         const int64_t inset = tile.padding - group.padding();
@@ -107,14 +112,19 @@ void stage_forward(const Stage<T>& args, const void* prepared, const StageOutput
           }
           if (table) moments.add(y, count * width);
           if (in_place) continue;
-          for (int s = 0; s < group.size; ++s) {
-            copy_pixels<A>(y + s * channels, lanes, count * width, channels,
-                           out.y[plan.order[group.first + s]] + pixel * channels, channels);
+          for (int copy = 0; copy < images; ++copy) {
+            for (int s = 0; s < group.size; ++s) {
+              copy_pixels<A>(y + plan.lane(copy, s), lanes, count * width, channels,
+                             out.y[plan.order[group.first + s]] + (pixel + copy * args.out_height * width) * channels,
+                             channels);
+            }
           }
         }
-        for (int s = 0; table && s < group.size; ++s) {
-          const int64_t stage = plan.order[group.first + s];
-          moments.finish(s * channels, channels, table + (image * args.stages + stage) * 2 * channels);
+        for (int copy = 0; table && copy < images; ++copy) {
+          for (int s = 0; s < group.size; ++s) {
+            const int64_t entry = (image + copy) * args.stages + plan.order[group.first + s];
+            moments.finish(plan.lane(copy, s), channels, table + entry * 2 * channels);
+          }
         }
       }
     }
@@ -124,7 +134,7 @@ void stage_forward(const Stage<T>& args, const void* prepared, const StageOutput
 
 #define INSTANTIATE(T)                                    \
   template int64_t stage_prepared_bytes(const Stage<T>&); \
-  template int64_t stage_bundles(const Stage<T>&);        \
+  template StageWork stage_work(const Stage<T>&);         \
   template void stage_prepare(const Stage<T>&, void*);    \
   template void stage_forward(const Stage<T>&, const void*, const StageOutputs<T>&, double*, int64_t, int64_t);
 INSTANTIATE(double)

@@ -44,7 +44,7 @@ void rectify_row(const A* x, int64_t lanes, int64_t pixels, A* grad, double* sum
     Vec<A> sum{}, dot{};
     for (int64_t p = 0; p < pixels; ++p) {
       const Vec<A> value = load(x + p * lanes + c);
-      const Vec<A> g = value > 0 ? load(grad + p * lanes + c) : Vec<A>{};
+      const Vec<A> g = value <= 0 ? Vec<A>{} : load(grad + p * lanes + c);  // keeps NaN, as torch's ReLU does
       store(grad + p * lanes + c, g);
       sum += g;
       dot += g * value;
@@ -104,17 +104,15 @@ class StageBackward {
     std::memset(buffers_.grad_z, 0, out_tile_.size * sizeof(A));
   }
 
-  // Adds to the bundle's part of `gradient`.
-  void image(int64_t image, A* gradient, double* sums) {
-    stage_fill_bundle(args_, plan_, bundle_, image, tile_, buffers_.x);
+  // `images` images from `image` on; adds to the bundle's part of `gradient`.
+  void block(int64_t image, int images, A* gradient, double* sums) {
+    images_ = images;
+    stage_fill_bundle(args_, plan_, bundle_, image, images, tile_, buffers_.x);
     std::memset(buffers_.grad_x, 0, tile_.size * sizeof(A));
     for (int index = plan_.first_group[bundle_]; index < plan_.first_group[bundle_ + 1]; ++index) {
       const StageGroup& group = plan_.group[index];
       A* const depthwise = gradient + group.gradient;
-      outputs(image, group, depthwise + group.taps() * lanes_);
-      const Taps<A> taps = taps_at(buffers_.x, group, 0);
-      depthwise_grad_weights(taps, args_.stride * tile_.row, buffers_.grad_z + out_tile_.at(0, 0, lanes_),
-                             out_tile_.row, args_.out_height, args_.out_width, depthwise);
+      outputs(image, group, depthwise, depthwise + group.taps() * lanes_);
       inputs(group);
     }
     finish(image, sums);
@@ -141,15 +139,18 @@ class StageBackward {
             args_.stride};
   }
 
-  // From the gradient of y to those of z and of the pointwise weights; z is computed again.
-  void outputs(int64_t image, const StageGroup& group, A* gradient) {
+  // From the gradient of y to those of z and of the weights; z is computed again.
+  void outputs(int64_t image, const StageGroup& group, A* depthwise, A* pointwise_gradient) {
     const int64_t channels = plan_.channels, width = args_.out_width;
-    if (group.size * channels < lanes_) std::memset(buffers_.g, 0, rows_ * width * lanes_ * sizeof(A));
+    if (images_ * group.size * channels < lanes_) std::memset(buffers_.g, 0, rows_ * width * lanes_ * sizeof(A));
     for (int64_t top = 0; top < args_.out_height; top += rows_) {
       const int64_t count = args_.out_height - top < rows_ ? args_.out_height - top : rows_;
-      for (int s = 0; s < group.size; ++s) {
-        fill_gradient(args_, grads_, plan_.order[group.first + s], (image * args_.out_height + top) * width,
-                      count * width, lanes_, buffers_.g + s * channels);
+      for (int copy = 0; copy < images_; ++copy) {
+        const int64_t pixel = ((image + copy) * args_.out_height + top) * width;
+        for (int s = 0; s < group.size; ++s) {
+          fill_gradient(args_, grads_, plan_.order[group.first + s], pixel, count * width, lanes_,
+                        buffers_.g + plan_.lane(copy, s));
+        }
       }
       for (int64_t r = 0; r < count; ++r) {
         A* const grad_z = buffers_.grad_z + out_tile_.at(top + r, 0, lanes_);
@@ -163,10 +164,13 @@ class StageBackward {
         }
       }
       if (plan_.packed) {
-        packed_grad_weights(buffers_.z, channels, buffers_.g, count * width, gradient);
+        packed_grad_weights(buffers_.z, channels, buffers_.g, count * width, pointwise_gradient);
       } else {
-        pointwise_grad_weights(buffers_.z, lanes_, channels, buffers_.g, lanes_, count * width, gradient);
+        pointwise_grad_weights(buffers_.z, lanes_, channels, buffers_.g, lanes_, count * width, pointwise_gradient);
       }
+      // Here, while the rows are in the first-level cache.
+      depthwise_grad_weights(taps_at(buffers_.x, group, top), args_.stride * tile_.row,
+                             buffers_.grad_z + out_tile_.at(top, 0, lanes_), out_tile_.row, count, width, depthwise);
     }
   }
 
@@ -193,25 +197,30 @@ class StageBackward {
     for (int64_t y = 0; y < args_.height; ++y) {
       A* const grad = buffers_.grad_x + tile_.at(y, 0, lanes_);
       rectify_row(buffers_.x + tile_.at(y, 0, lanes_), lanes_, args_.width, grad, sums ? buffers_.sums : nullptr);
-      const int64_t pixel = (image * args_.height + y) * args_.width;
-      if (args_.shared) {
-        fold(grad, lanes_, plan_.slots, args_.width, channels, grads_.grad_x[0] + pixel * channels);
-        continue;
-      }
-      for (int s = 0; s < group.size; ++s) {
-        copy_pixels<A>(grad + s * channels, lanes_, args_.width, channels,
-                       grads_.grad_x[plan_.order[group.first + s]] + pixel * channels, channels);
+      for (int copy = 0; copy < images_; ++copy) {
+        const int64_t pixel = ((image + copy) * args_.height + y) * args_.width;
+        if (args_.shared) {
+          fold(grad + plan_.lane(copy, 0), lanes_, plan_.slots, args_.width, channels,
+               grads_.grad_x[0] + pixel * channels);
+          continue;
+        }
+        for (int s = 0; s < group.size; ++s) {
+          copy_pixels<A>(grad + plan_.lane(copy, s), lanes_, args_.width, channels,
+                         grads_.grad_x[plan_.order[group.first + s]] + pixel * channels, channels);
+        }
       }
     }
     if (!sums) return;
-    for (int s = 0; s < (args_.shared ? 1 : group.size); ++s) {
-      const int64_t input = args_.shared ? 0 : plan_.order[group.first + s];
-      double* const entry = sums + (image * args_.inputs() + input) * 2 * channels;
-      for (int64_t c = 0; c < channels; ++c) {
-        entry[c] = entry[channels + c] = 0;
-        for (int slot = s; slot < (args_.shared ? plan_.slots : s + 1); ++slot) {
-          entry[c] += buffers_.sums[slot * channels + c];
-          entry[channels + c] += buffers_.sums[lanes_ + slot * channels + c];
+    for (int copy = 0; copy < images_; ++copy) {
+      for (int s = 0; s < (args_.shared ? 1 : group.size); ++s) {
+        const int64_t input = args_.shared ? 0 : plan_.order[group.first + s];
+        double* const entry = sums + ((image + copy) * args_.inputs() + input) * 2 * channels;
+        for (int64_t c = 0; c < channels; ++c) {
+          entry[c] = entry[channels + c] = 0;
+          for (int slot = s; slot < (args_.shared ? plan_.slots : s + 1); ++slot) {
+            entry[c] += buffers_.sums[plan_.lane(copy, slot) + c];
+            entry[channels + c] += buffers_.sums[lanes_ + plan_.lane(copy, slot) + c];
+          }
         }
       }
     }
@@ -222,6 +231,7 @@ class StageBackward {
   const StageGrads<T>& grads_;
   const StagePlan<T>& plan_;
   int bundle_;
+  int images_ = 0;  // of the block
   int64_t lanes_, rows_;
   StageTile tile_, out_tile_;
   Buffers<A> buffers_;
@@ -231,7 +241,8 @@ class StageBackward {
 
 template <typename T>
 int64_t stage_partial_bytes(const Stage<T>& args) {
-  return StagePlan<T>(args).gradient * stage_parts(args.count) * static_cast<int64_t>(sizeof(accumulate_t<T>));
+  const StagePlan<T> plan(args);
+  return plan.gradient * plan.parts(args.count) * static_cast<int64_t>(sizeof(accumulate_t<T>));
 }
 
 template <typename T>
@@ -239,7 +250,7 @@ void stage_grad(const Stage<T>& args, const void* prepared, const StageGrads<T>&
                 int64_t first, int64_t last) {
   using A = accumulate_t<T>;
   const StagePlan<T> plan(args);
-  const int64_t parts = stage_parts(args.count);
+  const int64_t parts = plan.parts(args.count), blocks = plan.blocks(args.count);
   for (int64_t item = first; item < last; ++item) {
     const int64_t part = item / plan.bundles;
     const int bundle = static_cast<int>(item % plan.bundles);
@@ -249,8 +260,9 @@ void stage_grad(const Stage<T>& args, const void* prepared, const StageGrads<T>&
     const int64_t to = end < plan.groups ? plan.group[end].gradient : plan.gradient;
     std::memset(gradient + from, 0, (to - from) * sizeof(A));
     StageBackward<T> backward(args, prepared, grads, plan, bundle);
-    for (int64_t n = part * args.count / parts; n < (part + 1) * args.count / parts; ++n) {
-      backward.image(n, gradient, sums);
+    for (int64_t block = part * blocks / parts; block < (part + 1) * blocks / parts; ++block) {
+      const int64_t image = block * plan.copies, left = args.count - image;
+      backward.block(image, left < plan.copies ? static_cast<int>(left) : plan.copies, gradient, sums);
     }
   }
 }
@@ -259,17 +271,19 @@ template <typename T>
 void stage_grad_merge(const Stage<T>& args, const StageGrads<T>& grads, const void* partial) {
   using A = accumulate_t<T>;
   const StagePlan<T> plan(args);
-  const int64_t channels = plan.channels, lanes = plan.lanes, parts = stage_parts(args.count);
+  const int64_t channels = plan.channels, lanes = plan.lanes, parts = plan.parts(args.count);
   for (int index = 0; index < plan.groups; ++index) {
     const StageGroup& group = plan.group[index];
     const int64_t taps = group.taps();
     for (int64_t line = 0; line < taps + channels; ++line) {
       for (int s = 0; s < group.size; ++s) {
         const int stage = plan.order[group.first + s];
-        const A* row = static_cast<const A*>(partial) + group.gradient + line * lanes + s * channels;
+        const A* row = static_cast<const A*>(partial) + group.gradient + line * lanes;
         for (int64_t c = 0; c < channels; ++c) {
           double sum = 0;
-          for (int64_t part = 0; part < parts; ++part) sum += row[part * plan.gradient + c];
+          for (int64_t part = 0; part < parts; ++part) {
+            for (int copy = 0; copy < plan.copies; ++copy) sum += row[part * plan.gradient + plan.lane(copy, s) + c];
+          }
           if (line < taps) {
             grads.grad_depthwise[stage][c * taps + line] = A(sum);
           } else {

@@ -1,8 +1,9 @@
 // How the stages of a call are laid out in vectors, for the forward and the backward kernel.
 //
 // Stages of few channels are packed side by side into the lanes of a vector: those of one kernel size and dilation form
-// a group, whose depthwise and pointwise weights become vectors of lanes. From half a vector of channels on a group is
-// one stage. The groups that read one tile, the padded and rectified copy of an image, form a bundle: all of them where
+// a group, whose depthwise and pointwise weights become vectors of lanes. Lanes that are left take further images, so a
+// single stage fills a vector as well. From more than half a vector of channels on, a group is one stage of one image.
+// The groups that read one tile, the padded and rectified copy of a block of images, form a bundle: all of them where
 // the stages share an input, otherwise each group is one, and its tile holds the inputs of its stages side by side.
 #pragma once
 
@@ -29,7 +30,8 @@ struct StagePlan {
   int64_t channels;  // C of a stage
   int64_t lanes;     // of a pixel in scratch memory
   bool packed;
-  int slots;  // stages side by side, at most
+  int slots;   // stages side by side, at most
+  int copies;  // images side by side: a block
   int groups = 0, bundles = 0;
   StageGroup group[kMaxStages];
   int first_group[kMaxStages + 1];  // of each bundle
@@ -38,7 +40,7 @@ struct StagePlan {
   int64_t weights = 0, gradient = 0;  // values in all
 
   explicit StagePlan(const Stage<T>& args) : channels(args.channels) {
-    packed = 2 * channels <= kLanes<A> && args.stages > 1;
+    packed = 2 * channels <= kLanes<A>;
     lanes = packed ? kLanes<A> : padded<A>(channels);
     const int fit = packed ? static_cast<int>(lanes / channels) : 1;
     slots = 1;
@@ -58,6 +60,7 @@ struct StagePlan {
       weights += 2 * (g.taps() + channels) * lanes;
       gradient += (g.taps() + channels) * lanes;
     }
+    copies = packed ? static_cast<int>(lanes / (channels * slots)) : 1;
     bundles = args.shared ? (groups > 0) : groups;
     for (int b = 0; b <= bundles; ++b) first_group[b] = args.shared && b > 0 ? groups : b;
     for (int b = 0; b < bundles; ++b) {
@@ -67,6 +70,11 @@ struct StagePlan {
       }
     }
   }
+
+  int64_t lane(int copy, int slot) const { return (copy * slots + slot) * channels; }
+  int64_t blocks(int64_t images) const { return (images + copies - 1) / copies; }
+  /// Gradients of weights are summed in so many parts of the batch, whatever the number of threads.
+  int64_t parts(int64_t images) const { return blocks(images) < 16 ? blocks(images) : 16; }
 
   // Prepared weights of a group, [.., lanes] each: depthwise [taps], the same turned by 180°, pointwise [inputs] of the
   // forward pass, pointwise [outputs] of the backward pass.
@@ -126,14 +134,19 @@ void stage_fill(const Stage<T>& args, int input, int64_t image, int slots, int64
   });
 }
 
-/// The tile of a bundle for one image; its border is zero already.
+/// The tile of a bundle for `images` images; its border is zero already.
 template <typename T>
-void stage_fill_bundle(const Stage<T>& args, const StagePlan<T>& plan, int bundle, int64_t image, const StageTile& tile,
-                       accumulate_t<T>* out) {
-  if (args.shared) return stage_fill(args, 0, image, plan.slots, plan.lanes, tile, out);
+void stage_fill_bundle(const Stage<T>& args, const StagePlan<T>& plan, int bundle, int64_t image, int images,
+                       const StageTile& tile, accumulate_t<T>* out) {
   const StageGroup& group = plan.group[plan.first_group[bundle]];
-  for (int s = 0; s < group.size; ++s) {
-    stage_fill(args, plan.order[group.first + s], image, 1, plan.lanes, tile, out + s * plan.channels);
+  for (int copy = 0; copy < images; ++copy) {
+    if (args.shared) {
+      stage_fill(args, 0, image + copy, plan.slots, plan.lanes, tile, out + plan.lane(copy, 0));
+      continue;
+    }
+    for (int s = 0; s < group.size; ++s) {
+      stage_fill(args, plan.order[group.first + s], image + copy, 1, plan.lanes, tile, out + plan.lane(copy, s));
+    }
   }
 }
 

@@ -9,6 +9,10 @@
 #include <cstring>
 #include <type_traits>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace fastnas::FASTNAS_ISA {
 
 #if defined(__AVX512F__)
@@ -73,7 +77,12 @@ class Layout {
   template <typename A>
   A* take(int64_t count) {
     A* part = base_ ? reinterpret_cast<A*>(base_ + bytes_) : nullptr;
-    bytes_ += (count * static_cast<int64_t>(sizeof(A)) + 63) / 64 * 64;
+    const int64_t end = bytes_ + count * static_cast<int64_t>(sizeof(A));
+    bytes_ = (end + 63) / 64 * 64;
+#ifdef __SANITIZE_ADDRESS__
+    bytes_ += 64;  // a gap after each part, so that whoever leaves one does not reach the next unseen
+    if (base_) ASAN_POISON_MEMORY_REGION(base_ + end, bytes_ - end);
+#endif
     return part;
   }
   int64_t bytes() const { return bytes_; }

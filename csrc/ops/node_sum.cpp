@@ -153,10 +153,11 @@ int64_t images_of(const char* op, const Tensors& candidates, const Tensors& bypa
   return result;
 }
 
-Tensor forward(Tensors candidates, const Tensor& mean, const Tensor& rstd, const Tensor& weights, Tensors bypass,
-               std::optional<Tensor> bypass_weights, int64_t individuals, std::optional<int64_t> images,
-               std::optional<std::vector<int64_t>> normalized) {
-  constexpr auto op = "fastnas::node_sum";
+// Into `given` where there is one, else into a new tensor.
+Tensor sum(const char* op, std::optional<Tensor> given, const Tensors& candidates, const Tensor& mean,
+           const Tensor& rstd, const Tensor& weights, const Tensors& bypass,
+           const std::optional<Tensor>& bypass_weights, int64_t individuals, std::optional<int64_t> images,
+           const std::optional<std::vector<int64_t>>& normalized) {
   check_count(op, "candidates", candidates.size(), 1);
   check_count(op, "bypass", bypass.size(), 0);
   // Only the gradient depends on it (fastnas/ops/node_sum.py).
@@ -178,8 +179,13 @@ Tensor forward(Tensors candidates, const Tensor& mean, const Tensor& rstd, const
   const NodeShape shape = node_shape(P, B, like, C, groups);
   const Inputs inputs(candidates, bypass, mean, rstd);
   const Tensor w = stored(weights, Order::row_major);
-  Tensor result = empty(like, {P * B, C + R, like.size(2), like.size(3)}, Order::channels_last, like.scalar_type());
-  THO_DISPATCH_V2(like.scalar_type(), op, AT_WRAP([&] {
+  const Sizes sizes{P * B, C + R, like.size(2), like.size(3)};
+  STD_TORCH_CHECK(!given || (sizes_of(*given) == sizes && given->scalar_type() == like.scalar_type() &&
+                             given->device() == like.device() && is_pixels(*given)),
+                  op, ": out has shape ", given ? shape_of(*given) : "", ", expected [", sizes[0], ", ", sizes[1], ", ",
+                  sizes[2], ", ", sizes[3], "] in the dtype of the candidates, channels-last or some of its channels");
+  Tensor result = given ? *given : empty(like, sizes, Order::channels_last, like.scalar_type());
+  THO_DISPATCH_V2(like.scalar_type(), "fastnas::node_sum", AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
                     NodeSum<scalar_t> args = inputs.arguments<scalar_t>(shape);
                     args.weights = w.const_data_ptr<A>();
@@ -187,13 +193,26 @@ Tensor forward(Tensors candidates, const Tensor& mean, const Tensor& rstd, const
                     const Tensor bw = bypass_weights ? stored(*bypass_weights, Order::row_major) : w;
                     args.bypass_weights = bypass_weights ? bw.const_data_ptr<A>() : ones.data();
                     scalar_t* out = result.mutable_data_ptr<scalar_t>();
-                    torch::stable::parallel_for(0, B * shape.tiles * P, grain(shape.tile * (K * C + E * R)),
-                                                [&](int64_t first, int64_t last) {
-                                                  FASTNAS_CPU_CALL(node_sum_forward, args, out, first, last);
-                                                });
+                    torch::stable::parallel_for(
+                        0, B * shape.tiles * P, grain(shape.tile * (K * C + E * R)), [&](int64_t first, int64_t last) {
+                          FASTNAS_CPU_CALL(node_sum_forward, args, out, pixel_stride(result), first, last);
+                        });
                   }),
                   FASTNAS_FLOATING_TYPES);
   return result;
+}
+
+Tensor forward(Tensors candidates, const Tensor& mean, const Tensor& rstd, const Tensor& weights, Tensors bypass,
+               std::optional<Tensor> bypass_weights, int64_t individuals, std::optional<int64_t> images,
+               std::optional<std::vector<int64_t>> normalized) {
+  return sum("fastnas::node_sum", std::nullopt, candidates, mean, rstd, weights, bypass, bypass_weights, individuals,
+             images, normalized);
+}
+
+void forward_into(Tensor out, Tensors candidates, const Tensor& mean, const Tensor& rstd, const Tensor& weights,
+                  Tensors bypass, std::optional<Tensor> bypass_weights, int64_t individuals, int64_t images) {
+  sum("fastnas::node_sum_into", out, candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images,
+      std::nullopt);
 }
 
 // --- gradients -------------------------------------------------------------------------------------------------------
@@ -351,6 +370,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
       "node_sum(Tensor[] candidates, Tensor mean, Tensor rstd, Tensor weights, Tensor[] bypass, "
       "Tensor? bypass_weights, int individuals, int? images=None, int[]? normalized=None) -> Tensor");
   m.def(
+      "node_sum_into(Tensor(a!) out, Tensor[] candidates, Tensor mean, Tensor rstd, Tensor weights, Tensor[] bypass, "
+      "Tensor? bypass_weights, int individuals, int images) -> ()");
+  m.def(
       "node_sum_grad(Tensor grad, Tensor[] candidates, Tensor mean, Tensor rstd, Tensor[] bypass) -> "
       "(Tensor processed, Tensor sums, Tensor dots, Tensor bypass_dots)");
   m.def(
@@ -361,6 +383,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
   m.impl("node_sum", TORCH_BOX(&fastnas::forward));
+  m.impl("node_sum_into", TORCH_BOX(&fastnas::forward_into));
   m.impl("node_sum_grad", TORCH_BOX(&fastnas::grad));
   m.impl("node_sum_grad_candidates", TORCH_BOX(&fastnas::grad_candidates));
   m.impl("bypass_grad", TORCH_BOX(&fastnas::bypass));

@@ -67,8 +67,10 @@ struct BypassGrad {
 }  // namespace fastnas
 
 FASTNAS_CPU_VARIANTS(
-    // result [N, H·W, g·C]; items first..last of B · tiles · P, individuals fastest: they share a tile of a candidate.
-    template <typename T> void node_sum_forward(const NodeSum<T>& args, T* result, int64_t first, int64_t last);
+    // result [N, H·W, g·C], pixels `stride` apart; items first..last of B · tiles · P, individuals fastest: they share
+    // a tile of a candidate.
+    template <typename T>
+    void node_sum_forward(const NodeSum<T>& args, T* result, int64_t stride, int64_t first, int64_t last);
     // grad: g·C channels; processed [N, H·W, C] is not written if g is 1. Images first..last of N; image i writes
     // partial[i, :]: Σ G [C], Σ G (y_k - μ_k) [K, C], Σ G_rest · bypass_e [E].
     template <typename T> void node_sum_grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* processed,

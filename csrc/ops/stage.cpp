@@ -39,8 +39,8 @@ class Call {
                     " stages read, or one for each; got ", inputs.size());
     STD_TORCH_CHECK(stride == 1 || stride == 2, op, ": stride is ", stride, ", expected 1 or 2");
     STD_TORCH_CHECK(mean.has_value() == rstd.has_value(), op, ": give both mean and rstd, or neither");
-    STD_TORCH_CHECK(depthwise[0].dim() == 4, op, ": depthwise[0] has shape ", shape_of(depthwise[0]),
-                    ", expected [C, 1, K, K]");
+    STD_TORCH_CHECK(depthwise[0].dim() == 4 && depthwise[0].size(0) >= 1, op, ": depthwise[0] has shape ",
+                    shape_of(depthwise[0]), ", expected [C, 1, K, K] with at least one channel");
     channels = depthwise[0].size(0);
     dtype = inputs[0].scalar_type();
     STD_TORCH_CHECK(element_size(dtype) > 0, op, ": inputs must be float16, bfloat16, float32 or float64");
@@ -183,7 +183,7 @@ std::tuple<Tensors, Tensor, Tensor> forward_cpu(Tensors inputs, std::optional<Te
                     Tensor table = empty(call.input(), entries, Order::row_major, ScalarType::Double);
                     double* moments = statistics ? table.mutable_data_ptr<double>() : nullptr;
                     const int64_t items =
-                        args.height * args.width == 0 ? 0 : args.count * FASTNAS_CPU_CALL(stage_bundles, args);
+                        args.height * args.width == 0 ? 0 : FASTNAS_CPU_CALL(stage_work, args).forward;
                     torch::stable::parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
                       FASTNAS_CPU_CALL(stage_forward, args, aligned<void>(prepared), out, moments, first, last);
                     });
@@ -259,7 +259,7 @@ std::tuple<Tensors, Tensors, Tensors, Tensor> grad_cpu(Tensors grads, Tensors ou
                     const Tensor prepared = bytes(call, FASTNAS_CPU_CALL(stage_prepared_bytes, args));
                     FASTNAS_CPU_CALL(stage_prepare, args, aligned<void>(prepared));
                     const bool any = args.height * args.width > 0;
-                    const int64_t items = any ? stage_parts(args.count) * FASTNAS_CPU_CALL(stage_bundles, args) : 0;
+                    const int64_t items = any ? FASTNAS_CPU_CALL(stage_work, args).gradient : 0;
                     const int64_t partial_bytes = FASTNAS_CPU_CALL(stage_partial_bytes, args);
                     Tensor partial = bytes(call, partial_bytes);
                     if (!any) std::memset(aligned<void>(partial), 0, partial_bytes);

@@ -59,21 +59,22 @@ struct StageGrads {
   A* grad_pointwise[kMaxStages];
 };
 
-/// Gradients of weights are summed in so many parts of the batch, whatever the number of threads.
-inline int64_t stage_parts(int64_t count) { return count < 16 ? count : 16; }
+/// Items of work to share among threads.
+struct StageWork {
+  int64_t forward, gradient;
+};
 
 }  // namespace fastnas
 
 FASTNAS_CPU_VARIANTS(
-    // The weights as kernels want them, made once per call; and the number of bundles: the work on one image that goes
-    // together.
+    template <typename T> StageWork stage_work(const Stage<T>& args);
+    // The weights as kernels want them, made once per call.
     template <typename T> int64_t stage_prepared_bytes(const Stage<T>& args);
-    template <typename T> int64_t stage_bundles(const Stage<T>& args);
     template <typename T> void stage_prepare(const Stage<T>& args, void* prepared);
-    // Work items first..last of N · bundles. table [N, J, 2, C]: see cpu/statistics.h; null without statistics.
+    // Work items first..last of the forward pass. table [N, J, 2, C]: see cpu/statistics.h; null without statistics.
     template <typename T> void stage_forward(const Stage<T>& args, const void* prepared, const StageOutputs<T>& out,
                                              double* table, int64_t first, int64_t last);
-    // Work items first..last of parts · bundles. partial: stage_partial_bytes; sums [N, I, 2, C] of Σ g and Σ g · x̂
+    // Work items first..last of the gradient. partial: stage_partial_bytes; sums [N, I, 2, C] of Σ g and Σ g · x̂
     // where inputs are normalised, else null.
     template <typename T> int64_t stage_partial_bytes(const Stage<T>& args);
     template <typename T> void stage_grad(const Stage<T>& args, const void* prepared, const StageGrads<T>& grads,

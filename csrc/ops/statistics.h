@@ -24,7 +24,7 @@ void merge_statistics(const double* table, int64_t individuals, int64_t images, 
         const int64_t result = (j * individuals + p) * channels + c;
         const double count = double(images) * double(pixels);
         mean[result] = A(merged_mean);
-        variance[result] = A(count > 0 ? (merged_square > 0 ? merged_square : 0) / count : 0);
+        variance[result] = A(count > 0 ? (merged_square < 0 ? 0 : merged_square) / count : 0);  // keeps NaN
       }
     }
   }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from fastnas.nn.cell_plan import CellPlan, modules_of, plan_cell
+from fastnas.nn.cell_plan import CellPlan
 from fastnas.nn.fused_cell import fused_cell
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.primitives import FactorizedReduce, Norm, ReLUConvNorm
@@ -42,7 +44,7 @@ class SearchCell(nn.Module):
         self.space = space
         self.kind = "reduce" if reduction else "normal"
         self.backend = backend
-        self._plan: CellPlan | None = None
+        self.partial_channels = partial_channels
         self.preprocess0 = (
             FactorizedReduce(channels_in[0], channels, norm)
             if reduction_before
@@ -61,6 +63,7 @@ class SearchCell(nn.Module):
             )
             for source, _ in space.edges
         )
+        self._plan = CellPlan(self)
 
     def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
         """States [B, C_i, H_i, W_i] and weights [E, O] → [B, nodes·C, H', W'].
@@ -83,6 +86,14 @@ class SearchCell(nn.Module):
         return torch.cat(states[2:], dim=-3)
 
     def _fused(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor | None:
-        if self._plan is None or self._plan.modules != modules_of(self):  # any of them may be replaced
-            self._plan = plan_cell(self)
-        return None if self._plan is None else fused_cell(self, self._plan, s0, s1, weights)
+        # torch.compile traces with the modules that there are, and guards them itself.
+        if not torch.compiler.is_compiling() and not self._plan.is_of(self):
+            self._plan = CellPlan(self)
+        return fused_cell(self, self._plan, s0, s1, weights) if self._plan.known else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_plan"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plan = CellPlan(self)  # of the copy's own modules

@@ -1,15 +1,17 @@
-"""What the fused computation of a cell must know of it: which candidate comes from which state, and where its weights are.
+"""What the fused computation of a cell must know of it: which candidate comes from which state, where its weights are.
 
 The edges are looked at from both ends. A state is read once for the candidates of all edges that leave it; a node sums
 the candidates of all edges that enter it. Each candidate that contributes has a row: in the tables of statistics and of
 gradient coefficients, and among the weights of its node. The rows of a node follow each other.
+
+A plan is made once; it holds modules, never parameters or buffers, which other code may replace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor, nn
 
@@ -18,6 +20,7 @@ from fastnas.nn.primitives import DepthwiseStage, FactorizedReduce, ReLUConvNorm
 
 if TYPE_CHECKING:
     from fastnas.nn.cell import SearchCell
+    from fastnas.nn.mixed_op import MixedOp
 
 # What the operators take in one call.
 MOST_STAGES = 64
@@ -25,8 +28,30 @@ MOST_CANDIDATES = 128
 
 
 @dataclass
+class CellWeights:
+    """The weights of a cell, or their gradients, as the operators take them."""
+
+    preprocess: list[list[Tensor]]  # [C, channels of the input] for each input; two halves of C where it reduces
+    depthwise: list[list[Tensor]]  # of the stages that read each state, [C, 1, k, k]
+    pointwise: list[list[Tensor]]  # [C, C, 1, 1]
+    second_depthwise: list[list[Tensor]]
+    second_pointwise: list[list[Tensor]]
+    reduce: list[list[Tensor]]  # [C/2, C]: even and odd of each factorized reduction that reads a state
+
+    def flat(self) -> list[Tensor]:
+        return [weight for table in vars(self).values() for group in table for weight in group]
+
+
+def _index(values: Iterable[int]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.int64)
+
+
+@dataclass
 class StatePlan:
-    """The candidates of all edges that leave one state. `node` counts among the nodes that the state leads to."""
+    """The candidates of all edges that leave one state.
+
+    `node` counts among the nodes that the state leads to, `row` among those of the cell.
+    """
 
     stride: int
     nodes: list[int] = field(default_factory=list)  # that the edges lead to
@@ -34,148 +59,172 @@ class StatePlan:
     skips: list[tuple[int, int]] = field(default_factory=list)  # (node, row): identities
     reduces: list[tuple[int, int, FactorizedReduce]] = field(default_factory=list)  # (node, row, candidate)
     stages: list[DepthwiseStage] = field(default_factory=list)  # that read the state
-    targets: list[tuple[int, int, int]] = field(
-        default_factory=list
-    )  # (stage, node, row) of those that end a candidate
+    targets: list[tuple[int, int, int]] = field(default_factory=list)  # (stage, node, row): candidates of one stage
     seconds: list[tuple[int, int, int, DepthwiseStage]] = field(default_factory=list)  # (first stage, node, row, stage)
 
-    def target_nodes(self) -> list[int]:
-        """The node in `nodes` that each stage leads to; -1 where a second stage follows."""
-        nodes = [-1] * len(self.stages)
-        for stage, node, _ in self.targets:
-            nodes[stage] = node
-        return nodes
+    def finish(self, norms: Sequence[BatchNorm | None]) -> None:
+        """Works out what every pass over the cell needs. norms: of all rows."""
+        self.firsts = [first for first, *_ in self.seconds]
+        self.first_index = _index(self.firsts)
+        self.first_norms = [cast(BatchNorm, self.stages[first].norm) for first in self.firsts]
+        self.dilations = [stage.depthwise.dilation[0] for stage in self.stages]
+        self.second_dilations = [stage.depthwise.dilation[0] for *_, stage in self.seconds]
+        # Rows of the coefficients that the gradient of each stage has; a first stage gets numbers of its own.
+        rows = {stage: row for stage, _, row in self.targets}
+        self.stage_rows = _index(rows.get(stage, 0) for stage in range(len(self.stages)))
+        self.second_rows = _index(row for _, _, row, _ in self.seconds)
+        self.reduce_rows = _index(row for _, row, _ in self.reduces)
+        self.pool_rows = _index(row for *_, row in self.pools)
+        self.pool_slots = _index(kind * len(self.nodes) + node for kind, node, _ in self.pools)
+        self.skip_rows = _index(row for _, row in self.skips)
+        self.skip_nodes = _index(node for node, _ in self.skips)
+        normalised = [(kind, row) for kind, _, row in self.pools if norms[row] is not None]
+        self.pools_normalised = bool(normalised)
+        self.normalised_pool_kinds = _index(kind for kind, _ in normalised)
+        self.normalised_pool_rows = _index(row for _, row in normalised)
+        # Statistics come as pools (if normalised), stages, second stages, reductions, one after the other.
+        entries = [(row, kind) for kind, row in normalised]
+        place = 2 if normalised else 0
+        entries += [(row, place + stage) for stage, _, row in self.targets]
+        place += len(self.stages)
+        entries += [(row, place + index) for index, (_, _, row, _) in enumerate(self.seconds)]
+        place += len(self.seconds)
+        entries += [(row, place + index) for index, (_, row, _) in enumerate(self.reduces)]
+        self.entry_rows = _index(row for row, _ in entries)
+        self.entry_places = _index(place for _, place in entries)
 
 
-@dataclass
-class CellWeights:
-    """The weights of a cell, or their gradients, as the operators take them."""
-
-    preprocess: list[list[Tensor]]  # [C, channels of the input] each; two halves of C where it reduces
-    depthwise: list[list[Tensor]]  # of the stages that read each state, [C, 1, k, k]
-    pointwise: list[list[Tensor]]  # [C, C, 1, 1]
-    second_depthwise: list[list[Tensor]]
-    second_pointwise: list[list[Tensor]]
-    reduce: list[list[Tensor]]  # [C/2, C]: even and odd of each factorized reduction that reads a state
-
-    def groups(self) -> Iterator[list[Tensor]]:
-        for table in vars(self).values():
-            yield from table
-
-    def flat(self) -> list[Tensor]:
-        return [weight for group in self.groups() for weight in group]
-
-    def like(self, flat: Sequence[Tensor]) -> CellWeights:
-        """The same structure, filled from what `flat` gives, which may be of other shapes."""
-        rest = iter(flat)
-        return CellWeights(
-            **{name: [[next(rest) for _ in group] for group in table] for name, table in vars(self).items()}
-        )
-
-
-@dataclass
 class CellPlan:
-    """See the module."""
+    """See the module.
 
-    modules: list[nn.Module]  # that this is a plan of: all of the cell's
-    states: list[StatePlan]
-    first_row: list[int]  # of each node; and the number of rows K
-    columns: list[int]  # [K]: where the weight of each row is in the flattened table [E·O]
-    norms: list[BatchNorm | None]  # of each row; None where a candidate is not normalised
-    preprocess: list[ReLUConvNorm | FactorizedReduce]
+    Attributes:
+        states: one plan for each state that an edge leaves.
+        first_row: of each node; and the number of rows K.
+        columns: [K], where the weight of each row is in the flattened table [E·O].
+        row_norms: of each row; None where a candidate is not normalised.
+        norms: all of them: of the preprocessings, of first stages state by state, of the rows.
+    """
 
-    def weights(self) -> CellWeights:
-        """The parameters as they are now."""
-        seconds = [[stage for *_, stage in state.seconds] for state in self.states]
-        return CellWeights(
-            preprocess=[matrices(module) for module in self.preprocess],
-            depthwise=[[stage.depthwise.weight for stage in state.stages] for state in self.states],
-            pointwise=[[stage.pointwise.weight for stage in state.stages] for state in self.states],
-            second_depthwise=[[stage.depthwise.weight for stage in stages] for stages in seconds],
-            second_pointwise=[[stage.pointwise.weight for stage in stages] for stages in seconds],
-            reduce=[[w for *_, module in state.reduces for w in matrices(module)] for state in self.states],
-        )
+    def __init__(self, cell: SearchCell) -> None:
+        space = cell.space
+        self.preprocess: list[ReLUConvNorm | FactorizedReduce] = [cell.preprocess0, cell.preprocess1]
+        self.states = [StatePlan(2 if cell.kind == "reduce" and source < 2 else 1) for source in range(space.nodes + 1)]
+        self.row_norms: list[BatchNorm | None] = []
+        self.first_row = [0]
+        self.known = True
+        columns: list[int] = []
+        for node in range(2, space.nodes + 2):
+            for source, edge in enumerate(space.incoming(node)):
+                self.states[source].nodes.append(node)
+                for column, candidate in enumerate(cast("MixedOp", cell.edges[edge]).candidates):
+                    if not isinstance(candidate, Zero):
+                        self.known &= self._sort(self.states[source], candidate)
+                        columns.append(edge * len(space.candidates) + column)
+            self.first_row.append(len(columns))
+        self.columns = _index(columns)
+        # Other code may replace modules: (children of a module, name, child).
+        self._children = [
+            (module._modules, name, child) for module in cell.modules() for name, child in module._modules.items()
+        ]
+        if not self.known:
+            return
+        for state in self.states:
+            state.finish(self.row_norms)
+        self.norms = [cast(BatchNorm, module.norm) for module in self.preprocess]
+        self.norms += [norm for state in self.states for norm in state.first_norms]
+        self.norms += [norm for norm in self.row_norms if norm is not None]
+        self.normalised_rows = _index(row for row, norm in enumerate(self.row_norms) if norm is not None)
+        self.known = self._fits()
 
-    def first_norms(self) -> list[list[BatchNorm]]:
-        """Of each state: the normalisations between the two stages of separable convolutions."""
-        return [[state.stages[first].norm for first, *_ in state.seconds] for state in self.states]
+    def is_of(self, cell: SearchCell) -> bool:
+        """Whether the cell still consists of the modules that were sorted."""
+        return all(children.get(name) is child for children, name, child in self._children)
 
     def normalised(self, batch: bool) -> list[int]:
         """Of each row: 1 where statistics of the batch normalise it."""
-        return [int(batch and norm is not None) for norm in self.norms]
+        return [int(batch and norm is not None) for norm in self.row_norms]
 
-    def all_norms(self) -> list[BatchNorm]:
-        firsts = [norm for norms in self.first_norms() for norm in norms]
-        return [module.norm for module in self.preprocess] + firsts + [norm for norm in self.norms if norm is not None]
+    def weights(self) -> CellWeights:
+        """The parameters as they are now."""
+        stages = [[(stage.depthwise, stage.pointwise) for stage in state.stages] for state in self.states]
+        seconds = [[(stage.depthwise, stage.pointwise) for *_, stage in state.seconds] for state in self.states]
+        return CellWeights(
+            preprocess=[_matrices(module) for module in self.preprocess],
+            depthwise=[[depthwise.weight for depthwise, _ in group] for group in stages],
+            pointwise=[[pointwise.weight for _, pointwise in group] for group in stages],
+            second_depthwise=[[depthwise.weight for depthwise, _ in group] for group in seconds],
+            second_pointwise=[[pointwise.weight for _, pointwise in group] for group in seconds],
+            reduce=[[w for *_, module in state.reduces for w in _matrices(module)] for state in self.states],
+        )
+
+    def arrange(self, flat: Iterable[Tensor]) -> CellWeights:
+        """The structure of `weights`, from what its `flat` gives."""
+        rest = iter(flat)
+
+        def take(counts: Iterable[int]) -> list[list[Tensor]]:
+            return [[next(rest) for _ in range(count)] for count in counts]
+
+        stages = [len(state.stages) for state in self.states]
+        seconds = [len(state.seconds) for state in self.states]
+        return CellWeights(
+            preprocess=take(1 if isinstance(module, ReLUConvNorm) else 2 for module in self.preprocess),
+            depthwise=take(stages),
+            pointwise=take(stages),
+            second_depthwise=take(seconds),
+            second_pointwise=take(seconds),
+            reduce=take(2 * len(state.reduces) for state in self.states),
+        )
+
+    def _sort(self, state: StatePlan, candidate: nn.Module) -> bool:
+        """Enters a candidate of the edge to the last of the state's nodes; whether the operators know it."""
+        node, row = len(state.nodes) - 1, len(self.row_norms)
+        norm: nn.Module | None = None
+        if isinstance(candidate, SeparableConv):
+            first, second = cast(tuple[DepthwiseStage, DepthwiseStage], tuple(candidate))
+            state.seconds.append((len(state.stages), node, row, second))
+            state.stages.append(first)
+            norm = second.norm
+        elif isinstance(candidate, DepthwiseStage):
+            state.targets.append((len(state.stages), node, row))
+            state.stages.append(candidate)
+            norm = candidate.norm
+        elif isinstance(candidate, FactorizedReduce):
+            state.reduces.append((node, row, candidate))
+            norm = candidate.norm
+        elif isinstance(candidate, nn.Identity):
+            state.skips.append((node, row))
+        else:
+            pool: nn.Module = candidate
+            if isinstance(candidate, nn.Sequential) and len(candidate) == 2:
+                pool, norm = candidate
+            if not isinstance(pool, nn.AvgPool2d | nn.MaxPool2d) or not _is_ours(pool):
+                return False
+            state.pools.append((int(isinstance(pool, nn.MaxPool2d)), node, row))
+        self.row_norms.append(cast(BatchNorm | None, norm))
+        return True
+
+    def _fits(self) -> bool:
+        plain = all(
+            type(norm) is BatchNorm and norm.weight is None and norm.running_mean is not None for norm in self.norms
+        )
+        rows = [last - first for first, last in zip(self.first_row, self.first_row[1:], strict=False)]
+        convolutions = [module.conv for module in self.preprocess if isinstance(module, ReLUConvNorm)]
+        return (
+            plain
+            and all(convolution.kernel_size == (1, 1) for convolution in convolutions)
+            and all(1 <= count <= MOST_CANDIDATES for count in rows)
+            and all(len(state.stages) <= MOST_STAGES for state in self.states)
+        )
 
 
-def matrices(module: ReLUConvNorm | FactorizedReduce) -> list[Tensor]:
+def _is_ours(pool: nn.AvgPool2d | nn.MaxPool2d) -> bool:
+    """3×3 of padding 1; the average is that of the pixels inside the image."""
+    inside = not pool.count_include_pad if isinstance(pool, nn.AvgPool2d) else pool.dilation == 1
+    return inside and (pool.kernel_size, pool.padding, pool.ceil_mode) == (3, 1, False)
+
+
+def _matrices(module: ReLUConvNorm | FactorizedReduce) -> list[Tensor]:
     """[C_out, C_in] of each 1×1 convolution."""
     if isinstance(module, FactorizedReduce):
         return [module.conv_even.weight.flatten(1), module.conv_odd.weight.flatten(1)]
     return [module.conv.weight.flatten(1)]
-
-
-def plan_cell(cell: SearchCell) -> CellPlan | None:
-    """Sorts the candidates of a cell; None where there is one that the operators do not know."""
-    space = cell.space
-    states = [StatePlan(2 if cell.kind == "reduce" and source < 2 else 1) for source in range(space.nodes + 1)]
-    columns: list[int] = []
-    plan = CellPlan(modules_of(cell), states, [0], columns, [], [cell.preprocess0, cell.preprocess1])
-    for node in range(2, space.nodes + 2):
-        for source, edge in enumerate(space.incoming(node)):
-            state = states[source]
-            state.nodes.append(node)
-            for column, candidate in enumerate(cell.edges[edge].candidates):
-                if isinstance(candidate, Zero):
-                    continue
-                if not _sort(plan, state, candidate, len(columns)):
-                    return None
-                columns.append(edge * len(space.candidates) + column)
-        plan.first_row.append(len(columns))
-        if not 0 < plan.first_row[-1] - plan.first_row[-2] <= MOST_CANDIDATES:
-            return None
-    norms = plan.all_norms()
-    plain = all(type(norm) is BatchNorm and norm.weight is None and norm.running_mean is not None for norm in norms)
-    convolutions = [module.conv for module in plan.preprocess if isinstance(module, ReLUConvNorm)]
-    pointwise = all(convolution.kernel_size == (1, 1) for convolution in convolutions)
-    fits = all(len(state.stages) <= MOST_STAGES for state in states)
-    return plan if plain and pointwise and fits else None
-
-
-def modules_of(cell: SearchCell) -> list[nn.Module]:
-    """All modules in a cell, level by level: what `modules()` gives in a fifth of the time, since every step asks."""
-    modules: list[nn.Module] = []
-    level = [child for child in cell._modules.values() if child is not None]
-    while level:
-        modules += level
-        level = [child for module in level for child in module._modules.values() if child is not None]
-    return modules
-
-
-def _sort(plan: CellPlan, state: StatePlan, candidate: nn.Module, row: int) -> bool:
-    """Enters a candidate of the edge to the last of the state's nodes; whether it is known."""
-    node, norm = len(state.nodes) - 1, None
-    if isinstance(candidate, SeparableConv):
-        first, second = candidate
-        state.seconds.append((len(state.stages), node, row, second))
-        state.stages.append(first)
-        norm = second.norm
-    elif isinstance(candidate, DepthwiseStage):
-        state.targets.append((len(state.stages), node, row))
-        state.stages.append(candidate)
-        norm = candidate.norm
-    elif isinstance(candidate, FactorizedReduce):
-        state.reduces.append((node, row, candidate))
-        norm = candidate.norm
-    elif isinstance(candidate, nn.Identity):
-        state.skips.append((node, row))
-    else:
-        pool = candidate
-        if isinstance(candidate, nn.Sequential) and len(candidate) == 2:
-            pool, norm = candidate
-        if not isinstance(pool, nn.AvgPool2d | nn.MaxPool2d) or not isinstance(norm, BatchNorm | None):
-            return False
-        state.pools.append((int(isinstance(pool, nn.MaxPool2d)), node, row))
-    plan.norms.append(norm)
-    return True

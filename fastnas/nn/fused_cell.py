@@ -1,20 +1,20 @@
 """A cell of the supernet on the fused operators, forward and backward.
 
-Plain torch writes a tensor after every ReLU, convolution, normalisation, product and addition. Here a state is read once
-for all candidates that leave it (`stage`, `pool`, `preprocess`), their raw outputs are written once, and a node is one
-sum over all of them that normalises on the way (`node_sum`). Nothing normalised or weighted is stored but the states.
+Plain torch writes a tensor after every ReLU, convolution, normalisation, product and addition. Here a state is read
+once for all candidates that leave it (`stage`, `pool`, `preprocess`), their raw outputs are written once, and a node is
+one sum over all of them that normalises on the way (`node_sum`). Nothing normalised or weighted is stored but states.
 
 The backward pass goes through the states from the last to the first. Once the gradient G of a node is known, that of a
-raw output y is a·G + b·(y - mean) + c with numbers a, b, c for each channel: the weight of the candidate and BatchNorm's
-backward pass in one (b = c = 0 where statistics are constants). It is not stored either: operators are given G, y and
-the numbers, a row (a, b, mean, c) of a table [K, 4, C] for each candidate.
+raw output y is a·G + b·(y - mean) + c with numbers a, b, c for each channel: the weight of the candidate and the
+backward pass of BatchNorm in one (b = c = 0 where statistics are constants). It is not stored either: operators are
+given G, y and the numbers, a row (a, b, mean, c) of a table [K, 4, C] for each candidate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,7 @@ _pool_grad = torch.ops.fastnas.pool_grad.default
 _preprocess = torch.ops.fastnas.preprocess.default
 _preprocess_grad = torch.ops.fastnas.preprocess_grad.default
 _node_sum = torch.ops.fastnas.node_sum.default
+_node_sum_into = torch.ops.fastnas.node_sum_into.default
 _node_sum_grad = torch.ops.fastnas.node_sum_grad.default
 _bypass_grad = torch.ops.fastnas.bypass_grad.default
 
@@ -54,11 +55,11 @@ class Settings:
 
 @dataclass
 class Running:
-    """Running statistics, where they are what normalises: mean and variance of preprocessings, first stages and rows."""
+    """Running statistics, where they are what normalises."""
 
     preprocess: list[Moments]  # [1, C]
     first: list[Moments]  # of each state, [seconds, 1, C/k]
-    rows: Moments  # [K, 1, C/k]
+    rows: Moments  # of the rows that are normalised, [.., 1, C/k]
 
 
 @dataclass
@@ -127,24 +128,26 @@ class Forward:
         self.batches: list[Batch] = []  # in the order of CellPlan.all_norms
         self.preprocess_rstd: list[Tensor] = []  # [1, P, C]
         self.states = [self._preprocess(index, x) for index, x in enumerate(inputs)]  # [N or B, C, H, W]
-        shape = (len(plan.norms), settings.individuals, self.states[0].shape[1] // settings.parts)
-        self.mean = op_weights.new_zeros(shape)  # [K, P, C/k]
-        self.variance = torch.zeros_like(self.mean)
-        self.rstd = torch.ones_like(self.mean)
+        shape = (3, len(plan.row_norms), settings.individuals, self.states[0].shape[1] // settings.parts)
+        self.table = op_weights.new_zeros(shape)  # mean, variance, rstd of the rows [K, P, C/k]
+        self.table[2] = 1
         if running is not None:
-            self._enter([(row, row) for row in range(len(plan.norms))], *running.rows)
-        self.rows: list[Tensor | None] = [None] * len(plan.norms)
+            self._enter(plan.normalised_rows, *running.rows)
+        self.mean, self.variance, self.rstd = self.table  # views
+        self.rows: list[Tensor | None] = [None] * len(plan.row_norms)
         self.outputs: list[Outputs] = []
         self.bypass: list[Tensor] = []
+        # Nodes are written where they belong in the output, unless an operator's result is wanted to differentiate it.
+        self._written: Tensor | None = None
         for source, state in enumerate(plan.states):
             if source >= 2:
                 self.states.append(self._node(source - 2))
             self._candidates(source, state)
         self.states.append(self._node(len(plan.states) - 2))
-        self.output = torch.cat(self.states[2:], 1)  # [N, nodes·C, H', W']
-        entries = [row for row, norm in enumerate(plan.norms) if norm is not None]
+        self.output = torch.cat(self.states[2:], 1) if self._written is None else self._written  # [N, nodes·C, H', W']
         if running is None:
-            self.batches.append(Batch(self.mean[entries, 0], self.variance[entries, 0], count(self.output)))
+            rows = plan.normalised_rows
+            self.batches.append(Batch(self.mean[rows, 0], self.variance[rows, 0], count(self.output)))
 
     def _individuals(self, source: int) -> int:
         return 1 if source < 2 and self.settings.shared[source] else self.settings.individuals
@@ -173,79 +176,77 @@ class Forward:
         channels = self.mean.shape[-1]
         x = state.narrow(1, 0, channels)  # [N, C/k, H, W]
         out = Outputs()
+        moments: list[Moments] = []
         if plan.pools:
-            normalised = batch and any(self.plan.norms[row] is not None for *_, row in plan.pools)
-            average, maximum, mean, variance = _pool(x, plan.stride, individuals, normalised)
+            normalised = batch and plan.pools_normalised
+            average, maximum, *of_pools = _pool(x, plan.stride, individuals, normalised)
             out.pools = [average, maximum]
-            self._enter([(row, kind) for kind, _, row in plan.pools], mean, variance)
+            if normalised:
+                moments.append((of_pools[0], of_pools[1]))
         if plan.stages:
-            dilations = [stage.depthwise.dilation[0] for stage in plan.stages]
             taps, matrices = weights.depthwise[source], weights.pointwise[source]
             out.stages, mean, variance = _stage(
-                [x], None, None, taps, matrices, dilations, plan.stride, individuals, batch, batch
+                [x], None, None, taps, matrices, plan.dilations, plan.stride, individuals, batch, batch
             )
-            self._enter([(row, stage) for stage, _, row in plan.targets], mean, variance)
+            moments.append((mean, variance))
         if plan.seconds:
-            firsts = [first for first, *_ in plan.seconds]
             if self.running is not None:
                 mean, variance = (part.expand(-1, individuals, -1) for part in self.running.first[source])
             else:
-                mean, variance = mean[firsts], variance[firsts]  # [seconds, P, C/k]
+                mean, variance = mean[plan.first_index], variance[plan.first_index]  # [seconds, P, C/k]
                 self.batches.append(Batch(mean[:, 0], variance[:, 0], count(out.stages[0])))
             out.first = [mean.contiguous(), self._rstd(variance)]
-            inputs = [out.stages[first] for first in firsts]
-            dilations = [stage.depthwise.dilation[0] for *_, stage in plan.seconds]
+            inputs = [out.stages[first] for first in plan.firsts]
             taps, matrices = weights.second_depthwise[source], weights.second_pointwise[source]
             out.seconds, mean, variance = _stage(
-                inputs, *out.first, taps, matrices, dilations, 1, individuals, batch, batch
+                inputs, *out.first, taps, matrices, plan.second_dilations, 1, individuals, batch, batch
             )
-            self._enter([(row, index) for index, (_, _, row, _) in enumerate(plan.seconds)], mean, variance)
+            moments.append((mean, variance))
         if plan.reduces:
             offsets = [0, 1] * len(plan.reduces)
             raw, mean, variance = _preprocess([x], weights.reduce[source], offsets, 2, individuals, batch)
             out.reduces = [raw]  # [N, reduces·C/k, H', W']
             if batch:
                 mean, variance = (part.unflatten(-1, (-1, channels)).transpose(0, 1) for part in (mean, variance))
-            self._enter([(row, index) for index, (_, row, _) in enumerate(plan.reduces)], mean, variance)
+                moments.append((mean, variance))
+        if batch and len(plan.entry_rows):
+            mean, variance = (
+                torch.cat(parts).index_select(0, plan.entry_places) for parts in zip(*moments, strict=True)
+            )
+            self._enter(plan.entry_rows, mean, variance)
         out.place(self.rows, plan, x)
         if self.keep:
             self.outputs.append(out)
         if self.settings.parts > 1:
             self.bypass.append(bypass(state, channels, plan.stride))
 
-    def _enter(self, entries: list[tuple[int, int]], mean: Tensor, variance: Tensor) -> None:
-        """Statistics [.., P or 1, C/k] into the tables; entries: (row, index in the statistics)."""
-        entries = [(row, index) for row, index in entries if self.plan.norms[row] is not None]
-        if not entries or not mean.numel():
-            return
-        rows, indices = torch.tensor(entries).unbind(1)
-        self.mean[rows] = mean[indices].expand(-1, self.settings.individuals, -1)
-        self.variance[rows] = variance[indices].expand(-1, self.settings.individuals, -1)
-        self.rstd[rows] = self._rstd(self.variance[rows])
+    def _enter(self, rows: Tensor, mean: Tensor, variance: Tensor) -> None:
+        """Statistics [rows, P or 1, C/k] into the tables."""
+        self.table[:, rows] = torch.stack([mean, variance, self._rstd(variance)])
 
     def _node(self, index: int) -> Tensor:
         part = slice(*self.plan.first_row[index : index + 2])
-        mean, rstd = self.mean[part], self.rstd[part]
-        if torch.compiler.is_compiling():  # autograd keeps them, and the tables will change in other rows
+        rows, individuals = self.rows[part], self.settings.individuals
+        mean, rstd, weights = self.mean[part], self.rstd[part], self.op_weights[:, part]
+        if torch.compiler.is_compiling():
+            # Autograd keeps the tables, and other rows of them are still to change.
             mean, rstd = mean.clone(), rstd.clone()
-        node = _node_sum(
-            self.rows[part],
-            mean,
-            rstd,
-            self.op_weights[:, part],
-            self.bypass,
-            None,
-            self.settings.individuals,
-            self.images,
-            self.plan.normalised(self.settings.batch)[part],
-        )  # [N, C, H', W']
+            normalised = self.plan.normalised(self.settings.batch)[part]
+            return _node_sum(rows, mean, rstd, weights, self.bypass, None, individuals, self.images, normalised)
+        nodes, channels = len(self.plan.states) - 1, self.states[0].shape[1]
+        if self._written is None:
+            shape = (individuals * self.images, nodes * channels, *cast(Tensor, rows[0]).shape[2:])
+            like = self.states[0]
+            self._written = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+        node = self._written.narrow(1, index * channels, channels)
+        _node_sum_into(node, rows, mean, rstd, weights, self.bypass, None, individuals, self.images)
         if not self.keep:
-            self.rows[part] = [None] * (part.stop - part.start)
+            self.rows[part] = [None] * len(rows)
         return node
 
 
 def bypass(state: Tensor, channels: int, stride: int) -> Tensor:
-    """What the candidates do not see of a state [N, C, H, W]: the channels from `channels` on, pooled 2×2 at stride 2."""
+    """What candidates do not see of a state [N, C, H, W]: the channels from `channels` on, pooled 2×2 at stride 2."""
     rest = state.narrow(1, channels, state.shape[1] - channels)
     return rest if stride == 1 else F.max_pool2d(rest, 2, 2, ceil_mode=True)
 
@@ -276,16 +277,16 @@ class Backward:
         self.plan, self.settings, self.weights = plan, settings, weights
         self.states, self.outputs, self.mean, self.rstd = states, outputs, mean, rstd
         channels = mean.shape[-1]
-        self.rows: list[Tensor | None] = [None] * len(plan.norms)
+        self.rows: list[Tensor | None] = [None] * len(plan.row_norms)
         for state, part, out in zip(states, plan.states, outputs, strict=False):
             out.place(self.rows, part, state.narrow(1, 0, channels))
         self.scale = op_weights[0, :, None] * rstd[:, 0]  # [K, C/k]
         self.normalised = mean.new_tensor(plan.normalised(settings.batch))[:, None]  # [K, 1]
-        self.table = mean.new_zeros(len(plan.norms), 4, channels)  # (a, b, mean, c) of each row
+        self.table = mean.new_zeros(len(plan.row_norms), 4, channels)  # (a, b, mean, c) of each row
         self.table[:, 0] = self.scale
         self.table[:, 2] = mean[:, 0]
         self.grad_op_weights = torch.zeros_like(op_weights)  # [1, K]
-        self.grad_weights = weights.like([w for w in weights.flat()])
+        self.grad_weights = plan.arrange(weights.flat())  # replaced one after the other
         self.grads: dict[int, Tensor] = {}  # of each node [N, C, H', W']
         self.processed: dict[int, Tensor] = {}  # the part of it that the candidates contributed to [N, C/k, H', W']
         self.inputs: list[Tensor] = [grad, grad]
@@ -322,15 +323,14 @@ class Backward:
         if plan.stages:
             addends.append(self._stages(source, plan, x, grads))
         if plan.reduces:
-            rows = [row for _, row, _ in plan.reduces]
-            numbers = self.table[rows].transpose(0, 1).flatten(1)  # [4, reduces·C/k]
+            numbers = self.table[plan.reduce_rows].transpose(0, 1).flatten(1)  # [4, reduces·C/k]
             (grad_x,), self.grad_weights.reduce[source] = _preprocess_grad(
                 [grads[node] for node, *_ in plan.reduces],
                 out.reduces[0],
                 numbers,
                 [x],
                 self.weights.reduce[source],
-                [0, 1] * len(rows),
+                [0, 1] * len(plan.reduces),
                 2,
             )
             addends.append(grad_x)
@@ -349,28 +349,26 @@ class Backward:
         out, weights = self.outputs[source], self.weights
         into = self.grad_weights
         stage_grads = [x] * len(plan.stages)
-        numbers = self.table.new_zeros(len(plan.stages), 4, x.shape[1])
-        for stage, node, row in plan.targets:
+        for stage, node, _ in plan.targets:
             stage_grads[stage] = grads[node]
-            numbers[stage] = self.table[row]
+        numbers = self.table[plan.stage_rows]
         if plan.seconds:
-            firsts = [first for first, *_ in plan.seconds]
             mean, rstd = out.first  # [seconds, 1, C/k]
             seconds, into.second_depthwise[source], into.second_pointwise[source], sums = _stage_grad(
                 [grads[node] for _, node, *_ in plan.seconds],
                 out.seconds,
-                self.table[[row for _, _, row, _ in plan.seconds]],
-                [out.stages[first] for first in firsts],
+                self.table[plan.second_rows],
+                [out.stages[first] for first in plan.firsts],
                 mean,
                 rstd,
                 weights.second_depthwise[source],
                 weights.second_pointwise[source],
-                [stage.depthwise.dilation[0] for *_, stage in plan.seconds],
+                plan.second_dilations,
                 1,
             )
-            for first, grad in zip(firsts, seconds, strict=True):
+            for first, grad in zip(plan.firsts, seconds, strict=True):
                 stage_grads[first] = grad
-            numbers[firsts] = normalisation_numbers(mean[:, 0], rstd[:, 0], sums, self._count(out.stages[0]))
+            numbers[plan.first_index] = normalisation_numbers(mean[:, 0], rstd[:, 0], sums, self._count(out.stages[0]))
         (grad_x,), into.depthwise[source], into.pointwise[source], _ = _stage_grad(
             stage_grads,
             out.stages,
@@ -380,33 +378,29 @@ class Backward:
             None,
             weights.depthwise[source],
             weights.pointwise[source],
-            [stage.depthwise.dilation[0] for stage in plan.stages],
+            plan.dilations,
             plan.stride,
         )
         return grad_x
 
     def _pools(self, plan: StatePlan, x: Tensor, out: Outputs, grads: list[Tensor], addends: list[Tensor]) -> Tensor:
         """Everything that flows back through pools and identities, added to `addends`."""
-        channels = x.shape[1]
-        scales = self.table.new_zeros(2, len(plan.nodes), channels)
-        corrections = self.table.new_zeros(2, 3, channels)  # slope, mean, offset
-        corrected = False
-        for kind, node, row in plan.pools:
-            scales[kind, node] += self.table[row, 0]
-            if self.settings.batch and self.plan.norms[row] is not None:
-                corrected = True
-                corrections[kind, 0] += self.table[row, 1]
-                corrections[kind, 1] = self.table[row, 2]
-                corrections[kind, 2] += self.table[row, 3]
+        if not plan.pools and not plan.skips and len(addends) == 1:
+            return addends[0]
+        nodes, channels = len(grads), x.shape[1]
+        scale = self.table[:, 0]  # [K, C/k]
+        scales = self.table.new_zeros(2 * nodes, channels).index_add_(0, plan.pool_slots, scale[plan.pool_rows])
         skip = None
         if plan.skips:
-            skip = self.table.new_zeros(len(plan.nodes), channels)
-            for node, row in plan.skips:
-                skip[node] += self.table[row, 0]
-        if not plan.pools and skip is None and len(addends) == 1:
-            return addends[0]
-        outputs, numbers = (out.pools, corrections) if corrected else ([], None)
-        return _pool_grad(x, grads, scales, outputs, numbers, skip, addends, plan.stride)
+            skip = self.table.new_zeros(nodes, channels).index_add_(0, plan.skip_nodes, scale[plan.skip_rows])
+        outputs, corrections = [], None
+        if self.settings.batch and plan.pools_normalised:
+            rows, kinds = self.table[plan.normalised_pool_rows], plan.normalised_pool_kinds
+            numbers = self.table.new_zeros(2, 4, channels).index_add_(0, kinds, rows)
+            numbers[:, 2].index_copy_(0, kinds, rows[:, 2])  # one mean, whatever the edge
+            outputs, corrections = out.pools, numbers[:, 1:]
+        scales = scales.unflatten(0, (2, nodes))  # [2, nodes, C/k]
+        return _pool_grad(x, grads, scales, outputs, corrections, skip, addends, plan.stride)
 
     def _preprocess(self, index: int, x: Tensor, rstd: Tensor, grad: Tensor) -> Tensor:
         state, matrices = self.states[index], self.weights.preprocess[index]
@@ -457,7 +451,7 @@ class _Cell(torch.autograd.Function):
         op_weights: Tensor,
         *weights: Tensor,
     ) -> Tensor:
-        cell = Forward(plan, settings, (s0, s1), op_weights, plan.weights().like(weights), running, keep=True)
+        cell = Forward(plan, settings, (s0, s1), op_weights, plan.arrange(weights), running, keep=True)
         batches += cell.batches
         ctx.plan, ctx.settings, ctx.weights = plan, settings, len(weights)
         ctx.sizes = [[len(part) for part in vars(out).values()] for out in cell.outputs]
@@ -483,7 +477,7 @@ class _Cell(torch.autograd.Function):
         plan, settings = ctx.plan, ctx.settings
         tensors = iter(ctx.saved_tensors)
         s0, s1, op_weights = (next(tensors) for _ in range(3))
-        weights = plan.weights().like([next(tensors) for _ in range(ctx.weights)])
+        weights = plan.arrange([next(tensors) for _ in range(ctx.weights)])
         mean, rstd, rstd0, rstd1, state0, state1, output = (next(tensors) for _ in range(7))
         outputs = [Outputs(*([next(tensors) for _ in range(size)] for size in sizes)) for sizes in ctx.sizes]
         states = [state0, state1, *output.split(state0.shape[1], 1)]
@@ -494,15 +488,17 @@ class _Cell(torch.autograd.Function):
         return None, None, None, None, *done.inputs, done.grad_op_weights, *done.grad_weights.flat()
 
 
+_ALIKE = ("training", "images", "eps", "momentum")  # in what normalisations of a cell must agree
+
+
 def fused_cell(cell: SearchCell, plan: CellPlan, s0: Tensor, s1: Tensor, op_weights: Tensor) -> Tensor | None:
     """The output of a cell as `SearchCell.forward` describes it, or None where the operators cannot compute it.
 
     s0, s1 [B, C, H, W] and op_weights [E, O]; for a population [P or 1, B, C, H, W] and [P, E, O].
     """
-    norms = plan.all_norms()
-    training, images, eps, momentum = norms[0].training, norms[0].images, norms[0].eps, norms[0].momentum
-    alike = len({(norm.training, norm.images, norm.eps, norm.momentum) for norm in norms}) == 1
-    if not (s0.is_cpu and s0.is_floating_point()) or not alike or momentum is None:
+    training, images, eps, momentum = (getattr(plan.norms[0], name) for name in _ALIKE)
+    alike = len({tuple(getattr(norm, name) for name in _ALIKE) for norm in plan.norms}) == 1
+    if not (s0.is_cpu and s0.is_floating_point() and alike) or momentum is None:
         return None
     individuals = op_weights.shape[0] if s0.dim() == 5 else 1
     batch = training or images is not None
@@ -516,38 +512,36 @@ def fused_cell(cell: SearchCell, plan: CellPlan, s0: Tensor, s1: Tensor, op_weig
     dtype = torch.get_autocast_dtype("cpu") if lowered else s0.dtype
     numbers = torch.float64 if dtype == torch.float64 else torch.float32
     inputs = [s.flatten(0, -4).to(dtype).contiguous(memory_format=torch.channels_last) for s in (s0, s1)]
-    shared = tuple(individuals > 1 and s.shape[0] == 1 for s in (s0, s1))
-    settings = Settings(batch, individuals, shared, cell.edges[0].partial_channels, eps)
-    weights = [weight.to(numbers) for weight in weights]
-    rows = op_weights.reshape(individuals, -1)[:, plan.columns].to(numbers)  # [P, K]
+    shared = individuals > 1 and s0.shape[0] == 1, individuals > 1 and s1.shape[0] == 1
+    settings = Settings(batch, individuals, shared, cell.partial_channels, eps)
+    weights = [weight if weight.dtype == numbers else weight.to(numbers) for weight in weights]
+    rows = op_weights.reshape(individuals, -1).index_select(1, plan.columns).to(numbers)  # [P, K]
     running = None if batch else _running(plan, numbers)
     batches: list[Batch] = []
     if differentiable and not torch.compiler.is_compiling():
         output = _Cell.apply(plan, settings, running, batches, *inputs, rows, *weights)
     else:
-        forward = Forward(plan, settings, inputs, rows, plan.weights().like(weights), running, keep=differentiable)
+        forward = Forward(plan, settings, inputs, rows, plan.arrange(weights), running, keep=differentiable)
         output, batches = forward.output, forward.batches
     if batch and images is None:
-        _follow(norms, batches)
+        _follow(plan.norms, batches)
     return output.unflatten(0, (individuals, -1)) if s0.dim() == 5 else output
 
 
 def _running(plan: CellPlan, dtype: torch.dtype) -> Running:
     def stacked(norms: Sequence[BatchNorm | None]) -> Moments:
         known = [norm for norm in norms if norm is not None]
-        of = iter(range(len(known)))
-        indices = [next(of) if norm is not None else 0 for norm in norms]
-        mean, variance = (
-            torch.stack([getattr(norm, name) for norm in known])[indices, None].to(dtype)  # [.., 1, C]
-            for name in ("running_mean", "running_var")
-        )
-        return mean, variance
+        if not known:
+            return torch.empty(0, 1, 1, dtype=dtype), torch.empty(0, 1, 1, dtype=dtype)
+        mean = torch.stack([cast(Tensor, norm.running_mean) for norm in known])
+        variance = torch.stack([cast(Tensor, norm.running_var) for norm in known])
+        return mean[:, None].to(dtype), variance[:, None].to(dtype)  # [norms, 1, C]
 
-    empty = torch.empty(0, dtype=dtype)
+    of_inputs = [stacked([cast(BatchNorm, module.norm)]) for module in plan.preprocess]
     return Running(
-        preprocess=[tuple(part[0] for part in stacked([module.norm])) for module in plan.preprocess],
-        first=[stacked(norms) if norms else (empty, empty) for norms in plan.first_norms()],
-        rows=stacked(plan.norms) if any(plan.norms) else (empty, empty),
+        preprocess=[(mean[0], variance[0]) for mean, variance in of_inputs],
+        first=[stacked(state.first_norms) for state in plan.states],
+        rows=stacked(plan.row_norms),
     )
 
 
@@ -556,8 +550,9 @@ def _follow(norms: Sequence[BatchNorm], batches: Sequence[Batch]) -> None:
     """Moves running statistics towards those of the batch, as BatchNorm does while training."""
     means = [mean for batch in batches for mean in batch.mean.unbind(0)]
     variances = [v for batch in batches for v in (batch.variance * (batch.count / max(1, batch.count - 1))).unbind(0)]
-    momentum = norms[0].momentum
-    dtype = norms[0].running_mean.dtype
-    torch._foreach_lerp_([norm.running_mean for norm in norms], [mean.to(dtype) for mean in means], momentum)
-    torch._foreach_lerp_([norm.running_var for norm in norms], [variance.to(dtype) for variance in variances], momentum)
-    torch._foreach_add_([norm.num_batches_tracked for norm in norms], 1)
+    momentum = cast(float, norms[0].momentum)
+    for name, values in (("running_mean", means), ("running_var", variances)):
+        buffers = [norm._buffers[name] for norm in norms]
+        dtype = cast(Tensor, buffers[0]).dtype
+        torch._foreach_lerp_(cast(list[Tensor], buffers), [value.to(dtype) for value in values], momentum)
+    torch._foreach_add_([cast(Tensor, norm._buffers["num_batches_tracked"]) for norm in norms], 1)

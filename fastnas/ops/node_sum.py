@@ -264,6 +264,21 @@ def _(
     return _channels_last(candidates[0], (individuals * images, channels + rest, height, width))
 
 
+@torch.library.register_fake("fastnas::node_sum_into")
+def _(
+    out: Tensor,
+    candidates: Sequence[Tensor],
+    mean: Tensor,
+    rstd: Tensor,
+    weights: Tensor,
+    bypass: Sequence[Tensor],
+    bypass_weights: Tensor | None,
+    individuals: int,
+    images: int,
+) -> None:
+    """The sum, written to `out`: a tensor of its size, or as many channels of a wider one. Has no gradient."""
+
+
 @torch.library.register_fake("fastnas::node_sum_grad")
 def _(
     grad: Tensor, candidates: Sequence[Tensor], mean: Tensor, rstd: Tensor, bypass: Sequence[Tensor]

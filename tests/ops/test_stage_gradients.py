@@ -1,0 +1,165 @@
+"""Gradients of stage, and its registrations: autograd, torch.compile, opcheck."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from stage_cases import (
+    CANDIDATES,
+    MIXED,
+    TOLERANCE,
+    Arguments,
+    Case,
+    assert_close,
+    fused,
+    gradients_like,
+    layout,
+    make,
+    run,
+    weight_dtype,
+)
+from torch import Tensor
+
+from fastnas.ops import stage_reference
+
+OPS = torch.ops.fastnas
+
+
+# --- gradients ---
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("shared", [True, False])
+def test_gradcheck(shared, batch, stride):
+    """With `batch`, of the composition: the statistics follow the inputs."""
+    kinds = ((3, 1), (3, 1), (5, 2))
+    a = make(Case(kinds, 2, 2, 3, 4, stride, shared, raw=True, batch=batch, dtype=torch.float64))
+    # As many values above the mean as below, none near it, where the ReLU has its corner.
+    magnitude = torch.rand(len(a.inputs), 2, 2, 3, 4, dtype=torch.float64) + 0.5
+    a.inputs = list(magnitude * torch.tensor([1, -1, -1, 1]))
+    if not batch:
+        a.mean = a.mean.clamp(-0.2, 0.2)
+
+    def function(*leaves: Tensor) -> list[Tensor]:
+        i = len(a.inputs)
+        mean, rstd = a.statistics(leaves[:i])
+        b = replace(a, inputs=leaves[:i], depthwise=leaves[i : i + 3], pointwise=leaves[i + 3 :], mean=mean, rstd=rstd)
+        return fused(b, b.inputs)[0]
+
+    assert torch.autograd.gradcheck(function, [leaf.requires_grad_() for leaf in a.leaves])
+
+
+def test_outputs_that_nobody_uses():
+    a = make(Case(MIXED))
+    leaves = [leaf.requires_grad_() for leaf in a.leaves]
+    outputs, mean, variance = fused(a, a.inputs)
+    assert not mean.requires_grad
+    assert not variance.requires_grad
+    gradients = torch.autograd.grad(outputs[2].sum(), leaves)
+    for j, g in enumerate(gradients[1:]):
+        assert g.eq(0).all() == (j % 7 != 2)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [3, 4, 16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_coefficients(dtype, channels, stride, shared):
+    """The gradient of an output as the one who normalises it has it: a · grad + b · (y - mean) + c."""
+    a = make(Case(MIXED, channels, count=3, stride=stride, shared=shared, raw=True, dtype=dtype))
+    y = OPS.stage(*a.raw())[0]
+    grads = gradients_like(y)
+    coefficients = torch.randn(7, 4, channels, dtype=weight_dtype(dtype))  # a, b, mean, c
+    arguments = (a.inputs, a.mean, a.rstd, a.depthwise, a.pointwise, a.dilations, stride)
+    for kind in ("channels_last", "sliced", "offset", "contiguous"):
+        strided = [layout(g, kind) for g in grads], [layout(t, kind) for t in y]
+        *gradients, sums = OPS.stage_grad(*strided, coefficients, *arguments)
+        effective = []
+        for j in range(7):
+            scale, slope, mean, offset = coefficients[j].double().view(4, -1, 1, 1)  # [C, 1, 1] each
+            effective.append(scale * grads[j].double() + slope * (y[j].double() - mean) + offset)
+        b = a.double()
+        normal = [
+            ((x - b.mean[i, 0].view(-1, 1, 1)) * b.rstd[i, 0].view(-1, 1, 1)).requires_grad_()
+            for i, x in enumerate(b.inputs)
+        ]
+        weights = [t.requires_grad_() for t in (*b.depthwise, *b.pointwise)]
+        outputs = stage_reference(normal, b.depthwise, b.pointwise, b.dilations, stride)[0]
+        wanted = torch.autograd.grad(outputs, [*normal, *weights], effective)
+        assert_close(gradients[0], wanted[: len(normal)], TOLERANCE[dtype][1], "inputs")
+        assert_close([*gradients[1], *gradients[2]], wanted[len(normal) :], 1e-4, "weights", least=1)
+        dots = [torch.stack([g.sum((0, 2, 3)), (g * x).sum((0, 2, 3))]) for g, x in zip(wanted, normal, strict=False)]
+        assert sums.shape == (len(normal), 2, channels)
+        scale = max(g.abs().sum((0, 2, 3)).max().item() for g in wanted[: len(normal)])
+        torch.testing.assert_close(sums.double(), torch.stack(dots).detach(), rtol=0, atol=1e-5 * scale)
+    plain = OPS.stage_grad([g.to(dtype) for g in effective], [], None, *arguments)
+    assert_close(plain[0], gradients[0], TOLERANCE[dtype][1])
+    assert OPS.stage_grad(grads, [], None, a.inputs, None, None, *arguments[3:])[3].shape == (0,)
+
+
+def test_double_backward_says_so():
+    a = make(Case(MIXED))
+    x = a.inputs[0].requires_grad_()
+    (grad,) = torch.autograd.grad(fused(a, [x])[0][0].pow(2).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+def test_individuals_have_no_gradient():
+    a = make(Case(MIXED, individuals=2))
+    a.inputs[0].requires_grad_()
+    with pytest.raises(RuntimeError, match=r"fastnas::stage: no gradient for individuals=2"):
+        fused(a, a.inputs)[0][0].sum().backward()
+
+
+def test_weights_of_other_dtypes_are_converted():
+    a = make(Case(CANDIDATES, dtype=torch.bfloat16, raw=True))
+    half = [w.bfloat16().requires_grad_() for w in a.depthwise]
+    b = replace(a, depthwise=half, mean=a.mean.double())
+    outputs = fused(b, b.inputs)[0]
+    outputs[0].sum().backward()
+    assert half[0].grad.dtype == torch.bfloat16
+    a.depthwise = [w.detach().float() for w in half]
+    assert all(map(torch.equal, outputs, fused(a, a.inputs)[0]))
+
+
+# --- registration ---
+
+
+def sliced(a: Arguments) -> Arguments:
+    a.inputs = [layout(x, "sliced") for x in a.inputs]
+    return a
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(((3, 1), (5, 2)), 4, 2, 4, 5),
+        Case(((3, 1), (3, 1)), 3, 2, 4, 5, stride=2, shared=False, raw=True, batch=True),
+        Case(((3, 1), (5, 2)), 4, 0, 4, 5, raw=True),
+        Case(((3, 1),), 1, 2, 0, 5),
+    ],
+    ids=str,
+)
+def test_opcheck(case):
+    a = sliced(make(case))
+    outputs = OPS.stage(*a.raw())[0]
+    grads, coefficients = gradients_like(outputs), torch.randn(len(outputs), 4, case.channels)
+    arguments = (a.inputs, a.mean, a.rstd, a.depthwise, a.pointwise, a.dilations, case.stride)
+    torch.library.opcheck(OPS.stage_grad.default, (grads, outputs, coefficients, *arguments))
+    torch.library.opcheck(OPS.stage_grad.default, (grads, [], None, *arguments))
+    for leaf in a.leaves:
+        leaf.requires_grad_()
+    torch.library.opcheck(OPS.stage.default, a.raw(statistics=case.raw))
+
+
+@pytest.mark.parametrize("case", [Case(MIXED), Case(MIXED, 16, shared=False, raw=True, batch=True)], ids=str)
+def test_compile_has_no_graph_break(case):
+    a = make(case)
+    grads = gradients_like(fused(a, a.inputs)[0])
+    compiled = torch.compile(lambda a, inputs: fused(a, inputs), fullgraph=True, backend="aot_eager")
+    for ours, wanted in zip(run(compiled, a, grads), run(fused, a, grads), strict=True):
+        assert_close(ours, wanted, 1e-6)

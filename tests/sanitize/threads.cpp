@@ -1,0 +1,396 @@
+// Every CPU kernel on threads of our own, each with a range of the work items as torch's parallel_for cuts them, for
+// ThreadSanitizer: of torch's threads it would report what OpenMP does unseen. The results of one thread and of several
+// must be the same bits.
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/memory.h"
+#include "ops/mixed_sum.h"
+#include "ops/node_sum.h"
+#include "ops/pool.h"
+#include "ops/preprocess.h"
+#include "ops/stage.h"
+
+namespace {
+
+using namespace fastnas;
+
+/// Memory of one tensor, aligned as tensors are.
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t count) : count_(count), data_(cpu::allocate(count * sizeof(T))) {}
+
+  static Buffer random(int64_t count) {
+    static uint32_t state = 1;
+    Buffer buffer(count);
+    for (int64_t i = 0; i < count; ++i) {
+      state = state * 1664525 + 1013904223;
+      buffer.data()[i] = T(static_cast<float>(state >> 8) / (1 << 23) - 1);
+    }
+    return buffer;
+  }
+
+  T* data() const { return static_cast<T*>(data_.get()); }
+  operator T*() const { return data(); }
+  std::string bytes() const { return std::string(reinterpret_cast<const char*>(data()), count_ * sizeof(T)); }
+
+ private:
+  struct Recycle {
+    void operator()(void* block) const { cpu::recycle(block); }
+  };
+  int64_t count_;
+  std::unique_ptr<void, Recycle> data_;
+};
+
+/// Calls with the ranges of `items` that `threads` threads get.
+template <typename Call>
+void split(int threads, int64_t items, const Call& call) {
+  if (threads == 1) return call(int64_t{0}, items);
+  std::vector<std::thread> all;
+  for (int t = 0; t < threads; ++t) {
+    const int64_t first = items * t / threads, last = items * (t + 1) / threads;
+    if (first < last) all.emplace_back([&call, first, last] { call(first, last); });
+  }
+  for (std::thread& thread : all) thread.join();
+}
+
+constexpr int kThreads = 4;
+int failures = 0;
+
+/// `run(threads)` returns what it computed, as bytes.
+template <typename Run>
+void compare(const std::string& what, const Run& run) {
+  if (run(1) == run(kThreads)) return;
+  std::printf("%s, %s: %d threads give other results than one\n", what.c_str(), cpu::isa_name(cpu::isa()), kThreads);
+  ++failures;
+}
+
+// --- mixed_sum -------------------------------------------------------------------------------------------------------
+
+template <typename T>
+void mixed_sum() {
+  using A = accumulate_t<T>;
+  constexpr int64_t P = 2, K = 3, N = 2 * kMixedSumTile + 37;
+  const auto first = Buffer<T>::random(N), second = Buffer<T>::random(P * N), third = Buffer<T>::random(P * N);
+  const auto grad = Buffer<T>::random(P * N);
+  const auto weights = Buffer<A>::random(P * K);
+  const MixedSum<T> args{{first, second, third}, {true, false, false}, weights, P, K, N};
+  const int64_t tiles = mixed_sum_tiles(N);
+  compare("mixed_sum", [&](int threads) {
+    const Buffer<T> result(P * N), grads[] = {Buffer<T>(N), Buffer<T>(P * N), Buffer<T>(P * N)};
+    const Buffer<double> partial(P * tiles * K);
+    split(threads, P * tiles,
+          [&](int64_t from, int64_t to) { FASTNAS_CPU_CALL(mixed_sum_forward, args, result.data(), from, to); });
+    split(threads, tiles, [&](int64_t from, int64_t to) {
+      const MixedSumGrads<T> out{{grads[0], grads[1], grads[2]}};
+      FASTNAS_CPU_CALL(mixed_sum_grad_outputs, args, grad.data(), out, from, to);
+    });
+    split(threads, P * tiles, [&](int64_t from, int64_t to) {
+      FASTNAS_CPU_CALL(mixed_sum_grad_weights, args, grad.data(), partial.data(), from, to);
+    });
+    return result.bytes() + grads[0].bytes() + grads[1].bytes() + grads[2].bytes() + partial.bytes();
+  });
+}
+
+// --- stage -----------------------------------------------------------------------------------------------------------
+
+template <typename T>
+void stage(int64_t channels, int64_t stride, bool shared, bool normalized) {
+  using A = accumulate_t<T>;
+  constexpr int64_t N = 20, H = 6, W = 7, kStages = 3;
+  Stage<T> args{};
+  args.count = N;
+  args.individuals = 1;
+  args.channels = channels;
+  args.height = H;
+  args.width = W;
+  args.out_height = (H + stride - 1) / stride;
+  args.out_width = (W + stride - 1) / stride;
+  args.stride = stride;
+  args.stages = kStages;
+  args.shared = shared;
+  args.statistics = true;
+  const int64_t outputs = N * args.out_height * args.out_width * channels;
+  std::vector<Buffer<T>> x, g, y;
+  std::vector<Buffer<A>> weights;
+  for (int i = 0; i < args.inputs(); ++i) {
+    args.x_stride[i] = channels + 1;
+    args.x[i] = x.emplace_back(Buffer<T>::random(N * H * W * (channels + 1)));
+  }
+  for (int j = 0; j < kStages; ++j) {
+    args.kernel[j] = j == 1 ? 5 : 3;
+    args.dilation[j] = j == 2 ? 2 : 1;
+    args.depthwise[j] = weights.emplace_back(Buffer<A>::random(channels * args.kernel[j] * args.kernel[j]));
+    args.pointwise[j] = weights.emplace_back(Buffer<A>::random(channels * channels));
+    g.push_back(Buffer<T>::random(outputs));
+    y.push_back(Buffer<T>::random(outputs));
+  }
+  const auto mean = Buffer<A>::random(args.inputs() * channels), rstd = Buffer<A>::random(args.inputs() * channels);
+  const auto coefficients = Buffer<A>::random(kStages * 4 * channels);
+  if (normalized) args.mean = mean, args.rstd = rstd;
+  const Buffer<char> prepared(FASTNAS_CPU_CALL(stage_prepared_bytes, args));
+  FASTNAS_CPU_CALL(stage_prepare, args, prepared.data());
+  const int64_t bundles = FASTNAS_CPU_CALL(stage_bundles, args);
+
+  compare("stage", [&](int threads) {
+    StageOutputs<T> out{};
+    std::vector<Buffer<T>> results;
+    for (int j = 0; j < kStages; ++j) out.y[j] = results.emplace_back(outputs);
+    const Buffer<double> table(N * kStages * 2 * channels);
+    split(threads, N * bundles, [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(stage_forward, args, prepared.data(), out, table.data(), first, last);
+    });
+    std::string bytes = table.bytes();
+    for (const auto& result : results) bytes += result.bytes();
+    return bytes;
+  });
+  compare("stage_grad", [&](int threads) {
+    StageGrads<T> grads{};
+    grads.coefficients = coefficients;
+    std::vector<Buffer<T>> grad_x;
+    std::vector<Buffer<A>> grad_weights;
+    for (int i = 0; i < args.inputs(); ++i) grads.grad_x[i] = grad_x.emplace_back(N * H * W * channels);
+    for (int j = 0; j < kStages; ++j) {
+      grads.grad[j] = g[j];
+      grads.y[j] = y[j];
+      grads.grad_stride[j] = grads.y_stride[j] = channels;
+      grads.grad_depthwise[j] = grad_weights.emplace_back(channels * args.kernel[j] * args.kernel[j]);
+      grads.grad_pointwise[j] = grad_weights.emplace_back(channels * channels);
+    }
+    const Buffer<char> partial(FASTNAS_CPU_CALL(stage_partial_bytes, args));
+    const Buffer<double> sums(normalized ? N * args.inputs() * 2 * channels : 0);
+    split(threads, stage_parts(N) * bundles, [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(stage_grad, args, prepared.data(), grads, partial.data(), normalized ? sums.data() : nullptr,
+                       first, last);
+    });
+    FASTNAS_CPU_CALL(stage_grad_merge, args, grads, partial.data());
+    std::string bytes = sums.bytes();
+    for (const auto& grad : grad_x) bytes += grad.bytes();
+    for (const auto& grad : grad_weights) bytes += grad.bytes();
+    return bytes;
+  });
+}
+
+// --- node_sum --------------------------------------------------------------------------------------------------------
+
+template <typename T>
+void node_sum(int64_t channels, int64_t groups, int64_t individuals) {
+  using A = accumulate_t<T>;
+  constexpr int64_t B = 3, K = 3;
+  const int64_t C = channels, W = C * groups, R = W - C, P = individuals, N = P * B, E = R ? 2 : 0;
+  NodeShape shape{P, B, 71, C, groups, 64, 2};
+  const int64_t pixels = shape.pixels;
+  std::vector<Buffer<T>> images;
+  NodeSum<T> args{};
+  args.shape = shape;
+  args.candidate_count = K;
+  args.bypass_count = E;
+  for (int64_t k = 0; k < K; ++k) {
+    const bool one = k == 0;  // shared by the individuals, and a slice
+    const int64_t stride = one ? C + 3 : C;
+    args.candidates[k] = {images.emplace_back(Buffer<T>::random((one ? B : N) * pixels * stride)), stride, one};
+  }
+  for (int64_t e = 0; e < E; ++e) {
+    args.bypass[e] = {images.emplace_back(Buffer<T>::random(N * pixels * R)), R, false};
+  }
+  const auto mean = Buffer<A>::random(K * P * C), rstd = Buffer<A>::random(K * P * C);
+  const auto weights = Buffer<A>::random(P * K), bypass_weights = Buffer<A>::random(P * 2);
+  args.mean = mean;
+  args.rstd = rstd;
+  args.weights = weights;
+  args.bypass_weights = bypass_weights;
+  compare("node_sum", [&](int threads) {
+    const Buffer<T> result(N * pixels * W);
+    split(threads, B * shape.tiles * P,
+          [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(node_sum_forward, args, result.data(), first, last); });
+    return result.bytes();
+  });
+  if (P > 1) return;  // gradients are those of training
+
+  const auto grad = Buffer<T>::random(N * pixels * W), other = Buffer<T>::random(N * pixels * W);
+  const auto sums = Buffer<A>::random(C), dots = Buffer<A>::random(K * C);
+  const auto front = Buffer<T>::random(N * pixels * C);
+  compare("node_sum_grad", [&](int threads) {
+    const NodePixels<T> from{grad, W, false};
+    const Buffer<T> processed(R ? N * pixels * C : 0);
+    const Buffer<double> partial(N * (C + K * C + E));
+    split(threads, N, [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(node_sum_grad, args, from, processed.data(), partial.data(), first, last);
+    });
+    return processed.bytes() + partial.bytes();
+  });
+  compare("node_sum_grad_candidates", [&](int threads) {
+    const NodePixels<T> from{front, C, false};
+    NodeSumGrads<T> grads{sums, dots, {true, false, true}, {}};
+    std::vector<Buffer<T>> results;
+    for (int64_t k = 0; k < K; ++k) grads.candidates[k] = results.emplace_back(N * pixels * C);
+    split(threads, N * shape.tiles, [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(node_sum_grad_candidates, args, from, grads, first, last);
+    });
+    return results[0].bytes() + results[1].bytes() + results[2].bytes();
+  });
+  if (R == 0) return;
+  compare("bypass_grad", [&](int threads) {
+    BypassGrad<T> bypass{};
+    bypass.processed = {front, C, false};
+    bypass.grads[0] = {grad, W, false};
+    bypass.addends[0] = {other, W, false};
+    bypass.weights = weights;
+    bypass.grad_count = bypass.addend_count = 1;
+    bypass.shape = shape;
+    const Buffer<T> result(N * pixels * W);
+    split(threads, N * shape.tiles,
+          [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(bypass_grad, bypass, result.data(), first, last); });
+    return result.bytes();
+  });
+}
+
+// --- pool ------------------------------------------------------------------------------------------------------------
+
+template <typename T>
+void pool(int64_t channels, int64_t stride) {
+  using A = accumulate_t<T>;
+  constexpr int64_t N = 6, H = 7, W = 6, G = 2;
+  const PoolShape shape{channels, H, W, stride};
+  const int64_t pixels = N * H * W, outputs = N * pool_windows(H, stride) * pool_windows(W, stride) * channels;
+  const auto x = Buffer<T>::random(pixels * (channels + 2)), addend = Buffer<T>::random(pixels * channels);
+  const PoolImages<T> images{x, channels + 2};
+  const auto scales = Buffer<A>::random(2 * G * channels), corrections = Buffer<A>::random(6 * channels),
+             skip = Buffer<A>::random(G * channels);
+  const auto first_grad = Buffer<T>::random(outputs), second_grad = Buffer<T>::random(outputs);
+  compare("pool", [&](int threads) {
+    const Buffer<T> average(outputs), maximum(outputs), result(pixels * channels);
+    const Buffer<double> table(N * 4 * channels);
+    split(threads, N, [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(pool_forward, shape, images, average.data(), maximum.data(), table.data(), first, last);
+    });
+    PoolGrad<T> args{};
+    args.shape = shape;
+    args.x = images;
+    args.grads[0] = {first_grad, channels};
+    args.grads[1] = {second_grad, channels};
+    args.grad_count = G;
+    args.scales = scales;
+    args.outputs[0] = {average, channels};
+    args.outputs[1] = {maximum, channels};
+    args.corrections = corrections;
+    args.skip = stride == 1 ? skip.data() : nullptr;
+    args.addends[0] = {addend, channels};
+    args.addend_count = 1;
+    split(threads, N,
+          [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(pool_grad, args, result.data(), first, last); });
+    return average.bytes() + maximum.bytes() + table.bytes() + result.bytes();
+  });
+}
+
+// --- preprocess ------------------------------------------------------------------------------------------------------
+
+template <typename T>
+void preprocess(int64_t channels, int64_t stride) {
+  using A = accumulate_t<T>;
+  constexpr int64_t N = 20, H = 5, W = 7;
+  const int64_t inputs = 2 * channels, rows = channels + 1, outputs = stride * rows;
+  const auto front = Buffer<T>::random(N * H * W * channels), back = Buffer<T>::random(N * H * W * channels);
+  const auto weights = Buffer<A>::random(outputs * inputs), coefficients = Buffer<A>::random(4 * outputs);
+  auto args = std::make_unique<Preprocess<T>>();
+  args->states = {{front, back}, {channels, channels}, {channels, channels}, 2};
+  for (int64_t m = 0; m < stride; ++m) {
+    args->matrices[m] = {weights.data() + m * rows * inputs, rows, m, m * rows, 0};
+    args->group_outputs[m] = rows;
+  }
+  args->matrix_count = stride;
+  args->images = N;
+  args->channels = inputs;
+  args->outputs = outputs;
+  args->stride = stride;
+  args->height = stride == 1 ? 1 : H;
+  args->width = stride == 1 ? H * W : W;
+  args->output_height = stride == 1 ? 1 : (H + 1) / 2;
+  args->output_width = stride == 1 ? H * W : (W + 1) / 2;
+  const int64_t values = N * args->output_height * args->output_width * outputs;
+  const auto grad_output = Buffer<T>::random(values);
+  compare("preprocess", [&](int threads) {
+    const Buffer<T> output(values), grad_front(N * H * W * channels), grad_back(N * H * W * channels);
+    const Buffer<double> moments(N * 2 * outputs);
+    const Buffer<A> partial(kPreprocessChunks * outputs * inputs);
+    split(threads, N, [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(preprocess_forward, *args, output.data(), moments.data(), first, last);
+    });
+    auto grad = std::make_unique<PreprocessGrad<T>>();
+    grad->grads = {{grad_output}, {outputs}, {outputs}, 1};
+    grad->output = output;
+    grad->coefficients = coefficients;
+    grad->grad_states = {{grad_front, grad_back}, {channels, channels}, {channels, channels}, 2};
+    split(threads, kPreprocessChunks, [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(preprocess_backward, *args, *grad, partial.data(), kPreprocessChunks, first, last);
+    });
+    return output.bytes() + moments.bytes() + grad_front.bytes() + grad_back.bytes() + partial.bytes();
+  });
+}
+
+// --- memory ----------------------------------------------------------------------------------------------------------
+
+/// Blocks go from thread to thread; nobody else may hold one that was just handed out.
+void memory() {
+  compare("memory", [&](int threads) {
+    std::vector<char*> handed(kThreads);
+    for (char*& block : handed) block = static_cast<char*>(cpu::allocate(4096));
+    split(threads, kThreads, [&](int64_t first, int64_t last) {
+      for (int64_t t = first; t < last; ++t) {
+        for (int64_t round = 0; round < 200; ++round) {
+          const std::size_t size = std::size_t{4096} << (round % 3);
+          char* block = static_cast<char*>(cpu::allocate(size));
+          std::memset(block, static_cast<int>(t), size);
+          std::memset(cpu::scratch(size), static_cast<int>(t), size);
+          cpu::recycle(round % 2 ? block : std::exchange(handed[t], block));
+        }
+      }
+    });
+    for (char* block : handed) cpu::recycle(block);
+    return cpu::memory_use().used;
+  });
+}
+
+template <typename T>
+void all() {
+  mixed_sum<T>();
+  for (const int64_t channels : {3, 4, 16, 20}) {
+    for (const int64_t stride : {1, 2}) {
+      for (const bool shared : {false, true}) {
+        stage<T>(channels, stride, shared, /*normalized=*/!shared);
+      }
+      pool<T>(channels, stride);
+      preprocess<T>(channels, stride);
+    }
+    node_sum<T>(channels, 1, 1);
+    node_sum<T>(channels, 4, 1);
+    node_sum<T>(channels, 4, 2);
+  }
+}
+
+}  // namespace
+
+int main() {
+  for (const auto isa : {cpu::Isa::portable, cpu::Isa::avx2, cpu::Isa::avx512}) {
+    if (!cpu::set_isa(isa)) continue;
+    all<double>();
+    all<float>();
+    all<c10::BFloat16>();
+    std::printf("%s: kernels done\n", cpu::isa_name(isa));
+  }
+  memory();
+  return failures ? EXIT_FAILURE : EXIT_SUCCESS;
+}
