@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch import Tensor, nn
 
 from fastnas.nn.batch_norm import BatchNorm
