@@ -42,6 +42,7 @@ inline void for_run(int64_t channels, const F& f) {
   if (channels % 16 == 0) return f.template operator()<16>();
   if (channels % 8 == 0) return f.template operator()<8>();
   if (channels % 4 == 0) return f.template operator()<4>();
+  if (channels % 2 == 0) return f.template operator()<2>();
   f.template operator()<1>();
 }
 

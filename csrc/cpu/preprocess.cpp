@@ -3,6 +3,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include "cpu/channels.h"
 #include "cpu/memory.h"
 #include "cpu/pointwise.h"
 #include "cpu/statistics.h"
@@ -137,36 +138,32 @@ void clear_unread(const Preprocess<T>& args, const Parts<T>& grads, const Block&
   }
 }
 
-/// g [pixels, g_stride]: the gradients of the outputs of this offset's matrices.
+/// all [pixels, outputs]: the gradient of the output, for the matrices of every offset.
 template <typename T, typename A>
-void gather_grads(const Preprocess<T>& args, const PreprocessGrad<T>& grad, const Block& block, int64_t offset, A* g,
-                  int64_t g_stride) {
+void gather_grads(const Preprocess<T>& args, const PreprocessGrad<T>& grad, const Block& block, A* all) {
   const int64_t begin = block.image * args.output_height * args.output_width + block.begin;
+  int64_t first = 0;
+  for (int64_t n = 0; n < grad.grads.count; ++n) {
+    const int64_t channels = grad.grads.channels[n], stride = grad.grads.stride[n];
+    copy_pixels<A>(grad.grads.data[n] + begin * stride, stride, block.pixels, channels, all + first, args.outputs);
+    first += channels;
+  }
+  if (!grad.coefficients) return;
+  const A *a = grad.coefficients, *b = a + args.outputs, *mean = b + args.outputs, *constant = mean + args.outputs;
+  for (int64_t p = 0; p < block.pixels; ++p) {
+    const T* output = grad.output + (begin + p) * args.outputs;
+    map_row<A>(all + p * args.outputs, all + p * args.outputs, args.outputs,
+               [=](A value, int64_t c) { return a[c] * value + b[c] * (A(output[c]) - mean[c]) + constant[c]; });
+  }
+}
+
+/// g [pixels, g_stride]: the columns of this offset's matrices.
+template <typename T, typename A>
+void select_grads(const Preprocess<T>& args, const A* all, int64_t pixels, int64_t offset, A* g, int64_t g_stride) {
   for (int64_t m = 0; m < args.matrix_count; ++m) {
     const Matrix<A>& matrix = args.matrices[m];
     if (matrix.offset != offset) continue;
-    int64_t part_begin = 0;
-    for (int64_t n = 0; n < grad.grads.count; ++n) {  // the channels that this part and this matrix share
-      const int64_t part_end = part_begin + grad.grads.channels[n], stride = grad.grads.stride[n];
-      const int64_t matrix_end = matrix.output + matrix.rows;
-      const int64_t first = matrix.output > part_begin ? matrix.output : part_begin;
-      const int64_t count = (matrix_end < part_end ? matrix_end : part_end) - first;
-      const T* from = grad.grads.data[n] + begin * stride + first - part_begin;
-      A* to = g + matrix.column + first - matrix.output;
-      part_begin = part_end;
-      if (count <= 0) continue;
-      if (!grad.coefficients) {
-        map_pixels<A>(from, stride, to, g_stride, count, block.pixels, [](A value, int64_t) { return value; });
-        continue;
-      }
-      const A *a = grad.coefficients + first, *b = a + args.outputs, *mean = b + args.outputs;
-      const A* constant = mean + args.outputs;
-      for (int64_t p = 0; p < block.pixels; ++p) {
-        const T* output = grad.output + (begin + p) * args.outputs + first;
-        map_row<A>(from + p * stride, to + p * g_stride, count,
-                   [=](A value, int64_t c) { return a[c] * value + b[c] * (A(output[c]) - mean[c]) + constant[c]; });
-      }
-    }
+    copy_pixels<A>(all + matrix.output, args.outputs, pixels, matrix.rows, g + matrix.column, g_stride);
   }
 }
 
@@ -201,10 +198,12 @@ struct Backward {
   Backward(Layout& layout, const Preprocess<T>& args) : z_width(padded<A>(args.channels)) {
     const int64_t* outputs = args.group_outputs;
     g_width = padded<A>(outputs[0] > outputs[1] ? outputs[0] : outputs[1]);
-    pixels = block_pixels((2 * z_width + g_width + 1) * sizeof(A), args.output_height * args.output_width);
+    pixels =
+        block_pixels((2 * z_width + g_width + args.outputs + 1) * sizeof(A), args.output_height * args.output_width);
     z = layout.take<A>(pixels * z_width);
     gx = layout.take<A>(pixels * z_width);
     g = layout.take<A>(pixels * g_width);
+    all = layout.take<A>(pixels * args.outputs);
     for (int offset = 0; offset < 2; ++offset) {
       weights[offset] = layout.take<A>(outputs[offset] * z_width);
       grad_weights[offset] = layout.take<A>(outputs[offset] * z_width);
@@ -217,6 +216,7 @@ struct Backward {
   A* z;                // [pixels, z_width]
   A* gx;               // [pixels, z_width]
   A* g;                // [pixels, g_width], of one group
+  A* all;              // [pixels, outputs], of both groups in the order of the output
   A* weights[2];       // [outputs of the group, z_width]
   A* grad_weights[2];  // as weights
 };
@@ -261,8 +261,8 @@ void preprocess_forward(const Preprocess<T>& args, T* output, double* moments, i
         for (int64_t m = 0; m < args.matrix_count; ++m) {
           const Matrix<A>& matrix = args.matrices[m];
           if (matrix.offset != offset) continue;
-          map_pixels<A>(b.y + matrix.column, width, output + (image * pixels + begin) * args.outputs + matrix.output,
-                        args.outputs, matrix.rows, block.pixels, [](A value, int64_t) { return value; });
+          copy_pixels<A>(b.y + matrix.column, width, block.pixels, matrix.rows,
+                         output + (image * pixels + begin) * args.outputs + matrix.output, args.outputs);
         }
       }
     }
@@ -302,11 +302,12 @@ void preprocess_backward(const Preprocess<T>& args, const PreprocessGrad<T>& gra
     for (int64_t image = chunk * args.images / chunks; image < (chunk + 1) * args.images / chunks; ++image) {
       for (int64_t begin = 0; begin < pixels; begin += b.pixels) {
         const Block block{image, begin, pixels - begin < b.pixels ? pixels - begin : b.pixels};
+        gather_grads(args, grad, block, b.all);
         for (int64_t offset = 0; offset < args.stride; ++offset) {
           const int64_t outputs = args.group_outputs[offset];
           if (outputs == 0) continue;
           gather(args, block, offset, b.z, b.z_width);
-          gather_grads(args, grad, block, offset, b.g, b.g_width);
+          select_grads(args, b.all, block.pixels, offset, b.g, b.g_width);
           pointwise(b.g, b.g_width, outputs, b.weights[offset], b.z_width, block.pixels, b.gx);
           pointwise_grad_weights(b.g, b.g_width, outputs, b.z, b.z_width, block.pixels, b.grad_weights[offset]);
           scatter(args, grad.grad_states, block, offset, b.gx, b.z, b.z_width);
