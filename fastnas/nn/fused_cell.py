@@ -12,6 +12,7 @@ given G, y and the numbers, a row (a, b, mean, c) of a table [K, 4, C] for each 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -504,6 +505,9 @@ def fused_cell(cell: SearchCell, plan: CellPlan, s0: Tensor, s1: Tensor, op_weig
     batch = training or images is not None
     if batch and images != s0.shape[-4] and (individuals > 1 or images is not None):
         return None  # one batch of all individuals, or several of one: statistics that the operators do not take
+    stride = plan.states[0].stride
+    if training and s1.shape[-4] * math.ceil(s1.shape[-2] / stride) * math.ceil(s1.shape[-1] / stride) == 1:
+        return None  # one value per channel, which BatchNorm refuses
     weights = plan.weights().flat()
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (s0, s1, op_weights, *weights))
     if differentiable and individuals > 1:

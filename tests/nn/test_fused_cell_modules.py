@@ -165,6 +165,13 @@ def test_without_gradients(training: bool) -> None:
     agree(outcome(fused, x), outcome(reference, x))
 
 
+def test_one_value_per_channel_is_refused_as_batch_norm_does() -> None:
+    fused, _ = pair(fallback=True)
+    state = torch.randn(1, fused.stem.out_channels, 1, 1, dtype=torch.float64)
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        fused.train().cells[0](state, state, fused.op_weights()["normal"])
+
+
 def test_no_images() -> None:
     fused, _ = pair()
     assert fused.eval()(images(0)).shape == (0, 5)
