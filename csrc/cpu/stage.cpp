@@ -20,19 +20,19 @@ int64_t stage_prepared_bytes(const Stage<T>& args) {
 template <typename T>
 StageWork stage_work(const Stage<T>& args) {
   const StagePlan<T> plan(args);
-  return {plan.blocks(args.count) * plan.bundles, plan.parts(args.count) * plan.bundles};
+  return {plan.blocks(args.count) * plan.bundles, plan.parts(args.count) * plan.bundles, plan.groups};
 }
 
 template <typename T>
-void stage_prepare(const Stage<T>& args, void* prepared) {
+void stage_prepare(const Stage<T>& args, void* prepared, int64_t first, int64_t last) {
   using A = accumulate_t<T>;
   const StagePlan<T> plan(args);
   const int64_t channels = plan.channels, lanes = plan.lanes;
   A* const weights = static_cast<A*>(prepared);
-  std::memset(weights, 0, plan.weights * sizeof(A));
-  for (int index = 0; index < plan.groups; ++index) {
+  for (int64_t index = first; index < last; ++index) {
     const StageGroup& group = plan.group[index];
     const int64_t taps = group.taps();
+    std::memset(weights + group.weights, 0, 2 * (taps + channels) * lanes * sizeof(A));
     A* const depthwise = weights + group.weights;
     A* const turned = depthwise + taps * lanes;
     A* const pointwise = turned + taps * lanes;
@@ -132,10 +132,10 @@ void stage_forward(const Stage<T>& args, const void* prepared, const StageOutput
   });
 }
 
-#define INSTANTIATE(T)                                    \
-  template int64_t stage_prepared_bytes(const Stage<T>&); \
-  template StageWork stage_work(const Stage<T>&);         \
-  template void stage_prepare(const Stage<T>&, void*);    \
+#define INSTANTIATE(T)                                                   \
+  template int64_t stage_prepared_bytes(const Stage<T>&);                \
+  template StageWork stage_work(const Stage<T>&);                        \
+  template void stage_prepare(const Stage<T>&, void*, int64_t, int64_t); \
   template void stage_forward(const Stage<T>&, const void*, const StageOutputs<T>&, double*, int64_t, int64_t);
 INSTANTIATE(double)
 INSTANTIATE(float)

@@ -268,26 +268,31 @@ void stage_grad(const Stage<T>& args, const void* prepared, const StageGrads<T>&
 }
 
 template <typename T>
-void stage_grad_merge(const Stage<T>& args, const StageGrads<T>& grads, const void* partial) {
+void stage_grad_merge(const Stage<T>& args, const StageGrads<T>& grads, const void* partial, int64_t first,
+                      int64_t last) {
   using A = accumulate_t<T>;
   const StagePlan<T> plan(args);
   const int64_t channels = plan.channels, lanes = plan.lanes, parts = plan.parts(args.count);
-  for (int index = 0; index < plan.groups; ++index) {
+  Layout layout(cpu::scratch(lanes * sizeof(double)));
+  double* const sum = layout.take<double>(lanes);
+  for (int64_t index = first; index < last; ++index) {
     const StageGroup& group = plan.group[index];
     const int64_t taps = group.taps();
     for (int64_t line = 0; line < taps + channels; ++line) {
+      std::memset(sum, 0, lanes * sizeof(double));
+      for (int64_t part = 0; part < parts; ++part) {
+        const A* row = static_cast<const A*>(partial) + part * plan.gradient + group.gradient + line * lanes;
+        for (int64_t lane = 0; lane < lanes; ++lane) sum[lane] += row[lane];
+      }
       for (int s = 0; s < group.size; ++s) {
         const int stage = plan.order[group.first + s];
-        const A* row = static_cast<const A*>(partial) + group.gradient + line * lanes;
         for (int64_t c = 0; c < channels; ++c) {
-          double sum = 0;
-          for (int64_t part = 0; part < parts; ++part) {
-            for (int copy = 0; copy < plan.copies; ++copy) sum += row[part * plan.gradient + plan.lane(copy, s) + c];
-          }
+          double total = 0;
+          for (int copy = 0; copy < plan.copies; ++copy) total += sum[plan.lane(copy, s) + c];
           if (line < taps) {
-            grads.grad_depthwise[stage][c * taps + line] = A(sum);
+            grads.grad_depthwise[stage][c * taps + line] = A(total);
           } else {
-            grads.grad_pointwise[stage][c * channels + line - taps] = A(sum);
+            grads.grad_pointwise[stage][c * channels + line - taps] = A(total);
           }
         }
       }
@@ -298,7 +303,7 @@ void stage_grad_merge(const Stage<T>& args, const StageGrads<T>& grads, const vo
 #define INSTANTIATE(T)                                                                                            \
   template int64_t stage_partial_bytes(const Stage<T>&);                                                          \
   template void stage_grad(const Stage<T>&, const void*, const StageGrads<T>&, void*, double*, int64_t, int64_t); \
-  template void stage_grad_merge(const Stage<T>&, const StageGrads<T>&, const void*);
+  template void stage_grad_merge(const Stage<T>&, const StageGrads<T>&, const void*, int64_t, int64_t);
 INSTANTIATE(double)
 INSTANTIATE(float)
 INSTANTIATE(c10::BFloat16)

@@ -154,6 +154,12 @@ Tensor bytes(const Call& call, int64_t count) {
   return empty(call.input(), {(count + 3) / 4 + 16}, Order::row_major, ScalarType::Float);
 }
 
+// Threads are worth their start from about this many weights.
+template <typename T>
+int64_t group_grain(const Stage<T>& args) {
+  return std::max<int64_t>(1, 16384 / (args.channels * args.channels));
+}
+
 template <typename A>
 A* aligned(const Tensor& t) {
   return reinterpret_cast<A*>((reinterpret_cast<uintptr_t>(t.data_ptr()) + 63) / 64 * 64);
@@ -178,12 +184,14 @@ std::tuple<Tensors, Tensor, Tensor> forward_cpu(Tensors inputs, std::optional<Te
                     StageOutputs<scalar_t> out{};
                     for (size_t j = 0; j < outputs.size(); ++j) out.y[j] = outputs[j].mutable_data_ptr<scalar_t>();
                     const Tensor prepared = bytes(call, FASTNAS_CPU_CALL(stage_prepared_bytes, args));
-                    FASTNAS_CPU_CALL(stage_prepare, args, aligned<void>(prepared));
+                    const StageWork work = FASTNAS_CPU_CALL(stage_work, args);
+                    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
+                      FASTNAS_CPU_CALL(stage_prepare, args, aligned<void>(prepared), first, last);
+                    });
                     const Sizes entries{statistics ? args.count * args.stages * 2 * args.channels : 0};
                     Tensor table = empty(call.input(), entries, Order::row_major, ScalarType::Double);
                     double* moments = statistics ? table.mutable_data_ptr<double>() : nullptr;
-                    const int64_t items =
-                        args.height * args.width == 0 ? 0 : FASTNAS_CPU_CALL(stage_work, args).forward;
+                    const int64_t items = args.height * args.width == 0 ? 0 : work.forward;
                     torch::stable::parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
                       FASTNAS_CPU_CALL(stage_forward, args, aligned<void>(prepared), out, moments, first, last);
                     });
@@ -257,9 +265,12 @@ std::tuple<Tensors, Tensors, Tensors, Tensor> grad_cpu(Tensors grads, Tensors ou
                     for (size_t i = 0; i < grad_inputs.size(); ++i)
                       all.grad_x[i] = grad_inputs[i].mutable_data_ptr<scalar_t>();
                     const Tensor prepared = bytes(call, FASTNAS_CPU_CALL(stage_prepared_bytes, args));
-                    FASTNAS_CPU_CALL(stage_prepare, args, aligned<void>(prepared));
+                    const StageWork work = FASTNAS_CPU_CALL(stage_work, args);
+                    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
+                      FASTNAS_CPU_CALL(stage_prepare, args, aligned<void>(prepared), first, last);
+                    });
                     const bool any = args.height * args.width > 0;
-                    const int64_t items = any ? FASTNAS_CPU_CALL(stage_work, args).gradient : 0;
+                    const int64_t items = any ? work.gradient : 0;
                     const int64_t partial_bytes = FASTNAS_CPU_CALL(stage_partial_bytes, args);
                     Tensor partial = bytes(call, partial_bytes);
                     if (!any) std::memset(aligned<void>(partial), 0, partial_bytes);
@@ -271,7 +282,9 @@ std::tuple<Tensors, Tensors, Tensors, Tensor> grad_cpu(Tensors grads, Tensors ou
                       FASTNAS_CPU_CALL(stage_grad, args, aligned<void>(prepared), all, aligned<void>(partial),
                                        per_image, first, last);
                     });
-                    FASTNAS_CPU_CALL(stage_grad_merge, args, all, aligned<void>(partial));
+                    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
+                      FASTNAS_CPU_CALL(stage_grad_merge, args, all, aligned<void>(partial), first, last);
+                    });
                     for (int64_t e = 0; call.normalized() && e < entries; ++e) {
                       double sum = 0;
                       for (int64_t n = 0; any && n < args.count; ++n) sum += per_image[n * entries + e];

@@ -62,15 +62,16 @@ struct StageGrads {
 /// Items of work to share among threads.
 struct StageWork {
   int64_t forward, gradient;
+  int64_t groups;  // whose weights are prepared, and whose gradients are merged
 };
 
 }  // namespace fastnas
 
 FASTNAS_CPU_VARIANTS(
     template <typename T> StageWork stage_work(const Stage<T>& args);
-    // The weights as kernels want them, made once per call.
+    // The weights of groups first..last as kernels want them, made once per call.
     template <typename T> int64_t stage_prepared_bytes(const Stage<T>& args);
-    template <typename T> void stage_prepare(const Stage<T>& args, void* prepared);
+    template <typename T> void stage_prepare(const Stage<T>& args, void* prepared, int64_t first, int64_t last);
     // Work items first..last of the forward pass. table [N, J, 2, C]: see cpu/statistics.h; null without statistics.
     template <typename T> void stage_forward(const Stage<T>& args, const void* prepared, const StageOutputs<T>& out,
                                              double* table, int64_t first, int64_t last);
@@ -79,5 +80,6 @@ FASTNAS_CPU_VARIANTS(
     template <typename T> int64_t stage_partial_bytes(const Stage<T>& args);
     template <typename T> void stage_grad(const Stage<T>& args, const void* prepared, const StageGrads<T>& grads,
                                           void* partial, double* sums, int64_t first, int64_t last);
-    // Merges the parts into grad_depthwise and grad_pointwise.
-    template <typename T> void stage_grad_merge(const Stage<T>& args, const StageGrads<T>& grads, const void* partial);)
+    // Merges the parts of groups first..last into grad_depthwise and grad_pointwise.
+    template <typename T> void stage_grad_merge(const Stage<T>& args, const StageGrads<T>& grads, const void* partial,
+                                                int64_t first, int64_t last);)

@@ -142,15 +142,15 @@ void stage(int64_t channels, int64_t stride, bool shared, bool normalized) {
   const auto coefficients = Buffer<A>::random(kStages * 4 * channels);
   if (normalized) args.mean = mean, args.rstd = rstd;
   const Buffer<char> prepared(FASTNAS_CPU_CALL(stage_prepared_bytes, args));
-  FASTNAS_CPU_CALL(stage_prepare, args, prepared.data());
-  const int64_t bundles = FASTNAS_CPU_CALL(stage_bundles, args);
+  const StageWork work = FASTNAS_CPU_CALL(stage_work, args);
+  FASTNAS_CPU_CALL(stage_prepare, args, prepared.data(), 0, work.groups);
 
   compare("stage", [&](int threads) {
     StageOutputs<T> out{};
     std::vector<Buffer<T>> results;
     for (int j = 0; j < kStages; ++j) out.y[j] = results.emplace_back(outputs);
     const Buffer<double> table(N * kStages * 2 * channels);
-    split(threads, N * bundles, [&](int64_t first, int64_t last) {
+    split(threads, work.forward, [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(stage_forward, args, prepared.data(), out, table.data(), first, last);
     });
     std::string bytes = table.bytes();
@@ -172,11 +172,13 @@ void stage(int64_t channels, int64_t stride, bool shared, bool normalized) {
     }
     const Buffer<char> partial(FASTNAS_CPU_CALL(stage_partial_bytes, args));
     const Buffer<double> sums(normalized ? N * args.inputs() * 2 * channels : 0);
-    split(threads, stage_parts(N) * bundles, [&](int64_t first, int64_t last) {
+    split(threads, work.gradient, [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(stage_grad, args, prepared.data(), grads, partial.data(), normalized ? sums.data() : nullptr,
                        first, last);
     });
-    FASTNAS_CPU_CALL(stage_grad_merge, args, grads, partial.data());
+    split(threads, work.groups, [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(stage_grad_merge, args, grads, partial.data(), first, last);
+    });
     std::string bytes = sums.bytes();
     for (const auto& grad : grad_x) bytes += grad.bytes();
     for (const auto& grad : grad_weights) bytes += grad.bytes();
@@ -214,8 +216,9 @@ void node_sum(int64_t channels, int64_t groups, int64_t individuals) {
   args.bypass_weights = bypass_weights;
   compare("node_sum", [&](int threads) {
     const Buffer<T> result(N * pixels * W);
-    split(threads, B * shape.tiles * P,
-          [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(node_sum_forward, args, result.data(), first, last); });
+    split(threads, B * shape.tiles * P, [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(node_sum_forward, args, result.data(), W, first, last);
+    });
     return result.bytes();
   });
   if (P > 1) return;  // gradients are those of training
