@@ -62,7 +62,7 @@ class Call {
   bool normalized() const { return mean_.has_value(); }
 
   template <typename T>
-  Stage<T> arguments(bool statistics) const {
+  Stage<T> arguments() const {
     using A = accumulate_t<T>;
     const Tensor& x = inputs_[0];
     Stage<T> args{};
@@ -76,7 +76,6 @@ class Call {
     args.stride = stride_;
     args.stages = static_cast<int>(stages());
     args.shared = inputs_.size() == 1;
-    args.statistics = statistics;
     for (size_t i = 0; i < inputs_.size(); ++i) {
       args.x[i] = inputs_[i].const_data_ptr<T>();
       args.x_stride[i] = pixel_stride(inputs_[i]);
@@ -180,7 +179,7 @@ std::tuple<Tensors, Tensor, Tensor> forward_cpu(Tensors inputs, std::optional<Te
   Tensor out_mean = empty(call.input(), shape, Order::row_major, type);
   Tensor out_variance = empty(call.input(), shape, Order::row_major, type);
   THO_DISPATCH_V2(call.dtype, kForward, AT_WRAP([&] {
-                    const Stage<scalar_t> args = call.arguments<scalar_t>(statistics);
+                    const Stage<scalar_t> args = call.arguments<scalar_t>();
                     StageOutputs<scalar_t> out{};
                     for (size_t j = 0; j < outputs.size(); ++j) out.y[j] = outputs[j].mutable_data_ptr<scalar_t>();
                     const Tensor prepared = bytes(call, FASTNAS_CPU_CALL(stage_prepared_bytes, args));
@@ -251,7 +250,7 @@ std::tuple<Tensors, Tensors, Tensors, Tensor> grad_cpu(Tensors grads, Tensors ou
       empty(call.input(), call.normalized() ? Sizes{inputs_count, 2, call.channels} : Sizes{0}, Order::row_major, type);
   THO_DISPATCH_V2(call.dtype, kBackward, AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
-                    const Stage<scalar_t> args = call.arguments<scalar_t>(false);
+                    const Stage<scalar_t> args = call.arguments<scalar_t>();
                     StageGrads<scalar_t> all{};
                     for (size_t j = 0; j < g.size(); ++j) {
                       all.grad[j] = g[j].const_data_ptr<scalar_t>();

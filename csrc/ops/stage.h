@@ -25,9 +25,8 @@ struct Stage {
   int64_t channels;     // C
   int64_t height, width, out_height, out_width;
   int64_t stride;
-  int stages;       // J
-  bool shared;      // one input for all stages
-  bool statistics;  // forward: whether mean and variance are wanted
+  int stages;   // J
+  bool shared;  // one input for all stages
   const T* x[kMaxStages];
   int64_t x_stride[kMaxStages];
   const A* mean;  // of the inputs, [I, P, C]; null where they are read as they are

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
+from fastnas.ops.layout import accumulate_dtype
 
 _forward = torch.ops.fastnas.mixed_sum.default
 _grad_outputs = torch.ops.fastnas.mixed_sum_grad_outputs.default
@@ -23,7 +24,7 @@ _grad_weights = torch.ops.fastnas.mixed_sum_grad_weights.default
 def mixed_sum_reference(outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
     """The same in plain torch: the oracle of the tests and the baseline of the benchmarks."""
     dtype = _common_dtype(outputs)
-    accumulate = _weight_dtype(dtype)
+    accumulate = accumulate_dtype(dtype)
     total = None
     for k, output in enumerate(outputs):
         weight = weights[..., k].to(accumulate)  # [] or [P]
@@ -57,7 +58,7 @@ def mixed_sum(outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
     if outputs:
         dtype = _common_dtype(outputs)
         outputs = [output if output.dtype == dtype else output.to(dtype) for output in outputs]
-        weights = weights.to(_weight_dtype(dtype))
+        weights = weights.to(accumulate_dtype(dtype))
     if torch.compiler.is_compiling():
         return _forward(outputs, weights)
     # An autograd.Function costs a third of what an operator with registered autograd costs in eager mode.
@@ -72,10 +73,6 @@ def _common_dtype(outputs: Sequence[Tensor]) -> torch.dtype:
         if output.dtype != dtype:
             dtype = torch.promote_types(dtype, output.dtype)
     return dtype
-
-
-def _weight_dtype(outputs: torch.dtype) -> torch.dtype:
-    return torch.float64 if outputs == torch.float64 else torch.float32
 
 
 def _save(ctx: Any, outputs: Sequence[Tensor], weights: Tensor, keep_outputs: bool) -> None:

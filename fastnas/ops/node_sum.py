@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
+from fastnas.ops.layout import accumulate_dtype, empty_channels_last
 
 _forward = torch.ops.fastnas.node_sum.default
 _grad = torch.ops.fastnas.node_sum_grad.default
@@ -41,7 +42,7 @@ def node_sum_reference(
     Of normalised candidates it takes the given statistics' values, with the derivatives of the batch's statistics.
     """
     dtype = _common_dtype([*candidates, *bypass])
-    accumulate = _number_dtype(dtype)
+    accumulate = accumulate_dtype(dtype)
     mean, rstd = mean.to(accumulate), rstd.to(accumulate)  # [K, P, C]
     weights = weights.to(accumulate).view(individuals, -1)  # [P, K]
     if images is None:
@@ -122,7 +123,7 @@ def node_sum(
         dtype = _common_dtype([*candidates, *bypass])
         candidates = [y if y.dtype == dtype else y.to(dtype) for y in candidates]
         bypass = [x if x.dtype == dtype else x.to(dtype) for x in bypass]
-        numbers = _number_dtype(dtype)
+        numbers = accumulate_dtype(dtype)
         mean, rstd = mean.detach().to(numbers), rstd.detach().to(numbers)
         weights = _rows(weights.to(numbers))
         bypass_weights = None if bypass_weights is None else _rows(bypass_weights.to(numbers))
@@ -149,10 +150,6 @@ def _rows(weights: Tensor) -> Tensor:
 
 def _common_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
-
-
-def _number_dtype(images: torch.dtype) -> torch.dtype:
-    return torch.float64 if images == torch.float64 else torch.float32
 
 
 def _images(tensors: Sequence[Tensor], individuals: int) -> int:
@@ -241,10 +238,6 @@ class _NodeSum(torch.autograd.Function):
 # --- torch.compile, export, opcheck: the same, as registrations of the operators ---
 
 
-def _channels_last(like: Tensor, sizes: Sequence[int]) -> Tensor:
-    return like.new_empty(sizes).contiguous(memory_format=torch.channels_last)
-
-
 @torch.library.register_fake("fastnas::node_sum")
 def _(
     candidates: Sequence[Tensor],
@@ -261,7 +254,7 @@ def _(
         images = _images([*candidates, *bypass], individuals)
     _, channels, height, width = candidates[0].shape
     rest = bypass[0].shape[1] if bypass else 0
-    return _channels_last(candidates[0], (individuals * images, channels + rest, height, width))
+    return empty_channels_last(candidates[0], (individuals * images, channels + rest, height, width))
 
 
 @torch.library.register_fake("fastnas::node_sum_into")
@@ -286,7 +279,7 @@ def _(
     count, _, channels = mean.shape
     images, _, height, width = grad.shape
     bypassed = grad.shape[1] > channels
-    processed = _channels_last(grad, (images, channels, height, width)) if bypassed else grad.new_empty(0)
+    processed = empty_channels_last(grad, (images, channels, height, width)) if bypassed else grad.new_empty(0)
     return processed, mean.new_empty(channels), mean.new_empty(count, channels), mean.new_empty(len(bypass))
 
 
@@ -301,14 +294,14 @@ def _(
     dots: Tensor,
     normalized: Sequence[int],
 ) -> list[Tensor]:
-    return [_channels_last(processed, processed.shape) for _ in candidates]
+    return [empty_channels_last(processed, processed.shape) for _ in candidates]
 
 
 @torch.library.register_fake("fastnas::bypass_grad")
 def _(
     processed: Tensor | None, grads: Sequence[Tensor], weights: Tensor, addends: Sequence[Tensor], channels: int
 ) -> Tensor:
-    return _channels_last(grads[0], grads[0].shape)
+    return empty_channels_last(grads[0], grads[0].shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

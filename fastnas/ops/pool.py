@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
+from fastnas.ops.layout import accumulate_dtype, empty_channels_last
 
 _forward = torch.ops.fastnas.pool.default
 _grad = torch.ops.fastnas.pool_grad.default
@@ -27,7 +28,7 @@ def pool_reference(x: Tensor, stride: int = 1, *, individuals: int = 1, statisti
     """The same in plain torch: the oracle of the tests and the baseline of the benchmarks."""
     average = F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)  # [N, C, H', W']
     maximum = F.max_pool2d(x, 3, stride, 1)  # [N, C, H', W']
-    dtype = _accumulate_dtype(x.dtype)
+    dtype = accumulate_dtype(x.dtype)
     if not statistics:
         return average, maximum, x.new_empty(0, dtype=dtype), x.new_empty(0, dtype=dtype)
     both = torch.stack([average, maximum]).detach().to(torch.float64)  # [2, N, C, H', W']
@@ -66,10 +67,6 @@ def pool(x: Tensor, stride: int = 1, *, individuals: int = 1, statistics: bool =
     return _forward(x, stride, individuals, statistics)
 
 
-def _accumulate_dtype(x: torch.dtype) -> torch.dtype:
-    return torch.float64 if x == torch.float64 else torch.float32
-
-
 def _save(ctx: Any, x: Tensor, stride: int, output: Pooled) -> None:
     ctx.save_for_backward(x)
     ctx.stride = stride
@@ -83,7 +80,7 @@ def _grad_of_outputs(ctx: Any, average: Tensor | None, maximum: Tensor | None) -
     if not used:
         return None
     grads = [grad for grad in (average, maximum) if grad is not None]
-    unit = torch.eye(2, dtype=_accumulate_dtype(x.dtype), device=x.device)[:, used]  # [2, G]
+    unit = torch.eye(2, dtype=accumulate_dtype(x.dtype), device=x.device)[:, used]  # [2, G]
     scales = unit.unsqueeze(-1).expand(-1, -1, x.shape[1])  # [2, G, C]
     result: Tensor = _grad(x, grads, scales, [], None, None, [], ctx.stride)
     return result
@@ -105,19 +102,13 @@ class _Pool(torch.autograd.Function):
 # --- torch.compile, export, opcheck: the same, as registrations of the operators ---
 
 
-def _channels_last(like: Tensor, height: int, width: int) -> Tensor:
-    images, channels = like.shape[:2]
-    # As the operators do, which count an empty dimension as one element.
-    c, w, h = max(channels, 1), max(width, 1), max(height, 1)
-    return like.new_empty_strided((images, channels, height, width), (h * w * c, 1, w * c, c))
-
-
 @torch.library.register_fake("fastnas::pool")
 def _(x: Tensor, stride: int, individuals: int, statistics: bool) -> Pooled:
     height, width = ((size + stride - 1) // stride for size in x.shape[2:])
     sizes = (2, individuals, x.shape[1]) if statistics else (0,)
-    mean, variance = (x.new_empty(sizes, dtype=_accumulate_dtype(x.dtype)) for _ in range(2))
-    return _channels_last(x, height, width), _channels_last(x, height, width), mean, variance
+    mean, variance = (x.new_empty(sizes, dtype=accumulate_dtype(x.dtype)) for _ in range(2))
+    sizes = (*x.shape[:2], height, width)
+    return empty_channels_last(x, sizes), empty_channels_last(x, sizes), mean, variance
 
 
 @torch.library.register_fake("fastnas::pool_grad")
@@ -131,7 +122,7 @@ def _(
     addends: Sequence[Tensor],
     stride: int,
 ) -> Tensor:
-    return _channels_last(x, *x.shape[2:])
+    return empty_channels_last(x, x.shape)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Tensor, int, int, bool], output: Pooled) -> None:

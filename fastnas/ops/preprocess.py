@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
+from fastnas.ops.layout import accumulate_dtype, empty_channels_last
 
 _forward = torch.ops.fastnas.preprocess.default
 _grad = torch.ops.fastnas.preprocess_grad.default
@@ -33,7 +34,7 @@ def preprocess_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same in plain torch: the oracle of the tests and the baseline of the benchmarks."""
     inputs, weights, dtype = _arguments(inputs, weights)
-    accumulate = _weight_dtype(dtype)
+    accumulate = accumulate_dtype(dtype)
     x = F.relu(torch.cat(inputs, dim=1).to(accumulate))  # [N, Cin, H, W]
     height, width = x.shape[-2:]
     parts = []
@@ -107,13 +108,9 @@ def _arguments(
             dtype = torch.promote_types(dtype, tensor.dtype)
     return (
         [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in inputs],
-        [weight.to(_weight_dtype(dtype)) for weight in weights],
+        [weight.to(accumulate_dtype(dtype)) for weight in weights],
         dtype,
     )
-
-
-def _weight_dtype(inputs: torch.dtype) -> torch.dtype:
-    return torch.float64 if inputs == torch.float64 else torch.float32
 
 
 class _Preprocess(torch.autograd.Function):
@@ -138,11 +135,6 @@ class _Preprocess(torch.autograd.Function):
 # --- torch.compile, export, opcheck: the same, as registrations of the operators ---
 
 
-def _channels_last(like: Tensor, sizes: Sequence[int]) -> Tensor:
-    _, channels, height, width = sizes
-    return like.new_empty_strided(tuple(sizes), (height * width * channels, 1, width * channels, channels))
-
-
 @torch.library.register_fake("fastnas::preprocess")
 def _(
     inputs: Sequence[Tensor],
@@ -156,7 +148,7 @@ def _(
     outputs = sum(weight.shape[0] for weight in weights)
     sizes = (images, outputs, (height + stride - 1) // stride, (width + stride - 1) // stride)
     moments = (individuals, outputs) if statistics else (0,)
-    return _channels_last(inputs[0], sizes), weights[0].new_empty(moments), weights[0].new_empty(moments)
+    return empty_channels_last(inputs[0], sizes), weights[0].new_empty(moments), weights[0].new_empty(moments)
 
 
 @torch.library.register_fake("fastnas::preprocess_grad")
@@ -169,7 +161,7 @@ def _(
     offsets: Sequence[int],
     stride: int,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    return [_channels_last(x, x.shape) for x in inputs], [weight.new_empty(weight.shape) for weight in weights]
+    return [empty_channels_last(x, x.shape) for x in inputs], [weight.new_empty(weight.shape) for weight in weights]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

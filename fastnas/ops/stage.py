@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
+from fastnas.ops.layout import accumulate_dtype, empty_channels_last
 
 _forward = torch.ops.fastnas.stage.default
 _grad = torch.ops.fastnas.stage_grad.default
@@ -98,7 +99,7 @@ def stage(
     inputs, depthwise, pointwise = list(inputs), list(depthwise), list(pointwise)
     dilations = [1] * len(depthwise) if dilations is None else list(dilations)
     if inputs:
-        accumulate = torch.float64 if inputs[0].dtype == torch.float64 else torch.float32
+        accumulate = accumulate_dtype(inputs[0].dtype)
         depthwise = [weight.to(accumulate) for weight in depthwise]
         pointwise = [weight.to(accumulate) for weight in pointwise]
         mean = None if mean is None else mean.detach().to(accumulate)
@@ -189,13 +190,6 @@ def _through_normalization(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, 
 # --- torch.compile, export, opcheck: the same, as registrations of the operator ---
 
 
-def _channels_last(like: Tensor, sizes: Sequence[int]) -> Tensor:
-    count, channels, height, width = sizes
-    return like.new_empty_strided(
-        (count, channels, height, width), (height * width * channels, 1, width * channels, channels)
-    )
-
-
 @torch.library.register_fake("fastnas::stage")
 def _(
     inputs: Sequence[Tensor],
@@ -213,7 +207,7 @@ def _(
     sizes = (count, channels, (height + stride - 1) // stride, (width + stride - 1) // stride)
     shape = (len(depthwise), individuals, channels) if statistics else (0,)
     moments = [depthwise[0].new_empty(shape) for _ in range(2)]
-    return [_channels_last(inputs[0], sizes) for _ in depthwise], moments[0], moments[1]
+    return [empty_channels_last(inputs[0], sizes) for _ in depthwise], moments[0], moments[1]
 
 
 @torch.library.register_fake("fastnas::stage_grad")
@@ -231,7 +225,7 @@ def _(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
     sums = (len(inputs), 2, depthwise[0].shape[0]) if mean is not None else (0,)
     return (
-        [_channels_last(x, x.shape) for x in inputs],
+        [empty_channels_last(x, x.shape) for x in inputs],
         [weight.new_empty(weight.shape) for weight in depthwise],
         [weight.new_empty(weight.shape) for weight in pointwise],
         depthwise[0].new_empty(sums),

@@ -122,7 +122,6 @@ void stage(int64_t channels, int64_t stride, bool shared, bool normalized) {
   args.stride = stride;
   args.stages = kStages;
   args.shared = shared;
-  args.statistics = true;
   const int64_t outputs = N * args.out_height * args.out_width * channels;
   std::vector<Buffer<T>> x, g, y;
   std::vector<Buffer<A>> weights;

@@ -1,0 +1,21 @@
+"""What all operators agree on: the dtype they accumulate in, and how the images they make are stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def accumulate_dtype(images: torch.dtype) -> torch.dtype:
+    """The dtype of weights and statistics, and of all sums: float64 for float64 images, else float32."""
+    return torch.float64 if images == torch.float64 else torch.float32
+
+
+def empty_channels_last(like: Tensor, sizes: Sequence[int]) -> Tensor:
+    """[N, C, H, W] as the operators allocate it, for their fake kernels."""
+    _, channels, height, width = sizes
+    # They count an empty dimension as one element.
+    c, h, w = max(channels, 1), max(height, 1), max(width, 1)
+    return like.new_empty_strided(tuple(sizes), (h * w * c, 1, w * c, c))
