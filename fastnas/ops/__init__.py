@@ -1,5 +1,6 @@
 """The fused operators: `torch.ops.fastnas.*` with autograd, for use in any PyTorch code."""
 
+from fastnas.ops.edge_sum import edge_sum, edge_sum_reference
 from fastnas.ops.mixed_sum import mixed_sum, mixed_sum_reference
 from fastnas.ops.node_sum import node_sum, node_sum_reference
 from fastnas.ops.pool import pool, pool_reference
@@ -7,6 +8,8 @@ from fastnas.ops.preprocess import preprocess, preprocess_reference
 from fastnas.ops.stage import stage, stage_reference
 
 __all__ = [
+    "edge_sum",
+    "edge_sum_reference",
     "mixed_sum",
     "mixed_sum_reference",
     "node_sum",

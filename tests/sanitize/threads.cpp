@@ -17,6 +17,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/memory.h"
+#include "ops/edge_sum.h"
 #include "ops/mixed_sum.h"
 #include "ops/node_sum.h"
 #include "ops/pool.h"
@@ -181,6 +182,60 @@ void stage(int64_t channels, int64_t stride, bool shared, bool normalized) {
     std::string bytes = sums.bytes();
     for (const auto& grad : grad_x) bytes += grad.bytes();
     for (const auto& grad : grad_weights) bytes += grad.bytes();
+    return bytes;
+  });
+}
+
+// --- edge_sum --------------------------------------------------------------------------------------------------------
+
+template <typename T>
+void edge_sum(int64_t channels, int64_t stride, bool shared) {
+  using A = accumulate_t<T>;
+  constexpr int64_t P = 2, B = 5, H = 6, W = 7;
+  constexpr int E = 3;
+  EdgeSum<T> args{};
+  args.images = shared ? B : P * B;
+  args.individuals = P;
+  args.shared = shared;
+  args.channels = channels;
+  args.height = H;
+  args.width = W;
+  args.out_height = (H + stride - 1) / stride;
+  args.out_width = (W + stride - 1) / stride;
+  args.stride = stride;
+  args.edges = E;
+  args.candidates = 2;
+  args.stages = 3;
+  args.depth[0] = 2;
+  args.depth[1] = 1;
+  std::vector<Buffer<A>> weights;
+  for (int s = 0; s < args.stages; ++s) {
+    args.kernel[s] = s == 2 ? 5 : 3;
+    args.dilation[s] = s == 2 ? 2 : 1;
+    for (int e = 0; e < E; ++e) {
+      args.depthwise[e][s] = weights.emplace_back(Buffer<A>::random(channels * args.kernel[s] * args.kernel[s]));
+      args.pointwise[e][s] = weights.emplace_back(Buffer<A>::random(channels * channels));
+    }
+  }
+  const auto x = Buffer<T>::random(args.images * H * W * (channels + 1));
+  args.x = x;
+  args.x_stride = channels + 1;
+  args.inner_scales = weights.emplace_back(Buffer<A>::random(E * channels));
+  args.inner_offsets = weights.emplace_back(Buffer<A>::random(E * channels));
+  args.scales = weights.emplace_back(Buffer<A>::random(P * E * args.terms() * channels));
+  args.offsets = weights.emplace_back(Buffer<A>::random(P * E * channels));
+  const Buffer<char> prepared(FASTNAS_CPU_CALL(edge_sum_prepared_bytes, args));
+  FASTNAS_CPU_CALL(edge_sum_prepare, args, prepared.data());
+  compare("edge_sum", [&](int threads) {
+    std::vector<Buffer<T>> results;
+    EdgeSum<T> call = args;
+    for (int e = 0; e < E; ++e) {
+      call.result[e] = results.emplace_back(P * B * args.out_height * args.out_width * channels);
+    }
+    split(threads, FASTNAS_CPU_CALL(edge_sum_blocks, call),
+          [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(edge_sum_forward, call, prepared.data(), first, last); });
+    std::string bytes;
+    for (const auto& result : results) bytes += result.bytes();
     return bytes;
   });
 }
@@ -373,6 +428,7 @@ void all() {
     for (const int64_t stride : {1, 2}) {
       for (const bool shared : {false, true}) {
         stage<T>(channels, stride, shared, /*normalized=*/!shared);
+        edge_sum<T>(channels, stride, shared);
       }
       pool<T>(channels, stride);
       preprocess<T>(channels, stride);
