@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from cuda_emulation import emulation
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

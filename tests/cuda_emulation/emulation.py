@@ -64,7 +64,7 @@ def emulated(order: str = "forward", seed: int = 0, compare: bool = True) -> Ite
     """Operators on CPU tensors run their CUDA kernels, threads and blocks in this order.
 
     Raises:
-        AssertionError: from an operator whose kernels disagree with the CPU kernel; with ``compare=False`` nobody looks.
+        AssertionError: from an operator whose kernels disagree with the CPU kernel, unless ``compare`` is False.
         RuntimeError: from an operator whose kernel does what a GPU leaves undefined, naming thread and line.
     """
     _library_handle().emulated_set_order(ORDERS.index(order), ctypes.c_uint64(seed))
@@ -121,11 +121,8 @@ def _assert_same(what: str, actual: Tensor, expected: Tensor) -> None:
     finite = expected[expected.isfinite()]
     scale = finite.abs().max().item() if finite.numel() else 0.0
     tolerance = TOLERANCE.get(expected.dtype, 0.0) * scale
-    torch.testing.assert_close(
-        actual,
-        expected,
-        rtol=0,
-        atol=tolerance,
-        equal_nan=True,
-        msg=lambda text: f"{what} differs from the CPU's: {text}",
-    )
+
+    def explain(difference: str) -> str:
+        return f"{what} differs from the CPU's: {difference}"
+
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance, equal_nan=True, msg=explain)
