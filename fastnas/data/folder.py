@@ -125,34 +125,35 @@ def open_folder(
     if not class_folders:
         raise UserError(f"{base} has no class folders; put the images of each class in a subfolder named after it")
     left_out: list[str] = []
-    found = [_image_files(folder, left_out if skip_unreadable else None) for folder in class_folders]
-    files = [path for paths in found for path in paths]
-    labels = np.repeat(np.arange(len(found), dtype=np.int64), [len(paths) for paths in found])  # [N]
-    sizes = list(_in_threads(_size_or_error if skip_unreadable else size_of, files))
-    readable = np.array([not isinstance(size, UserError) for size in sizes])  # [N]
-    left_out += [str(size) for size in sizes if isinstance(size, UserError)]
-    files, sizes = ([item for item, kept in zip(items, readable, strict=True) if kept] for items in (files, sizes))
-    labels = labels[readable]
+    files: list[Path] = []
+    sizes: list[tuple[int, int]] = []
+    labels: list[int] = []
     for label, folder in enumerate(class_folders):
-        if label not in labels:
-            raise UserError(
-                f"no image of the class folder {folder} can be read, the first of {len(left_out)} errors: {left_out[0]}"
-            )
+        found = _image_files(folder, left_out if skip_unreadable else None)
+        for path, size in zip(found, _in_threads(_size_or_error if skip_unreadable else size_of, found), strict=True):
+            if isinstance(size, UserError):
+                left_out.append(str(size))
+                continue
+            files.append(path)
+            sizes.append(size)
+            labels.append(label)
+        if label not in labels[-1:]:
+            raise UserError(f"no image of the class folder {folder} can be read; the last error: {left_out[-1]}")
     if image_size is None:
         _check_common_size(files, sizes)
-    size = sizes[0] if image_size is None else (image_size, image_size)
+    common = sizes[0] if image_size is None else (image_size, image_size)
     return FolderSource(
         spec=f"folder:{location}",
         name=root.resolve().name,
         split=split,
         classes=tuple(folder.name for folder in class_folders),
-        labels=labels,
+        labels=np.array(labels, dtype=np.int64),
         files=tuple(files),
         sizes=np.array(sizes),
         shorter_side=image_size,
         channels=3,
-        image_size=size,
-        augmentation=Augmentation(crop_padding=min(size) // 8, flip=True),
+        image_size=common,
+        augmentation=Augmentation(crop_padding=min(common) // 8, flip=True),
         left_out=tuple(left_out),
     )
 
