@@ -2,28 +2,46 @@
 # make test      all tests
 # make lint      formats, types
 # make sanitize  operators and kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (GCC)
+# make emulate   the CUDA kernels, run on the CPU, under the same sanitizers
 # make bench     measurements: the operators, one cell, the weight step
 # Everything happens in .venv; nothing else on the machine is touched.
 
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(wildcard csrc/* csrc/*/*) CMakeLists.txt setup.py
-CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu tests/sanitize/*.cpp)
+CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu \
+    tests/sanitize/*.cpp tests/cuda_emulation/*.h tests/cuda_emulation/*.cpp tests/cuda_emulation/include/*)
 # population and search_epoch take long in plain torch: make bench BENCHMARKS="population search_epoch"
 BENCHMARKS ?= ops cell supernet_step
 # One thread per test process: several processes that each start a thread per core wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+CTEST := $(BIN)/ctest --test-dir build/emulate --output-on-failure --quiet
 # Python is not instrumented, so the sanitizer has to be there before it; so does the library that throws exceptions.
 PRELOAD = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file-name=libstdc++.so)
 SANITIZE_TESTS ?= tests/ops
 
-.PHONY: demo test sanitize lint format bench env install clean
+.PHONY: demo test emulation emulate sanitize lint format bench env install clean
 
 demo: install
 	$(BIN)/python -m fastnas.search
 
-test: install
+test: emulation
+	$(CTEST)
 	$(PYTEST)
+
+# The CUDA kernels for the CPU, in seconds; the tests that need them skip where they are not there.
+emulation: install
+	FASTNAS_EMULATE=emulation $(BIN)/python setup.py --quiet build_ext
+
+# All emulated cases, then again with the sanitizers watching. No leaks, no OpenMP: neither is ours.
+emulate: install
+	FASTNAS_EMULATE=emulation_sanitized $(BIN)/python setup.py --quiet build_ext
+	$(CTEST)
+	$(PYTEST) -m emulated --all-emulated
+	LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	FASTNAS_EMULATED=$(CURDIR)/build/emulate/lib/emulated_address.so $(PYTEST) -s -m emulated
+	LD_PRELOAD=$(shell $(CXX) -print-file-name=libtsan.so) \
+	FASTNAS_EMULATED=$(CURDIR)/build/emulate/lib/emulated_thread.so $(PYTEST) -s -m emulated
 
 # -s: pytest would lose the report of a process that dies.
 sanitize: install

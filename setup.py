@@ -5,6 +5,8 @@ compiler. It never imports torch, and no GPU is needed for a CUDA build.
 
 FASTNAS_CUDA=0 builds without CUDA, FASTNAS_CUDA=1 insists on it; by default CUDA is built where nvcc is found.
 FASTNAS_SANITIZE=address,undefined or =thread builds for `make sanitize`, into build/sanitize-* and nowhere else.
+FASTNAS_EMULATE=emulation or =emulation_sanitized builds the CUDA kernels for the CPU (tests/cuda_emulation), into
+build/emulate and nowhere else.
 TORCH_CUDA_ARCH_LIST ("8.0;9.0+PTX") replaces the default architectures. MAX_JOBS limits parallel compilers.
 """
 
@@ -91,10 +93,13 @@ class CMakeBuild(build_ext):
         import pybind11
 
         sanitize = os.environ.get("FASTNAS_SANITIZE", "")
-        nvcc = None if sanitize else find_nvcc()
+        emulate = os.environ.get("FASTNAS_EMULATE", "")
+        nvcc = None if sanitize or emulate else find_nvcc()
         package = ROOT / "fastnas" if self.inplace else Path(self.build_lib).resolve() / "fastnas"
         kind = f"sanitize-{sanitize.partition(',')[0]}" if sanitize else "cuda" if nvcc else "cpu"
         build = ROOT / "build" / (kind if sanitize else f"{sys.implementation.cache_tag}-{kind}")
+        if emulate:
+            build = ROOT / "build" / "emulate"
         options = {
             "Python_EXECUTABLE": sys.executable,
             "TORCH_DIR": TORCH,
@@ -102,6 +107,7 @@ class CMakeBuild(build_ext):
             "pybind11_DIR": pybind11.get_cmake_dir(),
             "FASTNAS_CUDA": "ON" if nvcc else "OFF",
             "FASTNAS_SANITIZE": sanitize,
+            "FASTNAS_EMULATE": "ON" if emulate else "OFF",
             "CMAKE_LIBRARY_OUTPUT_DIRECTORY": build / "lib",
         }
         if nvcc:
@@ -122,8 +128,9 @@ class CMakeBuild(build_ext):
         subprocess.run([cmake, "-S", ROOT, "-B", build, *generator, *definitions], check=True, env=environment)
         jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 1))
         targets = {"": ["_C"], "thread": ["sanitize_threads"]}.get(sanitize, ["_C", "sanitize_threads"])
+        targets = [emulate] if emulate else targets
         subprocess.run([cmake, "--build", build, "--target", *targets, "-j", jobs], check=True, env=environment)
-        if sanitize:
+        if sanitize or emulate:
             return
         # Copied, not built in place: builds with and without CUDA take turns there, and each must find its own newest.
         # Replaced, not overwritten: a process that has loaded the old one keeps it.

@@ -1,4 +1,10 @@
-"""What all tests share: fresh seeds that are printed where a test fails, and the data beside the repository."""
+"""What all tests share: fresh seeds that are printed where a test fails, the backends of the operators, and the data
+beside the repository.
+
+A test that asks for `backend` runs with the CPU kernels, with the CUDA kernels on the CPU (cuda_emulation/) and on a
+GPU. Test files of operators do so as a whole, with `pytestmark = pytest.mark.usefixtures("backend")`; a test that
+regards the CPU kernels only is marked `cpu_only`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cuda_emulation import emulation
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -29,6 +36,63 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     if report.failed:
         for name, value in item.user_properties:
             report.sections.append(("seed", f"repeat with {name}={value}"))
+
+
+BACKENDS = [
+    "cpu",
+    pytest.param("emulated", marks=pytest.mark.emulated),
+    pytest.param("cuda", marks=pytest.mark.cuda),
+]
+# Emulated cases of one test function, unless all are asked for.
+EMULATED_CASES = 12
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--all-emulated",
+        action="store_true",
+        help=f"run all emulated cases of every test, in every order of threads; by default {EMULATED_CASES} of each",
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        cpu_only = metafunc.definition.get_closest_marker("cpu_only")
+        metafunc.parametrize("backend", ["cpu"] if cpu_only else BACKENDS, indirect=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--all-emulated"):
+        return
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("emulated"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    left_out: set[pytest.Item] = set()
+    for group in cases.values():
+        kept = {group[i * len(group) // EMULATED_CASES] for i in range(EMULATED_CASES)}
+        left_out.update(item for item in group if item not in kept)
+    if left_out:
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+        items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest, seed: int) -> Iterator[str]:
+    """The kernels that the test's operators run: "cpu", "emulated" or "cuda"; for the last, tensors are made there."""
+    if request.param == "cuda":
+        if not torch.cuda.is_available():
+            pytest.skip("no CUDA device")
+        with torch.device("cuda"):
+            yield request.param
+    elif request.param == "emulated":
+        if not emulation.library_path().is_file():
+            pytest.skip("the CUDA kernels are not built for the CPU: make emulation")
+        with emulation.emulated("shuffled", seed):
+            yield request.param
+    else:
+        yield request.param
 
 
 @pytest.fixture

@@ -15,18 +15,49 @@ namespace fastnas::cuda {
 
 constexpr int kWarp = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
+constexpr size_t kDefaultSharedBytes = 48 << 10;  // of a block; more must be asked for
 
-/// Launches `kernel` and throws std::runtime_error, naming the kernel and the grid, where the launch is refused.
+/// Called with the name of every kernel that is launched, where set: tests see what has run, benchmarks count.
+inline void (*launch_observer)(const char* name) = nullptr;
+
+/// Launches `kernel`, with more than the usual 48 KiB of dynamic shared memory where asked for. Throws
+/// std::runtime_error, naming the kernel and the grid, where the launch is refused.
 template <typename... Parameters, typename... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
             cudaStream_t stream, Arguments&&... arguments) {
-  kernel<<<grid, block, shared_bytes, stream>>>(static_cast<Parameters>(arguments)...);
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string("fastnas: launch of ") + name + " with grid (" + std::to_string(grid.x) +
-                             ", " + std::to_string(grid.y) + ", " + std::to_string(grid.z) + ") and " +
-                             std::to_string(block.x) + " threads failed: " + cudaGetErrorString(error));
+  if (launch_observer) launch_observer(name);
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > kDefaultSharedBytes) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
   }
+  if (error == cudaSuccess) {
+    // Not <<<>>>: this also compiles for the CPU (tests/cuda_emulation).
+    cudaLaunchConfig_t config{};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = stream;
+    error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  }
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // reported here, not once more by whoever asks next
+    throw std::runtime_error(std::string("fastnas: launch of ") + name + " with grid (" + std::to_string(grid.x) +
+                             ", " + std::to_string(grid.y) + ", " + std::to_string(grid.z) + "), " +
+                             std::to_string(block.x * block.y * block.z) + " threads and " +
+                             std::to_string(shared_bytes) +
+                             " bytes of shared memory failed: " + cudaGetErrorString(error));
+  }
+}
+
+/// The block's dynamic shared memory, aligned to 16 bytes.
+template <typename T>
+__device__ __forceinline__ T* dynamic_shared() {
+#ifdef __CUDACC__
+  extern __shared__ __align__(16) unsigned char memory[];
+#else
+  unsigned char* memory = emulator::dynamic_shared();
+#endif
+  return reinterpret_cast<T*>(memory);
 }
 
 /// `Width` values moved by one load or store.

@@ -166,7 +166,7 @@ void mixed_sum_forward(const MixedSum<T>& args, T* result, CUstream_st* stream) 
 template <typename T>
 void mixed_sum_grad_outputs(const MixedSum<T>& args, const T* grad, const MixedSumGrads<T>& grads,
                             CUstream_st* stream) {
-  if (args.elements == 0 || args.individuals == 0) return;
+  if (args.elements == 0) return;
   bool vectors = args.elements % kWide<T> == 0 && aligned16(grad);
   int64_t shared = 0;
   for (int64_t k = 0; k < args.candidates; ++k) {
@@ -174,7 +174,7 @@ void mixed_sum_grad_outputs(const MixedSum<T>& args, const T* grad, const MixedS
     shared += args.shared[k];
   }
   const int64_t blocks = ceil_div(args.elements, kThreads * (vectors ? kWide<T> : 1));
-  if (shared < args.candidates) {
+  if (shared < args.candidates && args.individuals > 0) {
     launch("mixed_sum_grad_outputs", vectors ? grad_outputs_kernel<T, kWide<T>> : grad_outputs_kernel<T, 1>,
            grid_of(blocks, args.individuals), kThreads, 0, stream, args, grad, grads);
   }

@@ -1,8 +1,6 @@
 #include "ops/mixed_sum.h"
 
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-
+#include "ops/backend.h"
 #include "ops/layout.h"
 
 namespace fastnas {
@@ -207,33 +205,28 @@ Tensor grad_weights_cpu(const Tensor& grad, std::vector<Tensor> outputs, const T
 // --- CUDA ------------------------------------------------------------------------------------------------------------
 
 #ifdef FASTNAS_CUDA
-CUstream_st* current_stream(const Tensor& t) {
-  return static_cast<CUstream_st*>(torch::stable::accelerator::getCurrentStream(t.get_device_index()).nativeHandle());
-}
-
 Tensor forward_cuda(std::vector<Tensor> outputs, const Tensor& weights) {
-  const torch::stable::accelerator::DeviceGuard guard(weights.get_device_index());
+  const DeviceScope device(weights);
   return forward(outputs, weights, [&](const Shape&, const auto& args, auto* result) {
-    cuda::mixed_sum_forward(args, result, current_stream(weights));
+    cuda::mixed_sum_forward(args, result, device.stream());
   });
 }
 
 std::vector<Tensor> grad_outputs_cuda(const Tensor& grad, const Tensor& weights, std::vector<int64_t> leading_sizes) {
-  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  const DeviceScope device(grad);
   return grad_outputs(grad, weights, leading_sizes, [&](const Shape&, const auto& args, auto* g, const auto& out) {
-    cuda::mixed_sum_grad_outputs(args, g, out, current_stream(grad));
+    cuda::mixed_sum_grad_outputs(args, g, out, device.stream());
   });
 }
 
 Tensor grad_weights_cuda(const Tensor& grad, std::vector<Tensor> outputs, const Tensor& weights) {
-  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  const DeviceScope device(grad);
   return grad_weights(grad, outputs, weights, [&](const Shape& shape, const auto& args, auto* g, Tensor& result) {
     using A = std::remove_cvref_t<decltype(*args.weights)>;
     const int64_t chunks = (shape.elements + cuda::kMixedSumChunk - 1) / cuda::kMixedSumChunk;
     Tensor partial =
         empty(weights, {chunks, shape.individuals, shape.candidates}, Order::row_major, weights.scalar_type());
-    cuda::mixed_sum_grad_weights(args, g, partial.mutable_data_ptr<A>(), result.mutable_data_ptr<A>(),
-                                 current_stream(grad));
+    cuda::mixed_sum_grad_weights(args, g, partial.mutable_data_ptr<A>(), result.mutable_data_ptr<A>(), device.stream());
   });
 }
 #endif
@@ -241,20 +234,20 @@ Tensor grad_weights_cuda(const Tensor& grad, std::vector<Tensor> outputs, const 
 }  // namespace
 }  // namespace fastnas
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
+FASTNAS_OPERATORS(m) {
   m.def("mixed_sum(Tensor[] outputs, Tensor weights) -> Tensor");
   m.def("mixed_sum_grad_outputs(Tensor grad, Tensor weights, int[] leading_sizes) -> Tensor[]");
   m.def("mixed_sum_grad_weights(Tensor grad, Tensor[] outputs, Tensor weights) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+FASTNAS_OPERATORS_CPU(m) {
   m.impl("mixed_sum", TORCH_BOX(&fastnas::forward_cpu));
   m.impl("mixed_sum_grad_outputs", TORCH_BOX(&fastnas::grad_outputs_cpu));
   m.impl("mixed_sum_grad_weights", TORCH_BOX(&fastnas::grad_weights_cpu));
 }
 
 #ifdef FASTNAS_CUDA
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CUDA, m) {
+FASTNAS_OPERATORS_CUDA(m) {
   m.impl("mixed_sum", TORCH_BOX(&fastnas::forward_cuda));
   m.impl("mixed_sum_grad_outputs", TORCH_BOX(&fastnas::grad_outputs_cuda));
   m.impl("mixed_sum_grad_weights", TORCH_BOX(&fastnas::grad_weights_cuda));

@@ -1,12 +1,11 @@
 #include "ops/node_sum.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <numeric>
 #include <optional>
 #include <tuple>
 
+#include "ops/backend.h"
 #include "ops/layout.h"
 
 namespace fastnas {
@@ -365,7 +364,7 @@ Tensor bypass(std::optional<Tensor> processed, Tensors grads, const Tensor& weig
 }  // namespace
 }  // namespace fastnas
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
+FASTNAS_OPERATORS(m) {
   m.def(
       "node_sum(Tensor[] candidates, Tensor mean, Tensor rstd, Tensor weights, Tensor[] bypass, "
       "Tensor? bypass_weights, int individuals, int? images=None, int[]? normalized=None) -> Tensor");
@@ -381,7 +380,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
   m.def("bypass_grad(Tensor? processed, Tensor[] grads, Tensor weights, Tensor[] addends, int channels) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+FASTNAS_OPERATORS_CPU(m) {
   m.impl("node_sum", TORCH_BOX(&fastnas::forward));
   m.impl("node_sum_into", TORCH_BOX(&fastnas::forward_into));
   m.impl("node_sum_grad", TORCH_BOX(&fastnas::grad));

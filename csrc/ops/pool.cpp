@@ -1,11 +1,10 @@
 #include "ops/pool.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <optional>
 #include <tuple>
 
+#include "ops/backend.h"
 #include "ops/layout.h"
 #include "ops/statistics.h"
 
@@ -155,7 +154,7 @@ Tensor grad_cpu(const Tensor& x, std::vector<Tensor> grads, const Tensor& scales
 }  // namespace
 }  // namespace fastnas
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
+FASTNAS_OPERATORS(m) {
   m.def(
       "pool(Tensor x, int stride, int individuals, bool statistics) -> (Tensor average, Tensor maximum, Tensor mean, "
       "Tensor variance)");
@@ -164,7 +163,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
       "Tensor[] addends, int stride) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+FASTNAS_OPERATORS_CPU(m) {
   m.impl("pool", TORCH_BOX(&fastnas::forward_cpu));
   m.impl("pool_grad", TORCH_BOX(&fastnas::grad_cpu));
 }

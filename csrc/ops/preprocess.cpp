@@ -1,12 +1,11 @@
 #include "ops/preprocess.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <memory>
 #include <optional>
 #include <tuple>
 
+#include "ops/backend.h"
 #include "ops/layout.h"
 #include "ops/statistics.h"
 
@@ -235,7 +234,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> backward_cpu(
 }  // namespace
 }  // namespace fastnas
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
+FASTNAS_OPERATORS(m) {
   m.def(
       "preprocess(Tensor[] inputs, Tensor[] weights, int[] offsets, int stride, int individuals, bool statistics) -> "
       "(Tensor output, Tensor mean, Tensor variance)");
@@ -244,7 +243,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
       "int[] offsets, int stride) -> (Tensor[] grad_inputs, Tensor[] grad_weights)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+FASTNAS_OPERATORS_CPU(m) {
   m.impl("preprocess", TORCH_BOX(&fastnas::forward_cpu));
   m.impl("preprocess_grad", TORCH_BOX(&fastnas::backward_cpu));
 }

@@ -1,10 +1,9 @@
 #include "ops/stage.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <optional>
 #include <tuple>
 
+#include "ops/backend.h"
 #include "ops/layout.h"
 #include "ops/statistics.h"
 
@@ -297,7 +296,7 @@ std::tuple<Tensors, Tensors, Tensors, Tensor> grad_cpu(Tensors grads, Tensors ou
 }  // namespace
 }  // namespace fastnas
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
+FASTNAS_OPERATORS(m) {
   m.def(
       "stage(Tensor[] inputs, Tensor? mean, Tensor? rstd, Tensor[] depthwise, Tensor[] pointwise, int[] dilations, "
       "int stride, int individuals, bool statistics, bool normalized) -> (Tensor[] outputs, Tensor mean, Tensor "
@@ -308,7 +307,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
       "Tensor[] grad_depthwise, Tensor[] grad_pointwise, Tensor sums)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) {
+FASTNAS_OPERATORS_CPU(m) {
   m.impl("stage", TORCH_BOX(&fastnas::forward_cpu));
   m.impl("stage_grad", TORCH_BOX(&fastnas::grad_cpu));
 }

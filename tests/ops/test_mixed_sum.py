@@ -11,6 +11,8 @@ from torch import Tensor
 from fastnas._library import _C
 from fastnas.ops import mixed_sum, mixed_sum_reference
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 OPS = torch.ops.fastnas
 
 # dtype → (tolerance of the forward pass, of the gradients), relative to the largest value
@@ -65,6 +67,7 @@ def test_equals_reference(shape, individuals, dtype):
     assert_close(run(mixed_sum, outputs, weights, grad), run(mixed_sum_reference, outputs, weights, grad), dtype)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("capability", ["portable", "AVX2", "AVX-512"])
 def test_instruction_sets_agree(capability):
     before = _C.cpu_capability()
@@ -139,6 +142,7 @@ def test_scalars():
     assert mixed_sum(outputs, torch.tensor([0.5, 0.25])).item() == 1.75
 
 
+@pytest.mark.cpu_only
 def test_threads_do_not_change_a_bit():
     outputs, weights = make((8, 16, 33, 33), 5, None, torch.float32)
     threads = torch.get_num_threads()
@@ -152,6 +156,7 @@ def test_threads_do_not_change_a_bit():
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
+@pytest.mark.cpu_only
 def test_outputs_are_kept_only_for_gradients_of_weights():
     outputs, weights = make((4, 4), 3, None, torch.float32)
     outputs = [output.requires_grad_() for output in outputs]
@@ -226,12 +231,14 @@ def test_opcheck(individuals, kind):
     torch.library.opcheck(OPS.mixed_sum_grad_weights.default, (grad, outputs, weights))
 
 
+@pytest.mark.cpu_only
 def test_compile_has_no_graph_break():
     outputs, weights = make((2, 3, 4, 5), 3, None, torch.float32)
     compiled = torch.compile(lambda o, w: mixed_sum(o, w), fullgraph=True, backend="aot_eager")
     assert_close(run(compiled, outputs, weights), run(mixed_sum_reference, outputs, weights), torch.float32)
 
 
+@pytest.mark.cpu_only
 def test_export_keeps_the_operator():
     class Sum(torch.nn.Module):
         def forward(self, a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
@@ -285,15 +292,3 @@ def test_double_backward_says_so():
     (grad,) = torch.autograd.grad(mixed_sum([output], weights).pow(2).sum(), output, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("individuals", [None, 3])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_cuda_equals_cpu(shape, individuals, dtype):
-    outputs, weights = make(shape, 4, individuals, dtype)
-    expected = run(mixed_sum_reference, outputs, weights)
-    ours = run(mixed_sum, [output.cuda() for output in outputs], weights.cuda())
-    assert_close([tensor.cpu() for tensor in ours], expected, dtype)

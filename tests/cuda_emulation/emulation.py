@@ -1,0 +1,128 @@
+"""Runs the CUDA kernels on the CPU in place of the CPU kernels, and compares the two at every call.
+
+Within ``emulated(order)`` every operator of ``torch.ops.fastnas`` that has a CUDA implementation runs it, compiled for
+the CPU, on tensors of the CPU: checks, allocation, launchers and kernels are the package's own. Its results must be
+those of the CPU kernel, so any test that calls an operator tests its CUDA kernels; tests ask for the fixture
+``backend`` (tests/conftest.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
+
+# `make emulation` builds the first; FASTNAS_EMULATED names another one, with a sanitizer in it.
+LIBRARY = Path(__file__).resolve().parents[2] / "build" / "emulate" / "lib" / "emulated_plain.so"
+ORDERS = ("forward", "reverse", "shuffled")
+
+# dtype → largest difference from the CPU kernel, relative to the largest value of the tensor. Both accumulate in
+# float32 (float64), in another order; half precision adds the last rounding.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
+
+
+def library_path() -> Path:
+    return Path(os.environ.get("FASTNAS_EMULATED", LIBRARY))
+
+
+@cache
+def _library_handle() -> ctypes.CDLL:
+    torch.ops.load_library(library_path())
+    handle = ctypes.CDLL(str(library_path()))
+    handle.emulated_take_launches.restype = ctypes.c_char_p
+    return handle
+
+
+@cache
+def operators() -> tuple[str, ...]:
+    """The operators that have CUDA kernels, backward passes included: "mixed_sum", "mixed_sum_grad_outputs", …"""
+    _library_handle()
+    registered = torch._C._dispatch_get_registrations_for_dispatch_key("CPU")
+    ours = (name.partition("::") for name in registered)
+    return tuple(sorted(name for namespace, _, name in ours if namespace == "fastnas_emulated"))
+
+
+def take_launches() -> Counter[str]:
+    """How often each kernel was launched since the last call."""
+    lines = _library_handle().emulated_take_launches().decode().splitlines()
+    return Counter({name: int(count) for name, count in (line.split() for line in lines)})
+
+
+@contextlib.contextmanager
+def emulated(order: str = "forward", seed: int = 0, compare: bool = True) -> Iterator[None]:
+    """Operators on CPU tensors run their CUDA kernels, threads and blocks in this order.
+
+    Raises:
+        AssertionError: from an operator whose kernels disagree with the CPU kernel, unless ``compare`` is False.
+        RuntimeError: from an operator whose kernel does what a GPU leaves undefined, naming thread and line.
+    """
+    _library_handle().emulated_set_order(ORDERS.index(order), ctypes.c_uint64(seed))
+    replaced = torch.library.Library("fastnas", "IMPL")
+    try:
+        for name in operators():
+            replaced.impl(name, _replacement(name, compare), "CPU", allow_override=True)
+        yield
+    finally:
+        replaced._destroy()
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[Counter[str]]:
+    """Collects the launches of a scope in which kernels are only launched, not run: results hold nothing."""
+    handle = _library_handle()
+    counts: Counter[str] = Counter()
+    take_launches()
+    handle.emulated_set_dry(True)
+    try:
+        with emulated(compare=False):
+            yield counts
+    finally:
+        handle.emulated_set_dry(False)
+        counts.update(take_launches())
+
+
+def _replacement(name: str, compare: bool) -> Callable[..., Any]:
+    kernel = getattr(torch.ops.fastnas_emulated, name).default
+    if not compare:
+        return kernel
+    cpu = torch.library.get_kernel(f"fastnas::{name}", "CPU")
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    written = [index for index, argument in enumerate(kernel._schema.arguments) if argument.is_write]
+
+    def both(*args: Any, **kwargs: Any) -> Any:
+        expected_args = [arg.clone() if index in written else arg for index, arg in enumerate(args)]
+        ours = kernel(*args, **kwargs)
+        expected = cpu.call_boxed(keys, *expected_args, **kwargs)
+        for index in written:
+            _assert_same(f"{name}, argument {index}", args[index], expected_args[index])
+        pairs = zip(pytree.tree_leaves(ours), pytree.tree_leaves(expected), strict=True)
+        for index, (actual, wanted) in enumerate(pairs):
+            _assert_same(f"{name}, result {index}", actual, wanted)
+        return ours
+
+    return both
+
+
+def _assert_same(what: str, actual: Tensor, expected: Tensor) -> None:
+    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, on the CPU {tuple(expected.shape)}"
+    assert actual.stride() == expected.stride(), f"{what}: strides {actual.stride()}, on the CPU {expected.stride()}"
+    assert actual.dtype == expected.dtype, f"{what}: {actual.dtype}, on the CPU {expected.dtype}"
+    finite = expected[expected.isfinite()]
+    scale = finite.abs().max().item() if finite.numel() else 0.0
+    tolerance = TOLERANCE.get(expected.dtype, 0.0) * scale
+
+    def explain(difference: str) -> str:
+        return f"{what} differs from the CPU's: {difference}"
+
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance, equal_nan=True, msg=explain)
