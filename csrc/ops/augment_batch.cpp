@@ -1,12 +1,10 @@
 #include "ops/augment_batch.h"
 
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <limits>
 #include <optional>
 
+#include "ops/backend.h"
 #include "ops/layout.h"
 
 namespace fastnas {
@@ -97,24 +95,21 @@ Tensor augment_batch_cpu(const Tensor& images, const Tensor& table, std::optiona
 #ifdef FASTNAS_CUDA
 Tensor augment_batch_cuda(const Tensor& images, const Tensor& table, std::optional<Tensor> index,
                           std::optional<Tensor> draws, int64_t padding, int64_t cutout) {
-  const int32_t device = images.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  return augment_batch(images, table, index, draws, padding, cutout, [&](const auto& args, auto* result) {
-    cuda::augment_batch(args, result,
-                        static_cast<CUstream_st*>(torch::stable::accelerator::getCurrentStream(device).nativeHandle()));
-  });
+  const DeviceScope device(images);
+  return augment_batch(images, table, index, draws, padding, cutout,
+                       [&](const auto& args, auto* result) { cuda::augment_batch(args, result, device.stream()); });
 }
 #endif
 
 }  // namespace
 }  // namespace fastnas
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
+FASTNAS_OPERATORS(m) {
   m.def("augment_batch(Tensor images, Tensor table, Tensor? index, Tensor? draws, int padding, int cutout) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) { m.impl("augment_batch", TORCH_BOX(&fastnas::augment_batch_cpu)); }
+FASTNAS_OPERATORS_CPU(m) { m.impl("augment_batch", TORCH_BOX(&fastnas::augment_batch_cpu)); }
 
 #ifdef FASTNAS_CUDA
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CUDA, m) { m.impl("augment_batch", TORCH_BOX(&fastnas::augment_batch_cuda)); }
+FASTNAS_OPERATORS_CUDA(m) { m.impl("augment_batch", TORCH_BOX(&fastnas::augment_batch_cuda)); }
 #endif

@@ -1,8 +1,6 @@
 #include "ops/philox.h"
 
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-
+#include "ops/backend.h"
 #include "ops/layout.h"
 
 namespace fastnas {
@@ -32,22 +30,19 @@ Tensor philox_cpu(const Tensor& positions, int64_t key, int64_t stream) {
 
 #ifdef FASTNAS_CUDA
 Tensor philox_cuda(const Tensor& positions, int64_t key, int64_t stream) {
-  const int32_t device = positions.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
-  return philox(positions, key, stream, [&](const Philox& args, int64_t* words) {
-    cuda::philox(args, words,
-                 static_cast<CUstream_st*>(torch::stable::accelerator::getCurrentStream(device).nativeHandle()));
-  });
+  const DeviceScope device(positions);
+  return philox(positions, key, stream,
+                [&](const Philox& args, int64_t* words) { cuda::philox(args, words, device.stream()); });
 }
 #endif
 
 }  // namespace
 }  // namespace fastnas
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) { m.def("philox(Tensor positions, int key, int stream) -> Tensor"); }
+FASTNAS_OPERATORS(m) { m.def("philox(Tensor positions, int key, int stream) -> Tensor"); }
 
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) { m.impl("philox", TORCH_BOX(&fastnas::philox_cpu)); }
+FASTNAS_OPERATORS_CPU(m) { m.impl("philox", TORCH_BOX(&fastnas::philox_cpu)); }
 
 #ifdef FASTNAS_CUDA
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CUDA, m) { m.impl("philox", TORCH_BOX(&fastnas::philox_cuda)); }
+FASTNAS_OPERATORS_CUDA(m) { m.impl("philox", TORCH_BOX(&fastnas::philox_cuda)); }
 #endif

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from fastnas._library import _C
 from fastnas.ops import philox, philox_reference
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 OPS = torch.ops.fastnas
 int64s = st.integers(-(2**63), 2**63 - 1)
 
@@ -46,6 +48,7 @@ def test_equals_reference(positions, key, stream):
     assert torch.equal(philox(tensor, key, stream), philox_reference(tensor, key, stream))
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("capability", ["portable", "AVX2", "AVX-512"])
 def test_instruction_sets_agree(capability):
     positions = torch.randint(-(2**62), 2**62, (1003,))
@@ -60,6 +63,7 @@ def test_instruction_sets_agree(capability):
         _C.set_cpu_capability(before)
 
 
+@pytest.mark.cpu_only
 def test_threads_do_not_change_a_bit():
     positions = torch.arange(50_000)
     threads = torch.get_num_threads()
@@ -103,10 +107,3 @@ def test_opcheck():
 def test_errors(positions, message):
     with pytest.raises(RuntimeError, match=message):
         philox(positions, 0, 0)
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_equals_cpu():
-    positions = torch.randint(-(2**62), 2**62, (1003,))
-    assert torch.equal(philox(positions.cuda(), 5, -7).cpu(), philox(positions, 5, -7))

@@ -17,8 +17,10 @@
 
 #include "cpu/isa.h"
 #include "cpu/memory.h"
+#include "ops/augment_batch.h"
 #include "ops/mixed_sum.h"
 #include "ops/node_sum.h"
+#include "ops/philox.h"
 #include "ops/pool.h"
 #include "ops/preprocess.h"
 #include "ops/stage.h"
@@ -76,6 +78,37 @@ void compare(const std::string& what, const Run& run) {
   if (run(1) == run(kThreads)) return;
   std::printf("%s, %s: %d threads give other results than one\n", what.c_str(), cpu::isa_name(cpu::isa()), kThreads);
   ++failures;
+}
+
+// --- augment_batch and philox
+// -----------------------------------------------------------------------------------------
+
+template <typename T>
+void augment_batch(int64_t channels) {
+  constexpr int64_t N = 7, B = 30, H = 6, W = 5, kPadding = 2, kCutout = 3;
+  const Buffer<uint8_t> images(N * H * W * channels);
+  for (int64_t i = 0; i < N * H * W * channels; ++i) images.data()[i] = static_cast<uint8_t>(i * 37);
+  const auto table = Buffer<T>::random(channels * kLevels);
+  const Buffer<int64_t> positions(B), index(B), words(B * 4);
+  const Buffer<int32_t> draws(B * kDraws);
+  for (int64_t b = 0; b < B; ++b) positions.data()[b] = b;
+  compare("augment_batch", [&](int threads) {
+    const Philox drawing{positions, B, /*key=*/1, /*stream=*/2};
+    split(threads, B,
+          [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(philox, drawing, words.data(), first, last); });
+    constexpr int64_t kLimits[] = {2 * kPadding + 1, 2 * kPadding + 1, 2, H, W};
+    for (int64_t b = 0; b < B; ++b) {
+      index.data()[b] = words.data()[4 * b] % N;
+      for (int d = 0; d < kDraws; ++d) {
+        draws.data()[b * kDraws + d] = static_cast<int32_t>(words.data()[4 * b + d % 4] / (1 + d / 4) % kLimits[d]);
+      }
+    }
+    const AugmentBatch<T> args{images, index, draws, table, N, B, H, W, channels, kPadding, kCutout};
+    const Buffer<T> result(B * H * W * channels);
+    split(threads, B,
+          [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(augment_batch, args, result.data(), first, last); });
+    return words.bytes() + result.bytes();
+  });
 }
 
 // --- mixed_sum -------------------------------------------------------------------------------------------------------
@@ -369,6 +402,7 @@ void memory() {
 template <typename T>
 void all() {
   mixed_sum<T>();
+  for (const int64_t channels : {1, 2, 3}) augment_batch<T>(channels);
   for (const int64_t channels : {3, 4, 16, 20}) {
     for (const int64_t stride : {1, 2}) {
       for (const bool shared : {false, true}) {
