@@ -7,12 +7,7 @@
 #include <cstdint>
 
 #include "cpu/isa.h"
-
-#ifdef __CUDACC__
-#define FASTNAS_HOST_DEVICE __host__ __device__ __forceinline__
-#else
-#define FASTNAS_HOST_DEVICE inline
-#endif
+#include "ops/host_device.h"
 
 struct CUstream_st;
 

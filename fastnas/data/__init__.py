@@ -122,7 +122,7 @@ def pipeline(
     """Serves a source in batches of normalised images.
 
     All kinds give the same batches; they differ in speed and memory. (Where files are resized or colours jittered, DALI
-    and Pillow round differently; and DALI turns hues in YIQ, torchvision in HSV.)
+    and our operators round differently from Pillow and torchvision.)
 
     Args:
         source: what `open` gave.

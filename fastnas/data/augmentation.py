@@ -73,14 +73,14 @@ class Draws:
 class Augmentation:
     """The random changes of a training image, in the order in which they happen.
 
-    1. Pad-crop: `crop_padding` black pixels on every side, then a crop of the original size at a uniformly drawn place.
-       Or a random resized crop (Szegedy et al. 2015, arXiv 1409.4842, as in torchvision): a box that covers a share of
-       the image drawn from `crop_area`, with a side ratio of 3/4 to 4/3, resized to the source's image size.
+    1. Random resized crop (Szegedy et al. 2015, arXiv 1409.4842, as in torchvision): a box that covers a share of the
+       image drawn from `crop_area`, with a side ratio of 3/4 to 4/3, resized to the source's image size.
     2. Colour jitter: brightness, contrast (towards the mean grey), saturation and hue, in this order. The first three
        are factors drawn from [1 - strength, 1 + strength], hue is turned by -strength..strength of a full turn.
-    3. Flip: mirrored left-right with probability 1/2, if `flip`.
-    4. Normalisation with the source's mean and standard deviation (always, augmented or not).
-    5. Cutout (DeVries & Taylor 2017, arXiv 1708.04552): a square hole with sides of `cutout` pixels around a uniformly
+    3. Pad-crop: `crop_padding` black pixels on every side, then a crop of the same size at a uniformly drawn place.
+    4. Flip: mirrored left-right with probability 1/2, if `flip`.
+    5. Normalisation with the source's mean and standard deviation (always, augmented or not).
+    6. Cutout (DeVries & Taylor 2017, arXiv 1708.04552): a square hole with sides of `cutout` pixels around a uniformly
        drawn pixel, clipped at the borders. It comes after the normalisation, so the hole is 0, the mean colour.
 
     Args:

@@ -2,7 +2,7 @@
 
 DALI gets what it shall do with each image, draws included, together with the file, and keeps no state of its own: any
 batch can be had at any time, as from the other pipelines. What it gives are uint8 images of one size, which
-`fastnas.ops.augment_batch` reads in DALI's memory and turns into the batch.
+`fastnas.ops` reads in DALI's memory and turns into the batch.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ import numpy as np
 import torch
 
 from fastnas.data.folder import FolderSource
-from fastnas.data.image import centre, decode, fitted_size
+from fastnas.data.image import centre, fitted_size
 from fastnas.data.pipeline import Batch, Pipeline, Plan
 from fastnas.data.source import Source
 from fastnas.errors import UserError
-from fastnas.ops import augment_batch, normalization_table
+from fastnas.ops import augment_batch, color_jitter, normalization_table
 
 MOST_THREADS = 8  # by default: more seldom help to decode, and the search needs cores, too
 CHUNK = 32  # files a thread reads at once: small files are read faster than threads take turns
-LUMA = (0.2989, 0.587, 0.114)  # of red, green and blue, as torchvision weighs them
 
 Inputs = tuple[list[np.ndarray], ...]  # one list for each input of the graph, one array for each image of the batch
 
@@ -104,16 +103,13 @@ class DaliPipeline(Pipeline):
             ]
             corners = [centre(size, self.source.image_size[0]) for size in sizes]
             inputs += [[np.array(size, np.float32) for size in sizes], [np.array(c, np.int32) for c in corners]]
-        if draws is not None and draws.colours is not None:
-            brightness, contrast, saturation, hue = draws.colours[place].T  # [B] each
-            inputs += [list(factor) for factor in (brightness, contrast, saturation, hue * np.float32(360))]
         return tuple(inputs)
 
     def _finish(self, plan: Plan, place: slice, pixels: Any) -> Batch:
         """`pixels`: DALI's list of uint8 images, or its error."""
         order = plan.order[place]  # [B]
         if isinstance(pixels, RuntimeError):
-            raise self._explained(order, pixels) from pixels
+            raise self._explained(plan, order, pixels) from pixels
         if isinstance(self.source, FolderSource):
             for row, index in enumerate(order):
                 self.source.check_size(index, tuple(pixels[row].shape()[:2]))
@@ -121,6 +117,9 @@ class DaliPipeline(Pipeline):
         moves = None
         if plan.draws is not None:
             moves = torch.from_numpy(plan.draws.moves[place]).to(self.device, non_blocking=True)  # [B, 5]
+            if plan.draws.colours is not None:
+                colours = torch.from_numpy(plan.draws.colours[place]).to(self.device, non_blocking=True)  # [B, 4]
+                images = color_jitter(images, colours)  # [B, H, W, C]
         batch = augment_batch(
             images,
             self._table,
@@ -130,11 +129,13 @@ class DaliPipeline(Pipeline):
         )  # [B, C, H, W]
         return batch, self._labels[torch.from_numpy(order)].to(self.device, non_blocking=True)  # [B, C, H, W], [B]
 
-    def _explained(self, order: np.ndarray, error: RuntimeError) -> UserError:
+    def _explained(self, plan: Plan, order: np.ndarray, error: RuntimeError) -> UserError:
         """DALI does not name the file: find it."""
+        boxed = plan.draws is not None and plan.draws.boxes is not None
         if isinstance(self.source, FolderSource):
             for index in order:
-                decode(self.source.files[index])  # raises the UserError that names it
+                # Whichever of these cannot be had raises the UserError that names it.
+                self.source.original(index) if boxed else self.source.image(index)
         reason = next((line.strip() for line in str(error).splitlines() if "rror" in line and "when" not in line), "")
         return UserError(f"DALI cannot prepare a batch of {self.source.spec}: {reason}; use --pipeline torchvision")
 
@@ -208,12 +209,10 @@ def _operators(pipeline: DaliPipeline, source: Any) -> Any:
     augmentation = pipeline.augmentation if pipeline.augment else None
     boxed = augmentation is not None and augmentation.crop_area is not None
     resized = isinstance(pipeline.source, FolderSource) and pipeline.source.shorter_side is not None and not boxed
-    coloured = augmentation is not None and augmentation.changes_colours
     on_gpu = pipeline.device.type == "cuda"
     kinds = [(types.UINT8, 1, "") if from_files else (types.UINT8, 3, "HWC")]
     kinds += [(types.INT32, 1, "")] * 2 if boxed else []
     kinds += [(types.FLOAT, 1, ""), (types.INT32, 1, "")] if resized else []
-    kinds += [(types.FLOAT, 0, "")] * 4 if coloured else []
     content, *rest = fn.external_source(
         source=source,
         num_outputs=len(kinds),
@@ -238,12 +237,4 @@ def _operators(pipeline: DaliPipeline, source: Any) -> Any:
         size, corner, *rest = rest
         image = fn.resize(image, size=size, interp_type=types.INTERP_LINEAR, antialias=True)
         image = fn.slice(image, start=corner, shape=(height, width), axis_names="HW")
-    if coloured:
-        brightness, contrast, saturation, hue = rest
-        contrast = contrast.gpu() if on_gpu else contrast
-        image = fn.brightness_contrast(image, brightness=brightness)
-        # Not brightness_contrast: what it turns contrasts around must be known on the host.
-        grey = fn.reductions.sum(fn.reductions.mean(image, axes=[0, 1]) * types.Constant(list(LUMA)))
-        image = fn.cast(image * contrast + grey * (1 - contrast), dtype=types.UINT8)
-        image = fn.color_twist(image, saturation=saturation, hue=hue)
     return image

@@ -96,15 +96,15 @@ class _Images(Dataset[Batch | UserError]):
     def _move(self, image: Tensor, draws: Draws, position: int) -> Tensor:
         """Crop, colours and flip: uint8 [C, H', W'] → uint8 [C, H, W]."""
         size = self.source.image_size
-        if draws.boxes is None:
-            top, left = draws.crop[position].tolist()
-            image = transforms.crop(transforms.pad(image, [self.augmentation.crop_padding]), top, left, *size)
-        else:
+        if draws.boxes is not None:
             image = transforms.resized_crop(image, *draws.boxes[position].tolist(), list(size), antialias=True)
         if draws.colours is not None:
             brightness, contrast, saturation, hue = draws.colours[position].tolist()
             image = transforms.adjust_contrast(transforms.adjust_brightness(image, brightness), contrast)
             image = transforms.adjust_hue(transforms.adjust_saturation(image, saturation), hue)
+        if draws.boxes is None:
+            top, left = draws.crop[position].tolist()
+            image = transforms.crop(transforms.pad(image, [self.augmentation.crop_padding]), top, left, *size)
         return transforms.horizontal_flip(image) if draws.flip[position] else image
 
 

@@ -18,6 +18,7 @@
 #include "cpu/isa.h"
 #include "cpu/memory.h"
 #include "ops/augment_batch.h"
+#include "ops/color_jitter.h"
 #include "ops/mixed_sum.h"
 #include "ops/node_sum.h"
 #include "ops/philox.h"
@@ -108,6 +109,23 @@ void augment_batch(int64_t channels) {
     split(threads, B,
           [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(augment_batch, args, result.data(), first, last); });
     return words.bytes() + result.bytes();
+  });
+}
+
+// --- color_jitter ----------------------------------------------------------------------------------------------------
+
+void color_jitter() {
+  constexpr int64_t B = 9, kPixels = 300;
+  const Buffer<uint8_t> images(B * kPixels * 3);
+  for (int64_t i = 0; i < B * kPixels * 3; ++i) images.data()[i] = static_cast<uint8_t>(i * 37 + i / 256);
+  const Buffer<float> factors(B * 4);
+  for (int64_t i = 0; i < B * 4; ++i) factors.data()[i] = i % 4 == 3 ? 0.1f * i / B - 0.2f : 0.5f + 0.1f * (i % 11);
+  const ColorJitter args{images, factors, B, kPixels};
+  compare("color_jitter", [&](int threads) {
+    const Buffer<uint8_t> result(B * kPixels * 3);
+    split(threads, B,
+          [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(color_jitter, args, result.data(), first, last); });
+    return result.bytes();
   });
 }
 
@@ -422,6 +440,7 @@ void all() {
 int main() {
   for (const auto isa : {cpu::Isa::portable, cpu::Isa::avx2, cpu::Isa::avx512}) {
     if (!cpu::set_isa(isa)) continue;
+    color_jitter();
     all<double>();
     all<float>();
     all<c10::BFloat16>();
