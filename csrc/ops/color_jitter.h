@@ -60,9 +60,12 @@ static FASTNAS_HOST_DEVICE Rgb turned(Rgb color, float turns) {
   const float low = color.g < color.b ? color.g : color.b, high = color.g > color.b ? color.g : color.b;
   const float darkest = color.r < low ? color.r : low, brightest = color.r > high ? color.r : high;
   const float range = brightest - darkest, divisor = range > 0.0f ? range : 1.0f;
-  const bool red = color.r == brightest, green = color.g == brightest;
-  const float difference = red ? color.g - color.b : green ? color.b - color.r : color.r - color.g;
-  const float sixths = (red ? 0.0f : green ? 2.0f : 4.0f) + difference / divisor + 6.0f * turns + 6.0f;
+  // All three cases are computed and one is taken, so that loops over pixels become vectors.
+  const float of_red = (color.g - color.b) / divisor;
+  const float of_green = (color.b - color.r) / divisor + 2.0f;
+  const float of_blue = (color.r - color.g) / divisor + 4.0f;
+  const float of_others = color.g == brightest ? of_green : of_blue;
+  const float sixths = (color.r == brightest ? of_red : of_others) + 6.0f * turns + 6.0f;
   return {channel_of_hue(brightest, range, sixths + 5.0f), channel_of_hue(brightest, range, sixths + 3.0f),
           channel_of_hue(brightest, range, sixths + 1.0f)};
 }

@@ -35,9 +35,9 @@ def normalization_table(
     Returns:
         [C, 256].
     """
-    on_host = {"dtype": torch.float32, "device": "cpu"}  # so that it is the same for every device
-    values = torch.arange(256, **on_host).mul_(1 / 255)  # [256]
-    centre, scale = (torch.tensor(list(numbers), **on_host)[:, None] for numbers in (mean, std))  # [C, 1]
+    with torch.device("cpu"):  # so that it is the same for every device
+        values = torch.arange(256, dtype=torch.float32).mul_(1 / 255)  # [256]
+        centre, scale = (torch.tensor(list(numbers), dtype=torch.float32)[:, None] for numbers in (mean, std))  # [C, 1]
     return ((values - centre) / scale).to(dtype).to(device)
 
 
