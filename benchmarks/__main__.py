@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes.add_argument("--size", type=_positive, help="pixels a side (default: 32)")
     sizes.add_argument("--individuals", type=_positive, help="of a population (default: 50; search_epoch: 4)")
     sizes.add_argument("--timed", type=_positive, help="individuals that plain torch is timed with (default: 3)")
-    sizes.add_argument("--images", type=_positive, help="of search_epoch (default: 512)")
+    sizes.add_argument("--images", type=_positive, help="of search_epoch (default: 512), of each set of data")
     sizes.add_argument("--compile", action="store_true", help="cell: torch.compile takes part; it needs minutes")
     sizes.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure peak memory")
     given = parser.parse_args(arguments)

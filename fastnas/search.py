@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -28,6 +29,8 @@ from fastnas.nn import Supernet
 from fastnas.report import print_genotype, write_report
 
 T = TypeVar("T")
+
+LISTED = 10  # files that were left out
 
 DESCRIPTION = """Searches a network architecture for your images.
 
@@ -61,9 +64,11 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
         image_size=options.data.image_size,
         download=options.data.download,
         limit=options.data.limit,
+        skip_unreadable=options.data.skip_unreadable,
     )
     weight_half, alpha_half = source.search_split(options.data.split)
-    augmentation = data.Augmentation(
+    augmentation = replace(
+        source.augmentation,
         crop_padding=given(options.data.crop_padding, source.augmentation.crop_padding),
         flip=given(options.data.flip, source.augmentation.flip),
         cutout=options.data.cutout,
@@ -80,6 +85,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
             augmentation=augmentation,
             device=device,
             workers=options.data.workers,
+            prefetch=options.data.prefetch,
         )
 
     seed, batch_size = options.run.seed, options.data.batch_size
@@ -138,6 +144,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
             "channels": source.channels,
             "weight_images": len(weight_half),
             "alpha_images": len(alpha_half),
+            "left_out": list(source.left_out),
         },
     )
     return search
@@ -213,6 +220,13 @@ def introduce(search: Search, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if source.left_out:
+        left_out = len(source.left_out)
+        console.print(f"{left_out:,} unreadable {'file' if left_out == 1 else 'files'} left out:", highlight=False)
+        for problem in source.left_out[:LISTED]:
+            console.print(f"  {problem}", highlight=False, markup=False, soft_wrap=True)
+        if left_out > LISTED:
+            console.print(f"  and {left_out - LISTED:,} more, all in metrics.jsonl and the report", highlight=False)
     if search.resumed:
         console.print(f"resumed after {search.epoch} epochs and {search.step} steps", highlight=False)
 

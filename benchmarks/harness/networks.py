@@ -30,7 +30,7 @@ class Options:
     space: str | None = None  # one of SPACES; None for all that a benchmark has
     individuals: int | None = None  # of a population
     timed: int = 3  # individuals that the baseline of `population` is timed with
-    images: int = 512  # of `search_epoch`
+    images: int | None = None  # of `search_epoch` and of every set of `data`
     compile: bool = False  # let torch.compile take part in `cell`
     memory: bool = True  # measure peak memory, too
 

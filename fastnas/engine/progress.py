@@ -14,9 +14,10 @@ from fastnas.engine.search import Search
 
 HEADER = (
     f"{'epoch':>7} {'rate':>7} {'train loss':>11} {'acc':>6} {'valid loss':>11} {'acc':>6} "
-    f"{'H(α)':>6} {'skips':>5} {'time':>7}"
+    f"{'H(α)':>6} {'skips':>5} {'time':>7} {'wait':>4}"
 )
-"""At most 79 columns, as `epoch_line`."""
+"""At most 79 columns, as `epoch_line`. `wait` is the share of the weight steps' time that went into waiting for images.
+"""
 
 
 def epoch_line(record: dict[str, Any], epochs: int) -> str:
@@ -33,9 +34,9 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
         f"{alpha_entropy:>6.3f}",
         f"{skips:>5}",
         f"{sum(record['seconds'].values()):>6.1f}s",
+        f"{waiting_share(record['seconds']):>4.0%}",
     ]
-    waiting = waiting_share(record["seconds"])
-    return " ".join(columns) + (f"  waited {waiting:.0%} for data" if waiting >= 0.05 else "")
+    return " ".join(columns)
 
 
 def waiting_share(seconds: dict[str, float]) -> float:

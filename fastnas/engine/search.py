@@ -238,10 +238,17 @@ class Search:
         batches = self.weight_pipeline.epoch(self.epoch, start=self.step)
         while True:
             with self._timed("data"):
-                batch = next(batches, None)
+                batch = self._next(batches)
             if batch is None:
                 return
             yield batch
+
+    def _next(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+        try:
+            return next(batches, None)
+        except UserError:  # a file has vanished, for instance: once it is back, the run can go on right here
+            self.save()
+            raise
 
     def _weight_step(self, images: Tensor, labels: Tensor) -> None:  # [B, C, H, W], [B]
         self.optimizer.zero_grad(set_to_none=True)
