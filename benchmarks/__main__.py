@@ -18,7 +18,7 @@ from benchmarks.harness.networks import SPACES, Options
 from benchmarks.harness.output import show, write
 from fastnas.env import environment
 from fastnas.errors import UserError
-from fastnas.search import resolve_device
+from fastnas.process import resolve_device
 
 HERE = Path(__file__).parent
 

@@ -21,6 +21,10 @@ from fastnas.nn.mixed_op import resolve_backend
 from fastnas.nn.stem import make_stem
 
 
+# Sides of the images that give the auxiliary head, by stem, feature maps that it can take.
+AUXILIARY_SIDES = {"cifar": range(29, 41), "imagenet": range(193, 257)}
+
+
 class AuxiliaryHead(nn.Module):
     """A second classifier in the middle of the network, whose loss (weight 0.4) helps the gradient on its way down.
 

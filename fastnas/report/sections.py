@@ -10,14 +10,13 @@ from html import escape
 from typing import Any
 
 from fastnas.genotype import CellKind, Genotype
+from fastnas.nn.derived import AUXILIARY_SIDES
 from fastnas.report.cell_graph import KIND_NAMES, draw_cell
 from fastnas.report.chart import Chart
 from fastnas.report.run import Record, Run
 from fastnas.version import __version__
 
 KINDS: tuple[CellKind, CellKind] = ("normal", "reduce")
-# Sides of the images that give DerivedNetwork's auxiliary head, by stem, feature maps that it can take.
-AUXILIARY_SIDES = {"cifar": range(29, 41), "imagenet": range(193, 257)}
 NO_GENOTYPE = "There is no genotype yet: the first one is written after the first epoch."
 
 
