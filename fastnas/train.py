@@ -38,6 +38,7 @@ DESCRIPTION = """Trains the network of a genotype from random weights, and tests
 
 Options come from the defaults, then --preset, then --config, then the flags below."""
 
+
 @dataclasses.dataclass(frozen=True)
 class Sources:
     """The images of a run."""
@@ -142,13 +143,13 @@ def prepare(
     if network.auxiliary_head is not None and not fits:
         sides = AUXILIARY_SIDES[options.network.stem]
         raise UserError(
-            f"--auxiliary needs images of {sides[0]} to {sides[-1]} pixels a side with the {options.network.stem} stem, "
-            f"got {source.image_size[0]}×{source.image_size[1]}: use --no-auxiliary, or give --image-size."
+            f"--auxiliary needs images of {sides[0]} to {sides[-1]} pixels a side with the {options.network.stem} "
+            f"stem, got {source.image_size[0]}×{source.image_size[1]}: use --no-auxiliary, or give --image-size."
         )
     network.to(device)
     if options.recipe.channels_last:
         network.to(memory_format=torch.channels_last)
-    macs = {rule: count_macs(network, (source.channels, *source.image_size), rule) for rule in ("macs", "flops_counter")}
+    size = (source.channels, *source.image_size)
 
     directory.mkdir(parents=True, exist_ok=True)
     retrain = Retrain(
@@ -178,7 +179,8 @@ def prepare(
         network={
             "genotype": options.network.genotype,
             "parameters": count_parameters(network),
-            **macs,
+            "macs": count_macs(network, size),
+            "flops_counter": count_macs(network, size, "flops_counter"),
             "channels": options.network.channels,
             "layers": options.network.layers,
             "stem": options.network.stem,
@@ -228,8 +230,8 @@ def conclude(retrain: Retrain, outcome: TrainOutcome, run: Path, report: Path, c
     elif outcome.test is not None:
         assert outcome.selected_epoch is not None
         console.print(
-            f"\ntest accuracy {outcome.test.top1:.2%} (top-5 {outcome.test.top5:.2%}) on {outcome.test.images:,} images, "
-            f"weights of epoch {outcome.selected_epoch + 1}",
+            f"\ntest accuracy {outcome.test.top1:.2%} (top-5 {outcome.test.top5:.2%}) on {outcome.test.images:,} "
+            f"images, weights of epoch {outcome.selected_epoch + 1}",
             highlight=False,
         )
     console.print(f"report    {report}", highlight=False, soft_wrap=True)

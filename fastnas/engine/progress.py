@@ -38,7 +38,9 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
     return " ".join(columns) + (f"  waited {waiting:.0%} for data" if waiting >= 0.05 else "")
 
 
-TRAIN_HEADER = f"{'epoch':>9} {'rate':>8} {'drop':>6} {'train loss':>11} {'acc':>6} {'valid loss':>11} {'acc':>6} {'time':>8}"
+TRAIN_HEADER = (
+    f"{'epoch':>9} {'rate':>8} {'drop':>6} {'train loss':>11} {'acc':>6} {'valid loss':>11} {'acc':>6} {'time':>8}"
+)
 
 
 def train_line(record: dict[str, Any], epochs: int) -> str:

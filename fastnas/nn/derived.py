@@ -20,7 +20,6 @@ from fastnas.nn.derived_file import fill_network, load_network, save_network
 from fastnas.nn.mixed_op import resolve_backend
 from fastnas.nn.stem import make_stem
 
-
 # Sides of the images that give the auxiliary head, by stem, feature maps that it can take.
 AUXILIARY_SIDES = {"cifar": range(29, 41), "imagenet": range(193, 257)}
 
