@@ -23,6 +23,7 @@ from fastnas.engine.loop import peak_memory_mb
 from fastnas.engine.trained import load_trained
 from fastnas.env import environment
 from fastnas.errors import UserError
+from fastnas.export import image_size_of
 from fastnas.nn import DerivedNetwork
 from fastnas.process import resolve_device
 
@@ -60,10 +61,7 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         source = open_source(network, options.data, options.split, options.image_size, options.limit)
         size = (source.channels, *source.image_size)
     else:
-        sides = (
-            network.about.get("images", {}).get("image_size") or [32 if network.options["stem"] == "cifar" else 224] * 2
-        )
-        size = (network.options["in_channels"], *sides)
+        size = (network.options["in_channels"], *image_size_of(network, options.image_size))
     macs, flops = count_macs(network, size), count_macs(network, size, "flops_counter")
     result: dict[str, Any] = {
         "network": str(options.network),
@@ -88,8 +86,9 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
             images = torch.randn(batch, *size).to(device).to(memory_format=torch.channels_last)  # [batch, C, H, W]
             times.append(latency(network, images, options.runs))
             console.print(
-                f"latency, batch {batch:>2}: median {times[-1].median * 1000:.2f} ms, p95 {times[-1].p95 * 1000:.2f} ms "
-                f"({times[-1].runs} runs, {network.backend} on {device}, {torch.get_num_threads()} threads)",
+                f"latency, batch {batch:>2}: median {times[-1].median * 1000:.2f} ms, "
+                f"p95 {times[-1].p95 * 1000:.2f} ms ({times[-1].runs} runs, {network.backend} on {device}, "
+                f"{torch.get_num_threads()} threads)",
                 highlight=False,
                 soft_wrap=True,
             )
@@ -119,8 +118,8 @@ def open_source(
     have = (network.options["num_classes"], network.options["in_channels"])
     if have != (len(source.classes), source.channels):
         raise UserError(
-            f"{spec} has {len(source.classes)} classes and {source.channels} channels, but the network has {have[0]} and "
-            f"{have[1]}: give images like those that it was trained with."
+            f"{spec} has {len(source.classes)} classes and {source.channels} channels, but the network has {have[0]} "
+            f"and {have[1]}: give images like those that it was trained with."
         )
     if "mean" in known and "std" in known:
         source.published = (tuple(known["mean"]), tuple(known["std"]))
@@ -170,15 +169,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("network", type=Path, help="run directory of fastnas.train, or a saved network (.json)")
     parser.add_argument(
-        "--data", help="digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT or npz:FILE; none: no accuracy"
+        "--data", help="digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT or npz:FILE; without it no accuracy"
     )
     parser.add_argument("--split", choices=("test", "train"), default="test", help="of the images (default: test)")
     parser.add_argument("--image-size", type=int, help="pixels a side to resize and crop to")
     parser.add_argument("--limit", type=int, help="at most this many images, evenly from all classes")
     parser.add_argument("--batch-size", type=int, default=256, help="images in a batch (default: 256)")
-    parser.add_argument(
-        "--runs", type=int, default=30, help="runs that latency is measured with; 0: none (default: 30)"
-    )
+    parser.add_argument("--runs", type=int, default=30, help="timed runs for the latency; 0: none (default: 30)")
     parser.add_argument("--backend", choices=("auto", "fused", "reference"), default="auto", help="(default: auto)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (default: CUDA where there is a GPU)")
     parser.add_argument("--threads", type=int, help="CPU threads")

@@ -51,15 +51,19 @@ def make_deterministic(strictly: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
-def new_directory(out: str | None, what: str, data: str | None) -> Path:
-    """Creates the run directory: `out`, or runs/<time>-<what>-<data>. UserError if a run is in it already."""
-    if out:
-        directory = Path(out)
-        if any(directory.glob("checkpoint.pt")) or any(directory.glob("seed-*/checkpoint.pt")):
-            raise UserError(f"{directory} holds a run already: continue it with --resume, or give another --out.")
-    else:
+def name_directory(out: str | None, what: str, data: str | None) -> Path:
+    """The run directory: `out`, or runs/<time>-<what>-<data>. UserError if a run is in it already."""
+    if not out:
         label = re.sub(r"[^A-Za-z0-9.]+", "-", Path((data or "").rstrip("/")).name).strip("-")
-        directory = Path("runs", f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{what}-{label}")
+        return Path("runs", f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{what}-{label}")
+    directory = Path(out)
+    if any(directory.glob("checkpoint.pt")) or any(directory.glob("seed-*/checkpoint.pt")):
+        raise UserError(f"{directory} holds a run already: continue it with --resume, or give another --out.")
+    return directory
+
+
+def create_directory(directory: Path) -> Path:
+    """Makes it, unless it is there. UserError where that cannot be."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -21,7 +21,7 @@ from fastnas.engine.search import Outcome, Search
 from fastnas.env import environment
 from fastnas.errors import UserError
 from fastnas.nn import Supernet
-from fastnas.process import given, make_deterministic, new_directory, resolve_device, seed_everything
+from fastnas.process import create_directory, given, make_deterministic, name_directory, resolve_device, seed_everything
 from fastnas.report import print_genotype, write_report
 
 DESCRIPTION = """Searches a network architecture for your images.
@@ -94,7 +94,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
     )
     network.to(device).to(memory_format=torch.channels_last)
 
-    directory = resume or new_directory(options.run.out, options.strategy.name, options.data.data)
+    directory = resume or create_directory(name_directory(options.run.out, options.strategy.name, options.data.data))
     search = Search(
         network=network,
         strategy=options.strategy,

@@ -27,7 +27,7 @@ from fastnas.errors import UserError
 from fastnas.genotype import Genotype
 from fastnas.nn import DerivedNetwork
 from fastnas.nn.derived import AUXILIARY_SIDES
-from fastnas.process import given, make_deterministic, new_directory, resolve_device, seed_everything
+from fastnas.process import create_directory, given, make_deterministic, name_directory, resolve_device, seed_everything
 from fastnas.report import write_report
 from fastnas.report.seeds import SUMMARY, summary, write_seeds_report
 from fastnas.train_configuration import TRAIN_GROUPS, TrainOptions, parse_train
@@ -144,14 +144,14 @@ def prepare(
         sides = AUXILIARY_SIDES[options.network.stem]
         raise UserError(
             f"--auxiliary needs images of {sides[0]} to {sides[-1]} pixels a side with the {options.network.stem} "
-            f"stem, got {source.image_size[0]}×{source.image_size[1]}: use --no-auxiliary, or give --image-size."
+            f"stem, got {source.image_size[0]}×{source.image_size[1]}: use --auxiliary False, or give --image-size."
         )
     network.to(device)
     if options.recipe.channels_last:
         network.to(memory_format=torch.channels_last)
     size = (source.channels, *source.image_size)
 
-    directory.mkdir(parents=True, exist_ok=True)
+    create_directory(directory)
     retrain = Retrain(
         network=network,
         recipe=options.recipe,
@@ -251,15 +251,15 @@ def run(options: TrainOptions, arguments: Sequence[str], console: Console) -> in
     seeds = options.run.seed_list()
     sources = open_sources(options)
     label = Path(options.network.genotype or "").stem
-    directory = options.command.resume or new_directory(options.run.out, f"train-{label}", options.data.data)
+    directory = options.command.resume or name_directory(options.run.out, f"train-{label}", options.data.data)
     folders = {seed: directory / f"seed-{seed}" if len(seeds) > 1 else directory for seed in seeds}
-    if len(seeds) > 1 and options.command.resume is None:
-        (directory / "config.yaml").write_text(options.to_yaml(), encoding="utf-8")
     for seed, folder in folders.items():
         if finished(folder):
             console.print(f"seed {seed} is done: {folder}", highlight=False, soft_wrap=True)
             continue
         retrain = prepare(_with_seed(options, seed), sources, folder, seed, arguments)
+        if not (directory / "config.yaml").exists():
+            (directory / "config.yaml").write_text(options.to_yaml(), encoding="utf-8")
         introduce(retrain, seed, console)
         with shown(retrain, console, TRAIN_HEADER, train_line):
             outcome = retrain.run()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
@@ -28,16 +28,20 @@ def save_network(network: Any, path: Path, about: dict[str, Any]) -> Path:
         "kind": KIND,
         "format": FORMAT,
         "weights": weights.name,
-        "genotype": network.genotype.to_dict(),
+        "genotype": "HERE",
         "options": network.options,
         "about": about,
     }
+    # One line for each node, which json.dumps cannot do.
+    text = json.dumps(description, indent=2, ensure_ascii=False).replace(
+        '"HERE"', network.genotype.to_text().replace("\n", "\n  "), 1
+    )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     # Both are written under other names first, so that a crash leaves the old pair.
     partial = [file.with_name(file.name + ".partial") for file in (weights, path)]
     try:
-        save_file(tensors, partial[0], metadata={"kind": KIND, "format": str(FORMAT)})
-        partial[1].write_text(json.dumps(description, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial[0].write_bytes(save(tensors, metadata={"kind": KIND, "format": str(FORMAT)}))
+        partial[1].write_text(text + "\n", encoding="utf-8")
         for file, final in zip(partial, (weights, path), strict=True):
             os.replace(file, final)
     except (OSError, SafetensorError) as error:

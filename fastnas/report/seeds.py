@@ -74,6 +74,10 @@ def _render(directory: Path, runs: Mapping[int, Run], results: Mapping[str, Any]
         ("Best", f"{results['best']:.2%}".replace("%", " %") if tested else DASH, "of the seeds"),
         ("Seeds", str(len(runs)), ", ".join(map(str, runs))),
     ]
+    error = DASH
+    if tested:
+        deviation = f" ± {100 * results['std']:.2f}" if results["std"] is not None else ""
+        error = f"{100 * (1 - results['mean']):.2f}{deviation}"
     rows = [
         (
             f'<a href="{escape(row["folder"])}/report.html">seed {row["seed"]}</a>',
@@ -86,14 +90,18 @@ def _render(directory: Path, runs: Mapping[int, Run], results: Mapping[str, Any]
     table = data_table(("seed", "top-1", "top-5", "loss (nats)", "epoch of the weights"), rows, numbers=4, markup=True)
     tints = cycle(("accent", "contrast", "muted", "ink-soft"))
     curves = [
-        Curve(f"seed {seed}", tint, [(e["epoch"], 100 * e["train_accuracy"]) for e in run.epochs])
+        Curve(
+            f"seed {seed}",
+            tint,
+            [(e["epoch"], 100 * e["train_accuracy"]) for e in run.epochs if is_number(e.get("train_accuracy"))],
+        )
         for (seed, run), tint in zip(runs.items(), tints, strict=False)
     ]
     with matplotlib.style.context("default", after_reset=True):
         chart = line_chart("accuracy", "Training accuracy", "accuracy (%)", curves, "{:.1f} %")
         parts = [
             ("result", "Test", note("Each seed was tested once, at its end. Its page has its curves.") + table),
-            ("comparison", "Comparison", note("Here this network is the first seed.") + comparison(first)),
+            ("comparison", "Comparison", comparison(first, error)),
             ("curves", "Curves", charts([chart] if chart else [], "No epoch has ended yet.")),
             ("cells", "Cells", cells(first)),
         ]

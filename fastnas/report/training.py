@@ -99,12 +99,15 @@ def _most_confused(table: list[list[int]], names: Sequence[str]) -> str:
     return "<h3 class=spaced>Most confused</h3>" + data_table(("class", "taken for", "images"), rows, numbers=1)
 
 
-def comparison(run: Run) -> str:
-    """This network among published ones. Published numbers are marked as such."""
+def comparison(run: Run, error: str | None = None) -> str:
+    """This network among published ones, whose numbers are marked as such. error: in %, None for that of the run."""
     test, data = test_of(run), data_set(run)
-    error = f"{100 * (1 - test['top1']):.2f}" if is_number(test.get("top1")) else DASH
-    parameters, macs = run.network.get("parameters"), run.network.get("macs")
-    size = [f"{value / 1e6:.2f}" if is_number(value) else DASH for value in (parameters, macs)]
+    if error is None:
+        error = f"{100 * (1 - test['top1']):.2f}" if is_number(test.get("top1")) else DASH
+    size = [
+        f"{value / 1e6:.{2 if value >= 1e6 else 4}f}" if is_number(value) else DASH
+        for value in (run.network.get("parameters"), run.network.get("macs"))
+    ]
     epochs = str(run.planned_epochs or DASH)
     rows = [("<strong>this network</strong>", f"<strong>{error}</strong>", *size, epochs, "measured here")]
     known: list[Record] = json.loads(RESULTS.read_text(encoding="utf-8"))
