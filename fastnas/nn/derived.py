@@ -17,6 +17,7 @@ from fastnas.errors import UserError
 from fastnas.genotype import Genotype
 from fastnas.nn.derived_cell import DerivedCell
 from fastnas.nn.derived_file import fill_network, load_network, save_network
+from fastnas.nn.fused_sum import States, can_fuse, joined
 from fastnas.nn.mixed_op import resolve_backend
 from fastnas.nn.stem import make_stem
 
@@ -165,14 +166,20 @@ class DerivedNetwork(nn.Module):
         Raises:
             UserError: the images do not give the auxiliary head maps of the size that it needs; in training only.
         """
+        s0: States
+        s1: States
         s0, s1 = self.stem(x)
+        join = self.backend == "reference" or not can_fuse(x)
         auxiliary_logits = None
         for index, cell in enumerate(self.cells):
             depth = (index + 1) / len(self.cells) if self.drop_path_by_depth else 1.0
-            s0, s1 = s1, cell(s0, s1, self.drop_path_prob * depth)  # [B, concat * C, H', W']
+            s0, s1 = (
+                s1,
+                cell(s0, s1, self.drop_path_prob * depth, join),
+            )  # [B, concat * C, H', W'], or the nodes of that
             if index == self.auxiliary_after and self.training and self.auxiliary_head is not None:
-                auxiliary_logits = self.auxiliary_head(s1)  # [B, num_classes]
-        logits = self.classifier(self.pool(s1).flatten(1))  # [B, num_classes]
+                auxiliary_logits = self.auxiliary_head(joined(s1))  # [B, num_classes]
+        logits = self.classifier(self.pool(joined(s1)).flatten(1))  # [B, num_classes]
         return logits if auxiliary_logits is None else (logits, auxiliary_logits)
 
     def save(self, path: str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> Path:

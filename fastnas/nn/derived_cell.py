@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fastnas.nn.fused_sum import fused_sum
+from fastnas.nn.fused_sum import States, fused_sum, joined
 from fastnas.nn.primitives import FactorizedReduce, ReLUConvNorm, make_primitive
 
 if TYPE_CHECKING:
@@ -72,25 +73,27 @@ class DerivedCell(nn.Module):
         )
         self.concat = genotype.concat(kind)
 
-    def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float = 0.0) -> Tensor:  # [B, channels_in[i], H_i, W_i]
+    def forward(self, s0: States, s1: States, drop_path_prob: float = 0.0, join: bool = True) -> States:
+        """States [B, channels_in[i], H_i, W_i] → [B, len(concat) * C, H', W'], or its nodes without `join`."""
         states = [self._sum([self.preprocess0], [s0]), self._sum([self.preprocess1], [s1])]  # [B, C, H, W] each
         for first, last in zip(self.first_edge, self.first_edge[1:], strict=False):
             primitives = list(self.primitives[first:last])
-            inputs = [states[source] for source in self.sources[first:last]]
+            inputs: list[States] = [states[source] for source in self.sources[first:last]]
             states.append(self._sum(primitives, inputs, drop_path_prob))  # [B, C, H', W']
-        return torch.cat([states[node] for node in self.concat], dim=1)  # [B, len(concat) * C, H', W']
+        nodes = tuple(states[node] for node in self.concat)
+        return torch.cat(nodes, dim=1) if join else nodes
 
-    def _sum(self, modules: list[nn.Module], inputs: list[Tensor], drop_path_prob: float = 0.0) -> Tensor:
+    def _sum(self, modules: Sequence[nn.Module], inputs: Sequence[States], drop_path_prob: float = 0.0) -> Tensor:
         """Σ of the modules' outputs, each of its own input, without the images that drop path drops."""
         dropping = self.training and drop_path_prob > 0
         masks = [
-            drop_path_mask(x, drop_path_prob) if dropping and not isinstance(module, nn.Identity) else None
+            drop_path_mask(joined(x), drop_path_prob) if dropping and not isinstance(module, nn.Identity) else None
             for module, x in zip(modules, inputs, strict=True)
         ]  # [B] each
         if self.backend == "fused" and (total := fused_sum(modules, inputs, masks)) is not None:
             return total
         outputs = [
-            module(x) if mask is None else module(x) * mask.view(-1, 1, 1, 1)
+            module(joined(x)) if mask is None else module(joined(x)) * mask.view(-1, 1, 1, 1)
             for module, x, mask in zip(modules, inputs, masks, strict=True)
         ]  # [B, C, H', W'] each
         return sum(outputs[1:], start=outputs[0])

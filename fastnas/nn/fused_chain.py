@@ -109,26 +109,27 @@ class Chain(ABC):
         return []
 
     @abstractmethod
-    def forward(self, x: Tensor, weights: Sequence[Tensor], statistics: Statistics) -> Raw:
-        """x [N, C, H, W]."""
+    def forward(self, states: Sequence[Tensor], weights: Sequence[Tensor], statistics: Statistics) -> Raw:
+        """states: one [N, C, H, W]; a pointwise chain takes any number, side by side in the channels."""
 
     @abstractmethod
     def backward(
-        self, grad: Tensor, numbers: Tensor, x: Tensor, raw: Raw, weights: Sequence[Tensor], batch: bool
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The gradients of x and of the weights, from G [N, C', H', W'] and the numbers [4, C'] of the raw output."""
+        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Sequence[Tensor], batch: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradients of the states and of the weights, from G [N, C', H', W'] and the numbers [4, C'] of y."""
 
 
 class IdentityChain(Chain):
     """Of a skip connection, and of whatever plain torch has computed."""
 
-    def forward(self, x: Tensor, weights: Sequence[Tensor], statistics: Statistics) -> Raw:
+    def forward(self, states: Sequence[Tensor], weights: Sequence[Tensor], statistics: Statistics) -> Raw:
+        (x,) = states
         return Raw(x, x, x)
 
     def backward(
-        self, grad: Tensor, numbers: Tensor, x: Tensor, raw: Raw, weights: Sequence[Tensor], batch: bool
-    ) -> tuple[Tensor, list[Tensor]]:
-        return grad, []
+        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Sequence[Tensor], batch: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        return [grad], []
 
 
 class PoolChain(Chain):
@@ -137,16 +138,16 @@ class PoolChain(Chain):
     def __init__(self, kind: int, stride: int) -> None:
         self.kind, self.stride = kind, stride
 
-    def forward(self, x: Tensor, weights: Sequence[Tensor], statistics: Statistics) -> Raw:
-        *pooled, mean, variance = _pool(x, self.stride, 1, False)
+    def forward(self, states: Sequence[Tensor], weights: Sequence[Tensor], statistics: Statistics) -> Raw:
+        *pooled, mean, variance = _pool(states[0], self.stride, 1, False)
         return Raw(pooled[self.kind], mean, variance)
 
     def backward(
-        self, grad: Tensor, numbers: Tensor, x: Tensor, raw: Raw, weights: Sequence[Tensor], batch: bool
-    ) -> tuple[Tensor, list[Tensor]]:
-        scales = numbers.new_zeros(2, 1, x.shape[1])  # [kinds, gradients, C]
+        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Sequence[Tensor], batch: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        scales = numbers.new_zeros(2, 1, grad.shape[1])  # [kinds, gradients, C]
         scales[self.kind] = 1
-        return _pool_grad(x, [grad], scales, [], None, None, [], self.stride), []
+        return [_pool_grad(states[0], [grad], scales, [], None, None, [], self.stride)], []
 
 
 class PointwiseChain(Chain):
@@ -162,14 +163,13 @@ class PointwiseChain(Chain):
     def weights(self) -> list[Tensor]:
         return [convolution.weight.flatten(1) for convolution in self.convolutions]  # [C_out, C_in] each
 
-    def forward(self, x: Tensor, weights: Sequence[Tensor], statistics: Statistics) -> Raw:
-        return Raw(*_preprocess([x], weights, self.offsets, self.stride, 1, statistics.batch))
+    def forward(self, states: Sequence[Tensor], weights: Sequence[Tensor], statistics: Statistics) -> Raw:
+        return Raw(*_preprocess(states, weights, self.offsets, self.stride, 1, statistics.batch))
 
     def backward(
-        self, grad: Tensor, numbers: Tensor, x: Tensor, raw: Raw, weights: Sequence[Tensor], batch: bool
-    ) -> tuple[Tensor, list[Tensor]]:
-        (grad_x,), grads = _preprocess_grad([grad], raw.y, numbers, [x], weights, self.offsets, self.stride)
-        return grad_x, grads
+        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Sequence[Tensor], batch: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        return _preprocess_grad([grad], raw.y, numbers, states, weights, self.offsets, self.stride)
 
 
 class StageChain(Chain):
@@ -188,9 +188,11 @@ class StageChain(Chain):
         convolutions = [weight for stage in self.stages for weight in (stage.depthwise.weight, stage.pointwise.weight)]
         return convolutions + [parameter for norm in self.norms()[:-1] for parameter in (norm.weight, norm.bias)]
 
-    def forward(self, x: Tensor, weights: Sequence[Tensor], statistics: Statistics) -> Raw:
+    def forward(self, states: Sequence[Tensor], weights: Sequence[Tensor], statistics: Statistics) -> Raw:
         batch, taps, matrices = statistics.batch, weights[:1], weights[1:2]
-        (y,), mean, variance = _stage([x], None, None, taps, matrices, self.dilations[:1], self.stride, 1, batch, batch)
+        (y,), mean, variance = _stage(
+            states, None, None, taps, matrices, self.dilations[:1], self.stride, 1, batch, batch
+        )
         first = Raw(y, mean, variance)
         if len(self.stages) == 1:
             return first
@@ -201,8 +203,8 @@ class StageChain(Chain):
         return Raw(y, mean, variance, [first.y, *moments])
 
     def backward(
-        self, grad: Tensor, numbers: Tensor, x: Tensor, raw: Raw, weights: Sequence[Tensor], batch: bool
-    ) -> tuple[Tensor, list[Tensor]]:
+        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Sequence[Tensor], batch: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
         y, later = raw.y, []
         if len(self.stages) == 2:
             first, moments = raw.kept[0], Moments(*raw.kept[1:])
@@ -215,10 +217,10 @@ class StageChain(Chain):
             y, numbers = first, moments.numbers(total, dot, values_of(first) if batch else 0)
             later = [*(weight for group in grads for weight in group), grad_gamma, total]
         taps, matrices = weights[:1], weights[1:2]
-        (grad_x,), *grads, _ = _stage_grad(
-            [grad], [y], numbers[None], [x], None, None, taps, matrices, self.dilations[:1], self.stride
+        grad_states, *grads, _ = _stage_grad(
+            [grad], [y], numbers[None], states, None, None, taps, matrices, self.dilations[:1], self.stride
         )
-        return grad_x, [*(weight for group in grads for weight in group), *later]
+        return grad_states, [*(weight for group in grads for weight in group), *later]
 
 
 def values_of(images: Tensor) -> int:

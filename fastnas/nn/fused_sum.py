@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.nn.fused_chain import Chain, IdentityChain, Moments, Raw, Statistics, chain_of, values_of
+from fastnas.nn.fused_chain import Chain, IdentityChain, Moments, PointwiseChain, Raw, Statistics, chain_of, values_of
 from fastnas.nn.primitives import Zero
 from fastnas.ops.layout import accumulate_dtype
 
@@ -29,14 +29,14 @@ class _FusedSum(torch.autograd.Function):
     def forward(
         ctx: Any,
         chains: list[Chain],
-        sizes: list[int],
+        sizes: list[tuple[int, int]],
         statistics: Statistics,
         masks: list[Tensor | None],
         *tensors: Tensor,
     ) -> Tensor:
         raws, moments = [], []
-        for chain, (x, *weights) in zip(chains, _parts(iter(tensors), sizes), strict=True):
-            raw = chain.forward(x, _own(chain, weights), statistics)
+        for chain, (states, weights) in zip(chains, _parts(iter(tensors), sizes), strict=True):
+            raw = chain.forward(states, _own(chain, weights), statistics)
             raws.append(raw)
             if chain.norm is None:
                 one = torch.ones(raw.y.shape[1], dtype=statistics.dtype, device=raw.y.device)  # [C]
@@ -71,18 +71,19 @@ class _FusedSum(torch.autograd.Function):
         moments = [Moments(*islice(saved, 4)) for _ in parts]
         raws = [Raw(y := next(saved), y, y, list(islice(saved, kept))) for kept in ctx.kept]
         masks = list(saved)
-        grad = grad.contiguous(memory_format=torch.channels_last)  # [N, C, H', W']
+        if grad.stride(1) != 1:  # the channels of one pixel are neighbours also in a slice of the channels
+            grad = grad.contiguous(memory_format=torch.channels_last)  # [N, C, H', W']
         own = [
             grad if mask is None else grad * mask.to(grad.dtype).view(-1, 1, 1, 1) for mask in masks
         ]  # [N, C, H', W']
         totals, dots = _sums(ctx.chains, own, raws, moments)
         grads: list[Tensor] = []
-        for k, (chain, (x, *weights), raw) in enumerate(zip(ctx.chains, parts, raws, strict=True)):
+        for k, (chain, (states, weights), raw) in enumerate(zip(ctx.chains, parts, raws, strict=True)):
             affine = [] if chain.norm is None else [dots[k], totals[k]]
             values = values_of(raw.y) if ctx.batch and affine else 0
             numbers = moments[k].numbers(totals[k], moments[k].gamma * dots[k], values)  # [4, C]
-            grad_x, of_weights = chain.backward(own[k], numbers, x, raw, _own(chain, weights), ctx.batch)
-            grads += [grad_x, *of_weights, *affine]
+            of_states, of_weights = chain.backward(own[k], numbers, states, raw, _own(chain, weights), ctx.batch)
+            grads += [*of_states, *of_weights, *affine]
         return None, None, None, None, *grads
 
 
@@ -106,26 +107,39 @@ def _own(chain: Chain, weights: list[Tensor]) -> list[Tensor]:
     return weights if chain.norm is None else weights[:-2]
 
 
-def _parts(tensors: Iterator[Tensor], sizes: Sequence[int]) -> list[list[Tensor]]:
-    """State, weights of the chain, γ and β: of each candidate."""
-    return [list(islice(tensors, size)) for size in sizes]
+def _parts(tensors: Iterator[Tensor], sizes: Sequence[tuple[int, int]]) -> list[tuple[list[Tensor], list[Tensor]]]:
+    """Of each candidate: its states; the weights of its chain, with γ and β of the last BatchNorm."""
+    return [(list(islice(tensors, states)), list(islice(tensors, weights))) for states, weights in sizes]
+
+
+States = Tensor | tuple[Tensor, ...]
+"""A state [N, C, H, W], or what it consists of, side by side in its channels."""
+
+
+def joined(states: States) -> Tensor:
+    return torch.cat(states, 1) if isinstance(states, tuple) else states
+
+
+def can_fuse(x: Tensor) -> bool:
+    """Whether the operators take images like these here."""
+    return x.is_cpu and x.is_floating_point() and not torch.compiler.is_compiling()
 
 
 def fused_sum(
-    modules: Sequence[nn.Module], inputs: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None
+    modules: Sequence[nn.Module], inputs: Sequence[States], masks: Sequence[Tensor | None] | None = None
 ) -> Tensor | None:
     """Σ_k mask_k · modules[k](inputs[k]), or None where the operators cannot compute it.
 
     Args:
         modules: K candidates. Those that the operators do not know are computed in plain torch.
-        inputs: [N, C, H, W] each.
+        inputs: [N, C, H, W] each, or its parts.
         masks: [N] each, None for ones: what drop path makes of the images; already divided by the share that it keeps.
 
     Returns:
         [N, C', H', W'], channels-last.
     """
-    x = inputs[0]
-    if not x.is_cpu or not x.is_floating_point() or torch.compiler.is_compiling():
+    x = inputs[0][0] if isinstance(inputs[0], tuple) else inputs[0]
+    if not can_fuse(x):
         return None
     live = [k for k, module in enumerate(modules) if not isinstance(module, Zero)]
     chains = [chain_of(modules[k]) for k in live]
@@ -140,16 +154,21 @@ def fused_sum(
     dtype = torch.get_autocast_dtype("cpu") if lowered else x.dtype
     numbers = accumulate_dtype(dtype)
     terms: list[Chain] = []
-    sizes: list[int] = []
+    sizes: list[tuple[int, int]] = []
     tensors: list[Tensor] = []
     for known, k in zip(chains, live, strict=True):
-        state = inputs[k] if known is not None else modules[k](inputs[k])  # [N, C, H, W]
+        given = inputs[k]
+        if not isinstance(known, PointwiseChain):
+            given = joined(given)
+        if known is None:
+            given = modules[k](given)
+        parts = given if isinstance(given, tuple) else (given,)  # [N, C, H, W] each
         chain = IdentityChain() if known is None else known
         affine = [] if chain.norm is None else [chain.norm.weight, chain.norm.bias]
         weights = [weight.to(numbers) for weight in (*chain.weights(), *affine)]
         terms.append(chain)
-        sizes.append(1 + len(weights))
-        tensors += [state.to(dtype).contiguous(memory_format=torch.channels_last), *weights]
+        sizes.append((len(parts), len(weights)))
+        tensors += [part.to(dtype).contiguous(memory_format=torch.channels_last) for part in parts] + weights
     statistics = Statistics(training == {True}, numbers)
     dropped = [None if masks is None or (mask := masks[k]) is None else mask.to(numbers) for k in live]
     output: Tensor = _FusedSum.apply(terms, sizes, statistics, dropped, *tensors)
