@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import os
-import random
-import re
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,9 +22,8 @@ from fastnas.engine.search import Outcome, Search
 from fastnas.env import environment
 from fastnas.errors import UserError
 from fastnas.nn import Supernet
+from fastnas.process import create_directory, given, make_deterministic, name_directory, resolve_device, seed_everything
 from fastnas.report import print_genotype, write_report
-
-T = TypeVar("T")
 
 LISTED = 10  # files that were left out
 
@@ -105,7 +100,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
     )
     network.to(device).to(memory_format=torch.channels_last)
 
-    directory = resume or new_directory(options)
+    directory = resume or create_directory(name_directory(options.run.out, options.strategy.name, options.data.data))
     search = Search(
         network=network,
         strategy=options.strategy,
@@ -148,59 +143,6 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
         },
     )
     return search
-
-
-def given(value: T | None, default: T) -> T:
-    return default if value is None else value
-
-
-def resolve_device(name: str) -> torch.device:
-    """ "auto" → CUDA where there is a GPU. UserError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"there is no device {name!r}: {torch.cuda.device_count()} CUDA devices were found; use cpu.")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device {name!r} is not supported: use cpu or cuda.")
-    return device
-
-
-def seed_everything(seed: int) -> None:
-    """The global generators, for whatever draws from them; fastnas' own draws name their seeds."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def make_deterministic(strictly: bool) -> None:
-    """PyTorch's global switches; without `strictly` a GPU may choose the fastest algorithm."""
-    torch.use_deterministic_algorithms(strictly)
-    torch.backends.cudnn.benchmark = not strictly
-    if strictly:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-def new_directory(options: SearchOptions) -> Path:
-    """Creates the run directory. UserError if a run is in it already."""
-    if options.run.out:
-        directory = Path(options.run.out)
-        if (directory / "checkpoint.pt").exists():
-            raise UserError(f"{directory} holds a run already: continue it with --resume, or give another --out.")
-    else:
-        label = re.sub(r"[^A-Za-z0-9.]+", "-", Path((options.data.data or "").rstrip("/")).name).strip("-")
-        stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{options.strategy.name}-{label}"
-        directory = Path("runs", stem)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot create the run directory {directory}: {error.strerror}; give another --out."
-        ) from error
-    return directory
 
 
 def introduce(search: Search, console: Console) -> None:

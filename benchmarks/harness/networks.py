@@ -158,6 +158,11 @@ def work(space: str, channels: int, layers: int, batch: int, size: int) -> Work:
             partial_channels=SPACES[space],
             backend="reference",
         )
+    return work_of(network, batch, size, network.space.edges)
+
+
+def work_of(network: nn.Module, batch: int, size: int, edges: tuple[tuple[int, int], ...] = ()) -> Work:
+    """Of any network on the meta device whose modules are named as those of `Supernet` and `DerivedNetwork`."""
     macs: dict[str, int] = {}
     states: dict[str, int] = {}
 
@@ -177,7 +182,7 @@ def work(space: str, channels: int, layers: int, batch: int, size: int) -> Work:
     with torch.no_grad():
         network(torch.empty(batch, 3, size, size, device="meta"))
     parameters = {name: parameter.nbytes for name, parameter in network.named_parameters()}
-    return Work(macs, states, parameters, 4 * batch * 3 * size**2, network.space.edges)
+    return Work(macs, states, parameters, 4 * batch * 3 * size**2, edges)
 
 
 def is_state(name: Sequence[str]) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import cell, data, population, search_epoch, supernet_step
+from benchmarks import cell, data, derived_step, population, search_epoch, supernet_step
 from benchmarks.harness import CHANNELS_LAST, COMPILED, FASTNAS, PLAIN, timing
 from benchmarks.harness.ceilings import Ceilings
 from benchmarks.harness.memory import peak_memory
@@ -24,7 +24,7 @@ TINY = Options(batch=4, channels=4, layers=2, size=8, space="egnas", individuals
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "ceilings", lambda device: Ceilings(100.0, 10.0))
-    for module in (cell, data, population, search_epoch, supernet_step):
+    for module in (cell, data, derived_step, population, search_epoch, supernet_step):
         monkeypatch.setattr(
             module, "compare", lambda *given, **options: timing.compare(*given, **options | {"warm_up": 0})
         )
@@ -200,4 +200,4 @@ def test_the_command_explains_what_it_cannot_do(arguments, message, capsys):
 
 def test_every_file_is_found_by_its_name():
     assert "mixed_sum" in command.operators()
-    assert command.end_to_end() == ["cell", "data", "population", "search_epoch", "supernet_step"]
+    assert command.end_to_end() == ["cell", "data", "derived_step", "population", "search_epoch", "supernet_step"]
