@@ -84,7 +84,7 @@ install: .venv/installed
 	touch $@
 
 .venv/installed: .venv/tools pyproject.toml $(SOURCES)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[dev,dali]"
 	touch $@
 
 clean:

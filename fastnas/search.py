@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from fastnas import data
 from fastnas.configuration import SearchOptions, differences, parse
@@ -209,7 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         conclude(search, outcome, write_report(search.directory), console)
         return 130 if outcome.status == "interrupted" else 0
     except UserError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True, markup=True)
+        text = f"[bold red]error:[/bold red] {escape(str(error))}"
+        Console(stderr=True).print(text, highlight=False, soft_wrap=True, markup=True)
         return 2
 
 

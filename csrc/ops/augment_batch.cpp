@@ -76,7 +76,7 @@ Tensor augment_batch(const Tensor& images, const Tensor& table, const std::optio
 }
 
 // Threads are worth their start from about this many values.
-constexpr int64_t kGrain = 1 << 15;
+constexpr int64_t kGrain = 1 << 19;
 
 Tensor augment_batch_cpu(const Tensor& images, const Tensor& table, std::optional<Tensor> index,
                          std::optional<Tensor> draws, int64_t padding, int64_t cutout) {

@@ -18,7 +18,7 @@ Tensor philox(const Tensor& positions, int64_t key, int64_t stream, const Run& r
 }
 
 // Threads are worth their start from about this many positions.
-constexpr int64_t kGrain = 4096;
+constexpr int64_t kGrain = 1 << 16;
 
 Tensor philox_cpu(const Tensor& positions, int64_t key, int64_t stream) {
   return philox(positions, key, stream, [](const Philox& args, int64_t* words) {

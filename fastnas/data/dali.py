@@ -148,8 +148,7 @@ class Graph:
 
         device = pipeline.device
         self._stream_device = device if device.type == "cuda" else None
-        self._inputs: Iterator[Inputs] = iter(())
-        self._error: UserError | None = None
+        self._feed = _Feed()
         try:
             device_id = (
                 None if self._stream_device is None else torch.cuda._utils._get_device_index(device, optional=True)
@@ -161,7 +160,7 @@ class Graph:
                 prefetch_queue_depth=pipeline.prefetch,
             )
             with self._executor:
-                self._executor.set_outputs(_operators(pipeline, self._next))
+                self._executor.set_outputs(_operators(pipeline, self._feed))
             self._executor.build()
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[0]
@@ -173,7 +172,7 @@ class Graph:
         Raises:
             UserError: from `inputs`, in its turn.
         """
-        self._inputs, self._error = inputs, None
+        self._feed.inputs, self._feed.error = inputs, None
         self._executor.schedule_run()
         while True:
             try:
@@ -187,16 +186,27 @@ class Graph:
             yield images
             self._executor.release_outputs()
             self._executor.schedule_run()
-        if self._error is not None:
-            raise self._error
+        if self._feed.error is not None:
+            raise self._feed.error
         self._executor.reset()
 
-    def _next(self) -> Inputs:
-        """Called by DALI. It runs ahead, so an error waits until the batches before it have been taken."""
+
+class _Feed:
+    """What DALI calls for its inputs. It runs ahead, so an error waits until the batches before it have been taken.
+
+    Not a method of `Graph`: a graph that referred to itself would keep DALI's threads until some garbage collection,
+    and one in a forked process, such as another DataLoader's worker, would crash there.
+    """
+
+    def __init__(self) -> None:
+        self.inputs: Iterator[Inputs] = iter(())
+        self.error: UserError | None = None
+
+    def __call__(self) -> Inputs:
         try:
-            return next(self._inputs)
+            return next(self.inputs)
         except UserError as error:
-            self._error = error
+            self.error = error
             raise StopIteration from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -41,6 +42,7 @@ class TorchvisionPipeline(Pipeline):
             num_workers=self.workers or 0,
             prefetch_factor=self.prefetch if self.workers else None,
             collate_fn=_as_it_is,
+            worker_init_fn=_keep_what_was_inherited,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # otherwise the loader takes a number from the global one
         )
@@ -106,6 +108,11 @@ class _Images(Dataset[Batch | UserError]):
             top, left = draws.crop[position].tolist()
             image = transforms.crop(transforms.pad(image, [self.augmentation.crop_padding]), top, left, *size)
         return transforms.horizontal_flip(image) if draws.flip[position] else image
+
+
+def _keep_what_was_inherited(_: int) -> None:
+    """A worker must not collect what its parent left to be collected: DALI's threads, for one, do not exist here."""
+    gc.freeze()
 
 
 def _as_it_is(item: Any) -> Any:

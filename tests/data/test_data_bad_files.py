@@ -61,6 +61,7 @@ def test_unusual_files_are_converted_alike_by_every_kind(root: Path) -> None:
     photo.convert("P").save(root / "cat" / "palette.png")
     photo.save(root / "cat" / "turned.jpg", exif=turned)
     photo.save(root / "cat" / "turned.png", exif=turned)
+    photo.save(root / "cat" / "keyed.png", transparency=photo.getpixel((3, 2)))
     photo.save(root / "cat" / "upright.jpg", exif=Image.Exif())
     photo.save(root / "cat" / "progressive.jpg", progressive=True)
     photo.save(root / "cat" / "halved.jpg", subsampling=2)
@@ -76,7 +77,7 @@ def test_unusual_files_are_converted_alike_by_every_kind(root: Path) -> None:
     source = data.open(f"folder:{root}")
     images, labels = served(source, "torchvision")
     torch.testing.assert_close(images, expected(source), rtol=0, atol=1e-6)
-    assert labels.tolist() == [0] * 4 + [1] * 22
+    assert labels.tolist() == [0] * 4 + [1] * 23
     for kind in ("tensor", "dali"):
         others, other_labels = served(source, kind)
         difference = (others - images).abs().amax((1, 2, 3))

@@ -8,7 +8,7 @@ from PIL import Image, ImageOps
 from sample_sources import pixels
 from torchvision.transforms.v2 import functional as transforms
 
-from fastnas.data.image import decode, resize, size_of
+from fastnas.data.image import decode, encoded, resize, size_of
 from fastnas.errors import UserError
 
 GREY = np.arange(0, 96, 2, dtype=np.uint8).reshape(6, 8)  # [H, W]
@@ -173,3 +173,58 @@ def test_truncated_file_is_named(tmp_path: Path, kind: str) -> None:
     with pytest.raises(UserError, match=rf"cannot read the image .*cut\.{kind}: .*; replace or remove") as caught:
         decode(path)
     assert "\n" not in str(caught.value)
+
+
+def moved_behind_the_pixels(content: bytes, name: bytes) -> bytes:
+    """A PNG whose chunk of this name comes right before its end."""
+    place = content.index(name) - 4
+    length = 12 + int.from_bytes(content[place : place + 4], "big")
+    chunk, rest = content[place : place + length], content[:place] + content[place + length :]
+    end = rest.index(b"IEND") - 4
+    return rest[:end] + chunk + rest[end:]
+
+
+def test_other_decoders_get_plain_files_as_they_are_and_others_as_ppm(tmp_path: Path) -> None:
+    photo, turned, upright = Image.fromarray(pixels(0, (6, 8))), Image.Exif(), Image.Exif()
+    turned[0x0112], upright[0x0112] = 6, 1
+    grey = photo.convert("L")
+    plain = [
+        saved(tmp_path / "rgb.jpg", photo),
+        saved(tmp_path / "grey.jpg", grey),
+        saved(tmp_path / "progressive.jpg", photo, progressive=True),
+        saved(tmp_path / "upright.jpg", photo, exif=upright),
+        saved(tmp_path / "rgb.png", photo),
+        saved(tmp_path / "grey.png", grey),
+    ]
+    for path in plain:
+        assert encoded(path).tobytes() == path.read_bytes()
+    behind = saved(tmp_path / "behind.png", photo, exif=turned)
+    behind.write_bytes(moved_behind_the_pixels(behind.read_bytes(), b"eXIf"))
+    unusual = [
+        saved(tmp_path / "cmyk.jpg", photo.convert("CMYK")),
+        saved(tmp_path / "turned.jpg", photo, exif=turned),
+        saved(tmp_path / "turned.png", photo, exif=turned),
+        behind,
+        saved(tmp_path / "keyed.png", photo, transparency=photo.getpixel((3, 2))),
+        saved(tmp_path / "keyed_grey.png", grey, transparency=grey.getpixel((3, 2))),
+        saved(tmp_path / "rgba.png", photo.convert("RGBA")),
+        saved(tmp_path / "palette.png", photo.convert("P")),
+        saved(tmp_path / "deep.png", Image.fromarray(np.arange(48, dtype=np.uint16).reshape(6, 8) * 1300)),
+        saved(tmp_path / "a.gif", photo),
+        saved(tmp_path / "a.bmp", photo),
+        saved(tmp_path / "a.webp", photo),
+        saved(tmp_path / "a.tiff", photo),
+    ]
+    for path in unusual:
+        expected = decode(path)
+        header = f"P6 {expected.shape[1]} {expected.shape[0]} 255\n".encode()
+        assert encoded(path).tobytes() == header + expected.tobytes(), path.name
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "bmp"])
+def test_truncated_files_are_not_handed_to_other_decoders(tmp_path: Path, kind: str) -> None:
+    path = saved(tmp_path / f"cut.{kind}", Image.fromarray(pixels(0, (40, 40))))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    for read in (encoded, size_of):
+        with pytest.raises(UserError, match=rf"cannot read the image .*cut\.{kind}: .*; replace or remove"):
+            read(path)

@@ -107,3 +107,13 @@ def test_a_test_split_uses_the_open_training_split(tmp_path: Path, monkeypatch: 
     other_size = original(f"folder:{tmp_path}", "test", image_size=5)
     assert other_size.statistics() != statistics
     assert len(opened) == 1
+
+
+def test_without_dali_the_error_names_the_command_and_auto_takes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastnas.data.dali.is_installed", lambda: False)
+    monkeypatch.setattr(data, "is_installed", lambda: False)
+    source = data.open("digits")
+    with pytest.raises(UserError, match=r'pip install "fastnas\[dali\]", or pip install nvidia-dali-cuda130'):
+        data.pipeline(source, "dali", batch_size=4)
+    monkeypatch.setattr(data, "fits", lambda source, device: False)
+    assert data.pipeline(source, batch_size=4).kind == "torchvision"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import pickle
 import random
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from sample_sources import array_source, every_kind, needs_dali, write_folder
 
 from fastnas import data
+from fastnas.data import torchvision
 from fastnas.data.dali import is_installed
 from fastnas.data.pipeline import Batch, Pipeline
 from fastnas.errors import UserError
@@ -369,3 +371,25 @@ def test_cuda_batches_equal_those_of_the_host(kind: str) -> None:
         assert images.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(images.cpu(), expected_images, rtol=0, atol=1e-6)
         assert torch.equal(labels.cpu(), expected_labels)
+
+
+@needs_dali
+def test_workers_leave_the_threads_of_other_pipelines_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A garbage collection in a forked worker must not take apart what DALI left behind in its parent."""
+    source = array_source()
+    kept = [data.pipeline(source, "dali", batch_size=4)]
+    kept[0].batch(0, 0)
+    kept.append(kept)  # what only a garbage collection can free
+    gc.disable()
+    try:
+        del kept
+        read = torchvision._Images.__getitem__
+
+        def collect_and_read(images, positions):
+            gc.collect()
+            return read(images, positions)
+
+        monkeypatch.setattr(torchvision._Images, "__getitem__", collect_and_read)
+        assert len(list(data.pipeline(source, "torchvision", batch_size=4, workers=2).epoch(0))) == 5
+    finally:
+        gc.enable()

@@ -130,7 +130,7 @@ def test_instruction_sets_agree(capability):
 
 @pytest.mark.cpu_only
 def test_threads_do_not_change_a_bit():
-    images, table, index, draws = make((32, 32, 3), 200, 4)
+    images, table, index, draws = make((32, 32, 3), 400, 4)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)

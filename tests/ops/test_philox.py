@@ -65,7 +65,7 @@ def test_instruction_sets_agree(capability):
 
 @pytest.mark.cpu_only
 def test_threads_do_not_change_a_bit():
-    positions = torch.arange(50_000)
+    positions = torch.arange(200_000)
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
