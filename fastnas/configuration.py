@@ -98,9 +98,9 @@ def parse(arguments: Sequence[str], program: str, description: str) -> SearchOpt
         files.append((str(path), content))
     names = [content["strategy"]["name"] for _, content in files if "name" in content.get("strategy", {})]
     strategy = strategies.create(first.strategy or (names[-1] if names else CommandOptions.strategy))
-    defaults = SearchOptions(
-        CommandOptions(strategy=strategy.name), RunOptions(), DataOptions(), NetworkOptions(), WeightOptions(), strategy
-    )
+    groups = {"run": RunOptions, "data": DataOptions, "network": NetworkOptions, "weights": WeightOptions}
+    published = {name: options(**strategy.recipe.get(name, {})) for name, options in groups.items()}
+    defaults = SearchOptions(command=CommandOptions(strategy=strategy.name), strategy=strategy, **published)
     flags = [flag for origin, content in files for flag in _flags(origin, content, defaults)]
     return tyro.cli(
         SearchOptions,

@@ -11,17 +11,28 @@ import tempfile
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Protocol, Self
 
 from fastnas.errors import UserError
 
-CellKind = Literal["normal", "reduce"]
+CellKind = str  # "normal" or "reduce", or one of LEVEL_KINDS
 Pair = tuple[str, int]  # (primitive, source node)
 
 FORMAT = 1
+LEVEL_KINDS = ("low_normal", "low_reduce", "mid_normal", "mid_reduce", "high_normal")
 _KINDS: tuple[CellKind, ...] = ("normal", "reduce")
 _FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 _PUBLISHED = Path(__file__).with_name("published_genotypes.json")
+
+
+class AnyGenotype(Protocol):
+    """What the engine needs of the architectures of any space."""
+
+    def skip_count(self, kind: CellKind) -> int: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    def to_json(self, path: str | os.PathLike[str]) -> None: ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,6 +48,8 @@ class Genotype:
         normal_concat: the intermediate nodes that form its output, counted from 2.
         reduce: the pairs of the reduction cell, in which operations that read node 0 or 1 have stride 2.
         reduce_concat: the intermediate nodes that form its output.
+        levels: the pairs of five cells, in the order of `LEVEL_KINDS`, where normal and reduction cells differ from level
+            to level; the first two are `normal` and `reduce`, and all have their concatenation. Empty where they do not.
 
     The two cells may differ in their number of nodes. Values are immutable, hashable and equal by value; the order of
     the pairs counts.
@@ -52,6 +65,7 @@ class Genotype:
     normal_concat: tuple[int, ...]
     reduce: tuple[Pair, ...]
     reduce_concat: tuple[int, ...]
+    levels: tuple[tuple[Pair, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for kind in _KINDS:
@@ -59,6 +73,22 @@ class Genotype:
             concat = _checked_concat(f"{kind}_concat", getattr(self, f"{kind}_concat"), nodes=len(pairs) // 2)
             object.__setattr__(self, kind, pairs)
             object.__setattr__(self, f"{kind}_concat", concat)
+        given = _sequence("levels", self.levels)
+        if given and len(given) != len(LEVEL_KINDS):
+            raise UserError(f"levels has {len(given)} cells, expected {', '.join(LEVEL_KINDS)}, or none.")
+        levels = tuple(_checked_pairs(kind, pairs) for kind, pairs in zip(LEVEL_KINDS, given, strict=False))
+        if levels and (levels[:2] != (self.normal, self.reduce) or len({len(pairs) for pairs in levels}) > 1):
+            raise UserError("levels must begin with the cells normal and reduce, and all have as many nodes.")
+        object.__setattr__(self, "levels", levels)
+
+    @property
+    def kinds(self) -> tuple[CellKind, ...]:
+        """The kinds of cells: normal and reduce, or `LEVEL_KINDS`."""
+        return LEVEL_KINDS if self.levels else _KINDS
+
+    def kind_of(self, level: int, reduction: bool) -> CellKind:
+        """The kind of a cell after so many reductions."""
+        return LEVEL_KINDS[2 * level + reduction] if self.levels else _KINDS[reduction]
 
     def pairs(self, kind: CellKind) -> tuple[tuple[Pair, ...], ...]:
         """The two pairs of each intermediate node: `pairs("normal")[i]` makes node `i + 2`."""
@@ -68,16 +98,19 @@ class Genotype:
     def concat(self, kind: CellKind) -> tuple[int, ...]:
         """The nodes that form the output of the cell, in the order of their channels."""
         self._cell(kind)
-        return self.normal_concat if kind == "normal" else self.reduce_concat
+        return self.reduce_concat if kind.endswith("reduce") else self.normal_concat
 
     def skip_count(self, kind: CellKind) -> int:
         """How many operations of the cell are `skip_connect` (many are the sign of a collapsed search)."""
         return sum(primitive == "skip_connect" for primitive, _ in self._cell(kind))
 
     def _cell(self, kind: CellKind) -> tuple[Pair, ...]:
-        if kind not in _KINDS:
-            raise UserError(f"cell kind {kind!r} does not exist: use 'normal' or 'reduce'.")
-        return self.normal if kind == "normal" else self.reduce
+        if kind not in (*_KINDS, *self.kinds):
+            raise UserError(f"cell kind {kind!r} does not exist: use {' or '.join(map(repr, self.kinds))}.")
+        return (self.normal if kind == "normal" else self.reduce) if kind in _KINDS else self._level(kind)
+
+    def _level(self, kind: CellKind) -> tuple[Pair, ...]:
+        return self.levels[LEVEL_KINDS.index(kind)]
 
     def __repr__(self) -> str:
         lines = ["Genotype("]
@@ -85,16 +118,21 @@ class Genotype:
             lines.append(f"    {kind}=[")
             lines += [f"        {', '.join(map(repr, node))}," for node in self.pairs(kind)]
             lines += ["    ],", f"    {kind}_concat={list(self.concat(kind))},"]
+        if self.levels:
+            lines += ["    levels=[", *(f"        {list(pairs)}," for pairs in self.levels), "    ],"]
         return "\n".join([*lines, ")"])
 
     def to_dict(self) -> dict[str, Any]:
-        """The four fields as lists that JSON can hold, and `"format"`, the version of this layout."""
+        """The fields as lists that JSON can hold, and `"format"`, the version of this layout; `"levels"` where there are
+        any."""
+        levels = {"levels": [[list(pair) for pair in pairs] for pairs in self.levels]} if self.levels else {}
         return {
             "format": FORMAT,
             "normal": [list(pair) for pair in self.normal],
             "normal_concat": list(self.normal_concat),
             "reduce": [list(pair) for pair in self.reduce],
             "reduce_concat": list(self.reduce_concat),
+            **levels,
         }
 
     @classmethod
@@ -113,15 +151,16 @@ class Genotype:
             )
         if missing := [name for name in _FIELDS if name not in data]:
             raise UserError(f"the key {missing[0]!r} is missing: a genotype needs {', '.join(_FIELDS)}.")
-        if unknown := sorted(map(repr, set(data) - {"format", *_FIELDS})):
+        if unknown := sorted(map(repr, set(data) - {"format", "levels", *_FIELDS})):
             raise UserError(f"the key {unknown[0]} is unknown: a genotype has {', '.join(_FIELDS)}.")
-        return cls(**{name: data[name] for name in _FIELDS})
+        return cls(**{name: data[name] for name in _FIELDS}, levels=data.get("levels", ()))
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes the genotype to `path`, completely or not at all; an existing file is replaced.
 
         The file holds one object: `"format"` (1), `"normal"` and `"reduce"` (lists of `[primitive, source]`, one line
-        per intermediate node), `"normal_concat"` and `"reduce_concat"` (lists of node numbers).
+        per intermediate node), `"normal_concat"` and `"reduce_concat"` (lists of node numbers),
+        and `"levels"` (the pairs of five cells) where there are any.
 
         Raises:
             UserError: `path` cannot be written.
@@ -131,7 +170,9 @@ class Genotype:
             nodes = [", ".join(json.dumps(pair) for pair in node) for node in self.pairs(kind)]
             lines.append(f'  "{kind}": [\n    ' + ",\n    ".join(nodes) + "\n  ]")
             lines.append(f'  "{kind}_concat": {json.dumps(self.concat(kind))}')
-        _write_atomically(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
+        if self.levels:
+            lines.append('  "levels": [\n    ' + ",\n    ".join(json.dumps(pairs) for pairs in self.levels) + "\n  ]")
+        write_atomically(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Self:
@@ -268,7 +309,7 @@ def _published() -> dict[str, dict[str, Any]]:
     return json.loads(_PUBLISHED.read_text(encoding="utf-8"))
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Replaces `path` by a complete new file, so that neither a crash nor a reader ever meets half of one."""
     try:
         # The temporary file is a neighbour: a rename is atomic only within one file system.

@@ -23,9 +23,8 @@ from fastnas.engine.interrupt import Interrupted, InterruptGuard
 from fastnas.engine.log import RunLog
 from fastnas.engine.options import WeightOptions
 from fastnas.errors import UserError
-from fastnas.genotype import Genotype
+from fastnas.genotype import AnyGenotype
 from fastnas.nn import Supernet
-from fastnas.spaces import CELL_KINDS
 from fastnas.strategies import Strategy
 
 # Reading the loss waits for a GPU, so there it is checked once in so many steps.
@@ -42,7 +41,7 @@ class Outcome:
 
     status: Literal["finished", "interrupted", "stopped"]  # by itself, by a signal, by stop_after
     epoch: int  # epochs completed since the search began
-    genotype: Genotype
+    genotype: AnyGenotype
     valid_accuracy: float | None  # of the last validation, in 0..1
 
 
@@ -88,8 +87,11 @@ class Search:
         stop_after: epochs of this call after which to stop; None for all.
 
     Attributes for strategies:
-        network, seed, epochs (planned), epoch and step (in progress, from 0), log, alpha_pipeline, weight_parameters.
+        network, seed, epochs (planned), epoch and step (in progress, from 0), log, alpha_pipeline, weight_parameters,
+        optimizer, batch (images and labels of the weight step).
     """
+
+    batch: tuple[Tensor, Tensor]
 
     def __init__(
         self,
@@ -122,17 +124,12 @@ class Search:
         self.epoch = 0
         self.step = 0
         self.device = next(network.parameters()).device
-        self.weight_parameters = network.weight_parameters()
-        self.optimizer = torch.optim.SGD(
-            self.weight_parameters,
-            lr=weights.rate(0),
-            momentum=weights.momentum,
-            weight_decay=weights.weight_decay,
-        )
+        self._optimize()
         self.show: Callable[[str, int, int], None] = lambda phase, done, total: None
         """Called with what is being done and how far it is; the command line draws a bar with it."""
         self._meter = Meter.on(self.device)
         self._prepared = False  # whether before_epoch is done
+        self._ended = False  # before the last epoch, by the strategy's wish
         self._valid_accuracy: float | None = None
         self._seconds: dict[str, float] = {}
         self._guard = InterruptGuard()
@@ -142,6 +139,21 @@ class Search:
             self.log = RunLog(directory)
         else:
             self._restore(checkpoint)
+
+    def _optimize(self) -> None:
+        self.weight_parameters = self.network.weight_parameters()
+        self.optimizer = torch.optim.SGD(
+            self.weight_parameters,
+            lr=self.weights.rate(0),
+            momentum=self.weights.momentum,
+            weight_decay=self.weights.weight_decay,
+            nesterov=self.weights.nesterov,
+        )
+
+    def rebuild(self, **changes: Any) -> None:
+        """Replaces the network by one with fresh weights, fresh α and these options changed (`Supernet.rebuilt`)."""
+        self.network = self.network.rebuilt(**changes)
+        self._optimize()
 
     @property
     def checkpoint_path(self) -> Path:
@@ -168,9 +180,9 @@ class Search:
             if not self.resumed:
                 self.save()
             try:
-                while self.epoch < self.epochs:
+                while self.epoch < self.epochs and not self._ended:
                     self._run_epoch()
-                    if self.epoch < self.epochs:
+                    if self.epoch < self.epochs and not self._ended:
                         if self.stop_after is not None and self.epoch - started >= self.stop_after:
                             status = "stopped"
                             break
@@ -194,17 +206,19 @@ class Search:
             with self._timed("evolution"):
                 self.strategy.before_epoch(self)
             self._prepared = True
-        rate = self.weights.rate(self.epoch)
+        rate = self.weights.rate(*self.strategy.schedule(self))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        for images, labels in self._weight_batches():
+        for self.batch in self._weight_batches():
             with self._timed("train"):
                 self.strategy.before_step(self)
-                self._weight_step(images, labels)
+                self._weight_step(*self.batch)
+                self.strategy.after_step(self)
             self.step += 1
             self.show("weights", self.step, len(self.weight_pipeline))
             self.check_stop()
-        self.strategy.after_epoch(self)
+        with self._timed("evolution"):
+            self.strategy.after_epoch(self)
         valid_loss, valid_accuracy = None, None
         if (self.epoch + 1) % self.validate_every == 0 or self.epoch + 1 == self.epochs:
             with self._timed("valid"):
@@ -212,7 +226,8 @@ class Search:
             self._valid_accuracy = valid_accuracy
         genotype = self.strategy.genotype(self)
         train_loss, train_accuracy = self._meter.means()
-        op_weights = {kind: weights.detach().cpu() for kind, weights in self.network.op_weights().items()}  # [E, O]
+        with torch.no_grad():
+            op_weights = {kind: w.detach().cpu() for kind, w in self.strategy.mean_op_weights(self).items()}  # [E, O]
         self.log.write(
             "epoch",
             epoch=self.epoch,
@@ -221,9 +236,9 @@ class Search:
             train_accuracy=train_accuracy,
             valid_loss=valid_loss,
             valid_accuracy=valid_accuracy,
-            alpha_entropy={kind: entropy(op_weights[kind]) for kind in CELL_KINDS},
-            skip_count={"normal": genotype.skip_count("normal"), "reduce": genotype.skip_count("reduce")},
-            op_weights={kind: op_weights[kind].tolist() for kind in CELL_KINDS},
+            alpha_entropy={kind: entropy(table) for kind, table in op_weights.items()},
+            skip_count={kind: genotype.skip_count(kind) for kind in op_weights},
+            op_weights={kind: table.tolist() for kind, table in op_weights.items()},
             genotype=genotype.to_dict(),
             seconds=self._seconds,
             peak_memory_mb=peak_memory_mb(self.device),
@@ -232,6 +247,7 @@ class Search:
         self.epoch += 1
         self.step, self._prepared = 0, False
         self._meter, self._seconds = Meter.on(self.device), {}
+        self._ended = self.strategy.finished(self)
         self.save()
 
     def _weight_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -245,9 +261,9 @@ class Search:
 
     def _weight_step(self, images: Tensor, labels: Tensor) -> None:  # [B, C, H, W], [B]
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.network(images, self.strategy.op_weights(self))  # [B, classes]
+        logits = self.strategy.logits(self, images)  # [B, classes]
         loss = F.cross_entropy(logits, labels)
-        loss.backward()
+        (loss + self.strategy.penalty(self)).backward()
         if self.weights.clip > 0:
             torch.nn.utils.clip_grad_norm_(self.strategy.clipped_parameters(self), self.weights.clip)
         self.optimizer.step()
@@ -267,11 +283,11 @@ class Search:
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:
-        """Loss and accuracy of softmax(α) on the α half, by running statistics."""
+        """Loss and accuracy of the strategy's architecture on the α half, by running statistics."""
         self.network.eval()
         meter = Meter.on(self.device)
         for step, (images, labels) in enumerate(self.valid_pipeline.epoch(0)):
-            logits = self.network(images)  # [B, classes]
+            logits = self.strategy.validation_logits(self, images)  # [B, classes]
             meter.add(F.cross_entropy(logits, labels), logits, labels)
             self.show("validation", step + 1, len(self.valid_pipeline))
         self.network.train()
@@ -294,7 +310,7 @@ class Search:
             {
                 "options": self.options,
                 "images": self._images(),
-                "clock": {"epoch": self.epoch, "step": self.step, "prepared": self._prepared},
+                "clock": {"epoch": self.epoch, "step": self.step, "prepared": self._prepared, "ended": self._ended},
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "strategy": self.strategy.state_dict(),
@@ -321,9 +337,10 @@ class Search:
             )
         clock, meter = checkpoint["clock"], checkpoint["meter"]
         self.epoch, self.step, self._prepared = clock["epoch"], clock["step"], clock["prepared"]
+        self._ended = clock["ended"]
+        self.strategy.load_state_dict(checkpoint["strategy"])  # may rebuild the network
         self.network.load_state_dict(checkpoint["network"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.strategy.load_state_dict(checkpoint["strategy"])
         self._meter = Meter(meter["loss"].to(self.device), meter["correct"].to(self.device), meter["images"])
         self._valid_accuracy = checkpoint["valid_accuracy"]
         self._seconds = dict(checkpoint["seconds"])
@@ -332,8 +349,11 @@ class Search:
 
 
 def entropy(op_weights: Tensor) -> float:
-    """Mean over edges of -Σ p ln p, in nats: op_weights [E, O]; ln O where α is uniform, 0 where it is decided."""
+    """Mean over edges of -Σ p ln p, in nats: op_weights [E, O]; ln O where α is uniform, 0 where it is decided.
+
+    Rows count by their shares: a strategy may weigh whole edges, or leave some out."""
     p = op_weights.double()
+    p = p / p.sum(-1, keepdim=True).clamp(min=1e-300)
     return -torch.xlogy(p, p).sum(-1).mean().item()
 
 

@@ -74,7 +74,7 @@ class DerivedCell(nn.Module):
 
     Args:
         genotype: what to build.
-        kind: `"normal"`, or `"reduce"`, whose operations on the two input states have stride 2.
+        kind: `"normal"`, or `"reduce"`, whose operations on the two input states have stride 2; or a kind of a level.
         channels_in: the channels of the two input states.
         channels: the channels of every node.
         reduction_before: the first state is twice as high and wide as the second.
@@ -94,7 +94,7 @@ class DerivedCell(nn.Module):
         pairs = [pair for node in genotype.pairs(kind) for pair in node]
         self.sources = [source for _, source in pairs]
         self.primitives = nn.ModuleList(
-            make_primitive(name, channels, stride=2 if kind == "reduce" and source < 2 else 1, norm=norm)
+            make_primitive(name, channels, stride=2 if kind.endswith("reduce") and source < 2 else 1, norm=norm)
             for name, source in pairs
         )
         self.concat = genotype.concat(kind)
@@ -164,14 +164,15 @@ class DerivedNetwork(nn.Module):
         self.auxiliary_head: AuxiliaryHead | None = None
         self.cells = nn.ModuleList()
         channels_in = (self.stem.out_channels, self.stem.out_channels)
-        reduction_before = self.stem.reduces
+        reduction_before, level = self.stem.reduces, 0
         for index in range(layers):
             reduction = index in (layers // 3, 2 * layers // 3)
             channels = 2 * channels if reduction else channels
-            kind: CellKind = "reduce" if reduction else "normal"
+            kind = genotype.kind_of(level, reduction)
             self.cells.append(DerivedCell(genotype, kind, channels_in, channels, reduction_before))
             channels_in = (channels_in[1], len(genotype.concat(kind)) * channels)
             reduction_before = reduction
+            level += reduction
             if auxiliary and index == self.auxiliary_after:
                 self.auxiliary_head = AuxiliaryHead(channels_in[1], num_classes, stem)
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -6,12 +6,26 @@ import difflib
 from typing import Any
 
 from fastnas.errors import UserError
+from fastnas.strategies.aging_evolution import AgingEvolution
 from fastnas.strategies.base import Strategy
+from fastnas.strategies.discrete import DiscreteStrategy
 from fastnas.strategies.egnas import EGNAS
+from fastnas.strategies.enas import ENAS
+from fastnas.strategies.genetic import Genetic
+from fastnas.strategies.nasnet_ppo import NASNetPPO
+from fastnas.strategies.nsga2 import NSGA2
+from fastnas.strategies.particle_swarm import ParticleSwarm
+from fastnas.strategies.random_search import RandomSearch
+from fastnas.strategies.reinforce import Reinforce
 
-STRATEGIES: dict[str, type[Strategy]] = {strategy.name: strategy for strategy in (EGNAS,)}
+STRATEGIES: dict[str, type[Strategy]] = {
+    strategy.name: strategy
+    for strategy in (
+        EGNAS, RandomSearch, AgingEvolution, Genetic, NSGA2, ParticleSwarm, Reinforce, NASNetPPO, ENAS,
+    )
+}
 
-__all__ = ["STRATEGIES", "Strategy", "create", "find"]
+__all__ = ["STRATEGIES", "DiscreteStrategy", "Strategy", "create", "find"]
 
 
 def find(name: str) -> type[Strategy]:
