@@ -7,6 +7,7 @@ import sys
 
 COMMANDS = {
     "search": "search an architecture for your images",
+    "compare": "compare strategies over many seeds",
     "report": "write the report page of a run again",
     "env": "versions, build and devices",
 }

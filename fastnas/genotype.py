@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from fastnas.errors import UserError
 
@@ -26,7 +26,17 @@ _PUBLISHED = Path(__file__).with_name("published_genotypes.json")
 
 
 class AnyGenotype(Protocol):
-    """What the engine needs of the architectures of any space."""
+    """What the engine and the report need of the architectures of any space."""
+
+    inputs: ClassVar[int]
+    """Nodes that are given to a cell; the intermediate ones are counted from here."""
+
+    @property
+    def kinds(self) -> tuple[CellKind, ...]: ...
+
+    def pairs(self, kind: CellKind) -> tuple[tuple[Pair, ...], ...]: ...
+
+    def concat(self, kind: CellKind) -> tuple[int, ...]: ...
 
     def skip_count(self, kind: CellKind) -> int: ...
 
@@ -66,6 +76,7 @@ class Genotype:
     reduce: tuple[Pair, ...]
     reduce_concat: tuple[int, ...]
     levels: tuple[tuple[Pair, ...], ...] = ()
+    inputs: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         for kind in _KINDS:

@@ -22,7 +22,9 @@ HEADER = (
 def epoch_line(record: dict[str, Any], epochs: int) -> str:
     """One row of the table under `HEADER`, from an "epoch" event."""
     alpha_entropy = sum(record["alpha_entropy"].values()) / len(record["alpha_entropy"])
-    skips = "+".join(map(str, record["skip_count"].values()))
+    counts = record["skip_count"]
+    both = [sum(n for kind, n in counts.items() if kind.endswith("reduce") is reduce) for reduce in (False, True)]
+    skips = f"{both[0]}+{both[1]}"
     columns = [
         f"{record['epoch'] + 1:>3}/{epochs:<3}",
         f"{record['learning_rate']:>7.4f}",

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from fastnas.errors import UserError
+from fastnas.report.comparison import RUNS_FILE, write_comparison
 from fastnas.report.page import write_report
 
 
@@ -16,9 +17,11 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m fastnas.report",
         description="Writes report.html into a run directory, from the files that are there.",
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the folder that a search wrote")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the folder that a search or a comparison wrote")
     try:
-        print(write_report(parser.parse_args(arguments).run_dir))
+        run_dir = parser.parse_args(arguments).run_dir
+        write = write_comparison if (run_dir / RUNS_FILE).is_file() else write_report
+        print(write(run_dir))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

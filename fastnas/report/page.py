@@ -33,14 +33,19 @@ def write_report(run_dir: str | Path) -> Path:
     run = read_run(run_dir)
     page = render(run)
     path = run.path / "report.html"
+    write_page(path, page)
+    return path
+
+
+def write_page(path: Path, page: str) -> None:
+    """Replaces a page. UserError if it cannot be written."""
     try:
         # Written beside and renamed: a reader never meets half a page.
-        with tempfile.TemporaryDirectory(prefix=".report.", dir=run.path) as folder:
+        with tempfile.TemporaryDirectory(prefix=".report.", dir=path.parent) as folder:
             Path(folder, path.name).write_text(page, encoding="utf-8")
             Path(folder, path.name).replace(path)
     except OSError as error:
         raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}; make the folder writable") from error
-    return path
 
 
 def render(run: Run) -> str:
@@ -75,7 +80,7 @@ def _render(run: Run) -> str:
         heading=escape(subject),
         lead=_lead(run, name),
         problems=f'<ul class="problems">{problems}</ul>' if problems else "",
-        tiles="".join(_tile(*tile) for tile in _tiles(run)),
+        tiles="".join(tile(*tile) for tile in _tiles(run)),
         nav="".join(f'<a href="#{key}">{title}</a>' for key, title, _ in parts),
         sections="\n".join(f'<section id="{key}"><h2>{title}</h2>{body}</section>' for key, title, body in parts),
         version=escape(__version__),
@@ -127,20 +132,20 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
         ("Strategy", run.strategy or dash, "" if seed is None else f"seed {seed}"),
         ("Validation accuracy", accuracy, accuracy_of),
         ("Epochs", f"{len(run.epochs)}{planned}", "done / planned" if planned else "done"),
-        ("Time", dash if run.seconds is None else _duration(run.seconds), _pace(run)),
+        ("Time", dash if run.seconds is None else duration(run.seconds), _pace(run)),
         ("Peak memory", dash if memory is None else _memory(memory), str(run.environment.get("device", ""))),
         ("Network", f"{parameters:,}" if is_number(parameters) else dash, ", ".join(["parameters", *layout])),
     ]
 
 
-def _tile(label: str, value: str, more: str) -> str:
+def tile(label: str, value: str, more: str) -> str:
     number, space, unit = escape(value).partition(" ")
     shown = f"{number}<small>{space}{unit}</small>" if number[:1].isdigit() else escape(value)
     below = f'<dd class="more">{escape(more)}</dd>' if more else ""
     return f'<div><dt>{label}</dt><dd class="value">{shown}</dd>{below}</div>'
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, second = divmod(round(seconds), 60)
@@ -149,7 +154,7 @@ def _duration(seconds: float) -> str:
 
 
 def _pace(run: Run) -> str:
-    return f"{_duration(run.seconds / len(run.epochs))} an epoch" if run.seconds and run.epochs else ""
+    return f"{duration(run.seconds / len(run.epochs))} an epoch" if run.seconds and run.epochs else ""
 
 
 def _memory(mebibytes: float) -> str:

@@ -9,13 +9,12 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from typing import Any
 
-from fastnas.genotype import CellKind, Genotype
+from fastnas.genotype import AnyGenotype, Genotype
 from fastnas.report.cell_graph import KIND_NAMES, draw_cell
 from fastnas.report.chart import Chart
 from fastnas.report.run import Record, Run
 from fastnas.version import __version__
 
-KINDS: tuple[CellKind, CellKind] = ("normal", "reduce")
 # Sides of the images that give DerivedNetwork's auxiliary head, by stem, feature maps that it can take.
 AUXILIARY_SIDES = {"cifar": range(29, 41), "imagenet": range(193, 257)}
 NO_GENOTYPE = "There is no genotype yet: the first one is written after the first epoch."
@@ -32,15 +31,17 @@ def charts(found: Iterable[Chart], otherwise: str) -> str:
 
 
 def cells(run: Run) -> str:
-    """Both cells as graphs."""
+    """The cells as graphs."""
     if run.genotype is None:
         return _missing(NO_GENOTYPE)
     figures = (
         f"<figure><figcaption><h3>{KIND_NAMES[kind].capitalize()}</h3></figcaption>"
         f"{_scroll(draw_cell(run.genotype, kind))}</figure>"
-        for kind in KINDS
+        for kind in run.genotype.kinds
     )
-    reading = "A node is the sum of the operations that point to it. Node i has the number i + 2 in the genotype."
+    reading = "A node is the sum of the operations that point to it."
+    if run.genotype.inputs == 2:
+        reading += " Node i has the number i + 2 in the genotype."
     return _note(f"{_origin(run)} {reading}") + f'<div class="cells">{"".join(figures)}</div>'
 
 
@@ -79,7 +80,7 @@ def recipes(run: Run) -> str:
     if run.genotype is None or run.genotype_origin != path.name:
         retrain = _missing("genotype.json is not there yet; the commands that use it appear with it.")
         parts.append(("Retrain this genotype", "", retrain))
-    else:
+    elif isinstance(run.genotype, Genotype):
         spec = run.data.get("spec")
         command = ["python", "-m", "fastnas.train", "--genotype", str(path), "--data", str(spec or "SPEC")]
         notes = [] if spec else ["SPEC stands for the images, such as cifar10:ROOT: this run recorded none."]
@@ -87,6 +88,8 @@ def recipes(run: Run) -> str:
             notes.append(f"fastnas {__version__} has no fastnas.train yet; what follows below builds the network.")
         parts.append(("Retrain this genotype", " ".join(notes), _code(shlex.join(command))))
         parts.append(("Use it in Python", "", _code(_snippet(run, str(path)), wrap=False)))
+    else:
+        parts.append(("Use it in Python", "", _code(_nb201_snippet(run, str(path)), wrap=False)))
     return "".join(f'<div class="recipe"><h3>{title}</h3>{_note(note)}{body}</div>' for title, note, body in parts)
 
 
@@ -106,6 +109,18 @@ def _snippet(run: Run, path: str) -> str:
     )
 
 
+def _nb201_snippet(run: Run, path: str) -> str:
+    classes, channels = (run.data.get(key) for key in ("classes", "channels"))
+    arguments = [f"num_classes={len(classes)}"] if isinstance(classes, list) else []
+    arguments += [f"in_channels={channels}"] if isinstance(channels, int) else []
+    return (
+        "from fastnas.nn.nb201 import NB201Network\n"
+        "from fastnas.spaces.nb201 import NB201Genotype\n\n"
+        f"genotype = NB201Genotype.from_json({path!r})  # {run.genotype}\n"
+        f"network = NB201Network({', '.join(['genotype', *arguments])})"
+    )
+
+
 def genotype(run: Run) -> str:
     """The genotype as JSON text."""
     if run.genotype is None:
@@ -113,11 +128,11 @@ def genotype(run: Run) -> str:
     return _note(_origin(run)) + _code(_json(run.genotype), wrap=False)
 
 
-def _json(value: Genotype) -> str:
+def _json(value: AnyGenotype) -> str:
     """JSON with one intermediate node a line."""
     lines = []
     for key, entry in value.to_dict().items():
-        if key in KINDS:
+        if key in ("normal", "reduce"):
             nodes = [", ".join(json.dumps(pair) for pair in pairs) for pairs in value.pairs(key)]
             lines.append(f'  "{key}": [\n    ' + ",\n    ".join(nodes) + "\n  ]")
         else:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from fastnas.errors import UserError
-from fastnas.genotype import write_atomically
+from fastnas.genotype import Pair, write_atomically
 from fastnas.spaces.cell_space import CellSpace
 from fastnas.spaces.encoding import EdgeEncoding
 
@@ -36,6 +36,7 @@ class NB201Genotype:
     """
 
     operations: tuple[str, ...]
+    inputs: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "operations", tuple(self.operations))
@@ -58,6 +59,19 @@ class NB201Genotype:
             raise UserError(f"{text!r} is no cell of NAS-Bench-201: expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2|.")
         return genotype
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return ("normal",)
+
+    def pairs(self, kind: str = "normal") -> tuple[tuple[Pair, ...], ...]:
+        """Of each node after the input the (candidate, source) that it sums."""
+        a, b, c, d, e, f = self.operations
+        return ((a, 0),), ((b, 0), (c, 1)), ((d, 0), (e, 1), (f, 2))
+
+    def concat(self, kind: str = "normal") -> tuple[int, ...]:
+        """The output is the last node."""
+        return (3,)
+
     def skip_count(self, kind: str = "normal") -> int:
         """How many edges are `skip_connect`."""
         return self.operations.count("skip_connect")
@@ -75,6 +89,15 @@ class NB201Genotype:
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes the cell to `path`, completely or not at all. UserError if it cannot be written."""
         write_atomically(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads what `to_json` wrote. UserError if there is no such file."""
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read the cell {str(path)!r}: {error}; give the path of its JSON file.") from error
+        return cls.from_dict(data if isinstance(data, dict) else {})
 
 
 @dataclass(frozen=True)

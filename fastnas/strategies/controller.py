@@ -82,6 +82,24 @@ class IndependentLogits(Policy):
     def gene_logits(self, gene: int, codes: Tensor, memory: object) -> tuple[Tensor, object]:
         return self.logits[gene].expand(len(codes), -1), None
 
+    # Where every value is always legal, as on a table, all genes at once: a run there takes a hundred updates.
+
+    def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+        if not all(self._free):
+            return super().forward(codes)
+        logs = torch.log_softmax(self.logits, -1)  # [genes, width]
+        entropy = -(logs.exp() * logs).sum()
+        return logs[torch.arange(codes.shape[1]), codes].sum(1), entropy.expand(len(codes))
+
+    @torch.no_grad()
+    def sample(self, count: int, seed: int) -> list[Code]:
+        if not all(self._free):
+            return super().sample(count, seed)
+        generator = torch.Generator().manual_seed(seed)
+        probabilities = torch.softmax(self.logits, -1)  # [genes, width]
+        drawn = torch.multinomial(probabilities, count, replacement=True, generator=generator)  # [genes, count]
+        return [tuple(code) for code in drawn.T.tolist()]
+
 
 class RecurrentPolicy(Policy):
     """An LSTM that reads the genes chosen so far: each is embedded and is the next input, the first one is learned.
