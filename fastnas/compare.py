@@ -23,14 +23,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fastnas import data, evaluators, spaces, strategies
 from fastnas.errors import UserError
 from fastnas.evaluators import Evaluator, function
-from fastnas.report.comparison import OPTIONS_FILE, RUNS_FILE, Result, Summary, read_results, summarise, write_comparison
+from fastnas.report.comparison import (
+    OPTIONS_FILE,
+    RUNS_FILE,
+    Result,
+    Summary,
+    read_results,
+    summarise,
+    write_comparison,
+)
 from fastnas.strategies import DiscreteStrategy
 
 DESCRIPTION = """Compares strategies that choose architectures: random, aging-evolution, genetic, nsga2, particle-swarm,
 reinforce, nasnet-ppo, enas.
 
-Every run gets the same budget on the clock of the evaluator. Finished runs are kept: the same command goes on where it was
-stopped, and more runs or further strategies can be added later."""
+Every run gets the same budget on the clock of the evaluator. Finished runs are kept: the same command goes on where it
+was stopped, and more runs or further strategies can be added later."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +84,12 @@ class Options:
 
     def fixed(self, clock: str) -> dict[str, Any]:
         """What all runs of a directory have in common."""
-        free = ("strategies", "out", "runs", "seed", "processes")
-        return {"clock": clock, **{name: value for name, value in asdict(self).items() if name not in free}}
+        names = ["evaluator", "budget"]
+        if not self.evaluator.startswith("nb201:"):
+            names.append("space")
+        if self.evaluator.startswith("training:"):
+            names += ["epochs", "channels", "layers", "batch_size", "limit"]
+        return {"clock": clock, **{name: getattr(self, name) for name in names}}
 
 
 def split_names(text: str) -> list[str]:
@@ -212,7 +224,9 @@ def _results(options: Options, missing: dict[str, list[int]]) -> Iterator[list[R
     if not options.evaluator.startswith("nb201:"):
         size = 1
     work = [
-        (name, seeds[i : i + size], options.budget) for name, seeds in missing.items() for i in range(0, len(seeds), size)
+        (name, seeds[i : i + size], options.budget)
+        for name, seeds in missing.items()
+        for i in range(0, len(seeds), size)
     ]
     if processes == 1 or len(work) < 2:
         _begin(options)
@@ -258,11 +272,8 @@ def print_table(summaries: Sequence[Summary], console: Console) -> None:
     console.print(header, style="bold", highlight=False, soft_wrap=True)
     for s in summaries:
         spread = f"{s.worst:.2f} to {s.best:.2f}"
-        console.print(
-            f"{s.strategy:<{width}} {s.runs:>5} {f'{s.mean:.2f} ± {s.std:.2f}':>15} {spread:>16} {s.evaluations:>12.1f}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        row = f"{f'{s.mean:.2f} ± {s.std:.2f}':>15} {spread:>16} {s.evaluations:>12.1f}"
+        console.print(f"{s.strategy:<{width}} {s.runs:>5} {row}", highlight=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

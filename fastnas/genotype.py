@@ -58,8 +58,9 @@ class Genotype:
         normal_concat: the intermediate nodes that form its output, counted from 2.
         reduce: the pairs of the reduction cell, in which operations that read node 0 or 1 have stride 2.
         reduce_concat: the intermediate nodes that form its output.
-        levels: the pairs of five cells, in the order of `LEVEL_KINDS`, where normal and reduction cells differ from level
-            to level; the first two are `normal` and `reduce`, and all have their concatenation. Empty where they do not.
+        levels: the pairs of five cells, in the order of `LEVEL_KINDS`, where normal and reduction cells differ from
+            level to level; the first two are `normal` and `reduce`, and all have their concatenation. Empty where they
+            do not.
 
     The two cells may differ in their number of nodes. Values are immutable, hashable and equal by value; the order of
     the pairs counts.
@@ -134,8 +135,8 @@ class Genotype:
         return "\n".join([*lines, ")"])
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as lists that JSON can hold, and `"format"`, the version of this layout; `"levels"` where there are
-        any."""
+        """The fields as lists that JSON can hold, and `"format"`, the version of this layout; `"levels"` where there
+        are any."""
         levels = {"levels": [[list(pair) for pair in pairs] for pairs in self.levels]} if self.levels else {}
         return {
             "format": FORMAT,

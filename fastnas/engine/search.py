@@ -209,10 +209,11 @@ class Search:
         rate = self.weights.rate(*self.strategy.schedule(self))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        for self.batch in self._weight_batches():
+        for images, labels in self._weight_batches():
+            self.batch = images, labels
             with self._timed("train"):
                 self.strategy.before_step(self)
-                self._weight_step(*self.batch)
+                self._weight_step(images, labels)
                 self.strategy.after_step(self)
             self.step += 1
             self.show("weights", self.step, len(self.weight_pipeline))

@@ -1,6 +1,7 @@
 """Evaluators: how good is this architecture, and what did it cost to know?
 
-`shared` (weights of a supernet), `training[:EPOCHS]` (each from scratch), `python:MODULE:FUNCTION`, `nb201:PATH` (a table).
+`shared` (weights of a supernet), `training[:EPOCHS]` (each from scratch), `python:MODULE:FUNCTION`, `nb201:PATH` (a
+table).
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def for_search(search: Search, strategy: DiscreteStrategy, costs: Sequence[str] 
     if kind == "nb201":
         table = NB201(detail)
         if network.space.name != "nb201":
-            raise UserError(f"the table holds cells of the space nb201, not of {network.space.name}: give --space nb201.")
+            raise UserError(
+                f"the table holds cells of the space nb201, not of {network.space.name}: give --space nb201."
+            )
         return table
     raise UserError(
         f"unknown evaluator {strategy.evaluator!r}: expected shared, training[:EPOCHS], python:MODULE:FUNCTION or "

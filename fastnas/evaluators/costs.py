@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
-from typing import get_args, Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -22,8 +22,8 @@ class Costs:
     """Measures codes, each once.
 
     Args:
-        names: "parameters" and "macs" in millions, "latency" in milliseconds: the median of 20 forward passes of one image
-            in evaluation mode.
+        names: "parameters" and "macs" in millions, "latency" in milliseconds: the median of 20 forward passes of one
+            image in evaluation mode.
         encoding: of the codes.
         build: makes the network of a genotype.
         input_size: (channels, height, width) of an image.

@@ -1,4 +1,5 @@
-"""NAS-Bench-201 as a table (Dong, Yang, ICLR 2020): accuracies and costs of all 15,625 cells, training time simulated."""
+"""NAS-Bench-201 as a table (Dong, Yang, ICLR 2020): accuracies and costs of all 15,625 cells, training time
+simulated."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ class NB201(Evaluator):
     An evaluation costs 12 epochs on half of the training images, as the table timed them on one GTX 1080 Ti.
 
     Args:
-        path: the table as CSV, may be gzipped: columns `arch`, `valid_acc_12_epochs` and `test_acc_200_epochs_mean` in %,
-            `train_s_per_epoch` on all training images, `params_m`, `mflops`, `latency_ms_edge_gpu`.
+        path: the table as CSV, may be gzipped: columns `arch`, `valid_acc_12_epochs` and `test_acc_200_epochs_mean` in
+            %, `train_s_per_epoch` on all training images, `params_m`, `mflops`, `latency_ms_edge_gpu`.
 
     Raises:
         UserError: no such file, a column is missing, or not all cells of the space are there.
@@ -85,7 +86,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             try:
                 columns[name][index] = float(row[name])
             except ValueError as error:
-                raise UserError(f"the table {path}, line {line}: {name} is {row[name]!r}, expected a number.") from error
+                raise UserError(
+                    f"the table {path}, line {line}: {name} is {row[name]!r}, expected a number."
+                ) from error
     if unknown := int(np.isnan(columns["train_s_per_epoch"]).sum()):
         raise UserError(f"the table {path} lacks {unknown} of the {size} cells of NAS-Bench-201: give the whole one.")
     return columns

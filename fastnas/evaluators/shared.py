@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ class SharedWeights(Evaluator):
         finally:
             for layer, (buffers, momentum) in zip(layers, kept, strict=True):
                 for name, buffer in buffers.items():
-                    layer._buffers[name].copy_(buffer)
+                    cast(Tensor, layer._buffers[name]).copy_(cast(Tensor, buffer))
                 layer.momentum = momentum
             self.network.train(training)
 

@@ -20,8 +20,9 @@ from fastnas.spaces.encoding import Code, Encoding
 
 
 class ShortTraining(Evaluator):
-    """Validation accuracy after a few epochs: SGD with a cosine from 0.025 to 0, momentum 0.9, weight decay 3e-4, gradients
-    clipped at 5 (the recipe of DARTS). The same code gets the same initial weights and the same batches every time.
+    """Validation accuracy after a few epochs: SGD with a cosine from 0.025 to 0, momentum 0.9, weight decay 3e-4,
+    gradients clipped at 5 (the recipe of DARTS). The same code gets the same initial weights and the same batches every
+    time.
 
     Args:
         encoding: of the codes.

@@ -77,7 +77,18 @@ class _Cell(torch.autograd.Function):
         states = [state0, state1, *output.split(state0.shape[1], 1)]
         grad = grad.contiguous(memory_format=torch.channels_last)
         done = Backward(
-            plan, settings, (s0, s1), states, outputs, op_weights, edge_weights, weights, mean, rstd, (rstd0, rstd1), grad
+            plan,
+            settings,
+            (s0, s1),
+            states,
+            outputs,
+            op_weights,
+            edge_weights,
+            weights,
+            mean,
+            rstd,
+            (rstd0, rstd1),
+            grad,
         )
         grads = (done.grad_op_weights, done.grad_edge_weights, *done.grad_weights.flat())
         return None, None, None, None, *done.inputs, *grads
@@ -91,7 +102,8 @@ def fused_cell(
 ) -> Tensor | None:
     """The output of a cell as `SearchCell.forward` describes it, or None where the operators cannot compute it.
 
-    s0, s1 [B, C, H, W], op_weights [E, O] and edge_weights [E]; for a population [P or 1, B, C, H, W], [P, E, O], [P, E].
+    s0, s1 [B, C, H, W], op_weights [E, O] and edge_weights [E]; for a population [P or 1, B, C, H, W], [P, E, O], [P,
+    E].
     """
     training, images, eps, momentum = (getattr(plan.norms[0], name) for name in _ALIKE)
     alike = len({tuple(getattr(norm, name) for name in _ALIKE) for norm in plan.norms}) == 1

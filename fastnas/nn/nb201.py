@@ -1,4 +1,5 @@
-"""The network of NAS-Bench-201 (Dong, Yang, ICLR 2020, figure 1): three stages of equal cells, residual blocks between."""
+"""The network of NAS-Bench-201 (Dong, Yang, ICLR 2020, figure 1): three stages of equal cells, residual blocks
+between."""
 
 from __future__ import annotations
 
@@ -49,17 +50,18 @@ class NB201Cell(nn.Module):
         edge_weights: Tensor | None = None,
         active: Tensor | None = None,
     ) -> Tensor:
-        """x [B, C, H, W], weights [E, O], edge_weights [E], active [E, O] → [B, C, H, W]; a population with a leading P."""
+        """x [B, C, H, W], weights [E, O], edge_weights [E], active [E, O] → [B, C, H, W]; a population with a leading
+        P."""
         states = [x]
         for node in range(1, self.space.nodes + 1):
-            total = None
+            outputs = []
             for source, edge in enumerate(self.space.incoming(node)):
                 chosen = None if active is None else active[edge]
                 output = self.edges[edge](states[source], weights[..., edge, :], chosen)  # [..., B, C, H, W]
                 if edge_weights is not None:
                     output = output * edge_weights[..., edge, None, None, None, None]
-                total = output if total is None else total + output
-            states.append(total)
+                outputs.append(output)
+            states.append(functools.reduce(torch.add, outputs))
         return states[-1]
 
 
@@ -102,7 +104,8 @@ def _stages(build: Callable[[int], nn.Module], channels: int, layers: int) -> tu
     """`nb201_body` with cells that `build` makes of their channels."""
     if layers % 3:
         raise UserError(
-            f"layers is {layers}, but the network of NAS-Bench-201 has three equal stages: give a multiple of 3, such as 15."
+            f"layers is {layers}, but the network of NAS-Bench-201 has three equal stages: give a multiple of 3, "
+            "such as 15."
         )
     body = nn.ModuleList()
     for stage in range(3):
@@ -163,5 +166,5 @@ class DerivedNB201Cell(nn.Module):
         states = [x]
         for node in range(1, SPACE.nodes + 1):
             outputs = [self.primitives[edge](states[i]) for i, edge in enumerate(SPACE.incoming(node))]
-            states.append(torch.stack(outputs).sum(0))  # [B, C, H, W]
+            states.append(functools.reduce(torch.add, outputs))  # [B, C, H, W]
         return states[-1]

@@ -46,8 +46,8 @@ class Supernet(nn.Module):
 
     Attributes:
         alphas: `nn.ParameterDict` {"normal": [E, O], "reduce": [E, O]}, a table for each of `space.kinds`, initialised
-            to 1e-3·N(0, 1). Part of the `state_dict`, and of `parameters()`: give `weight_parameters()` to the optimizer
-            of ω.
+            to 1e-3·N(0, 1). Part of the `state_dict`, and of `parameters()`: give `weight_parameters()` to the
+            optimizer of ω.
 
     Raises:
         UserError: an unknown space, backend or stem, a number below 1, channels that `partial_channels` does not
@@ -159,8 +159,8 @@ class Supernet(nn.Module):
         Args:
             op_weights: {"normal": [E, O], "reduce": [E, O]}, used as they are; by default softmax(α).
             edge_weights: {"normal": [E], "reduce": [E]}, factors of whole edges (β of PC-DARTS); ones by default.
-            active: {"normal": [E, O], "reduce": [E, O]}, booleans on the CPU: the other candidates are not computed, as if
-                their weights were 0. All by default.
+            active: {"normal": [E, O], "reduce": [E, O]}, booleans on the CPU: the other candidates are not computed, as
+                if their weights were 0. All by default.
 
         Raises:
             UserError: a table of another shape.
@@ -181,8 +181,8 @@ class Supernet(nn.Module):
         return self._classify(s0, s1, weights, edge_weights, active)  # [B, num_classes]
 
     def path_logits(self, x: Tensor, path: OpWeights) -> Tensor:
-        """`forward` of a sampled architecture: `path` are operation weights on the CPU of which most are 0, and only the
-        other candidates are computed."""
+        """`forward` of a sampled architecture: `path` are operation weights on the CPU of which most are 0, and only
+        the other candidates are computed."""
         return self.forward(x, self._to(x, path), active={kind: path[kind] != 0 for kind in self.space.kinds})
 
     def _to(self, x: Tensor, tables: OpWeights) -> dict[str, Tensor]:
@@ -250,8 +250,8 @@ class Supernet(nn.Module):
     def path_population_logits(
         self, x: Tensor, paths: Sequence[OpWeights], bn_mode: Literal["running", "batch"] = "running"
     ) -> Tensor:
-        """`population_logits` of sampled architectures, [P, B, classes]: the stem is computed once, and of each individual
-        the chosen candidates only.
+        """`population_logits` of sampled architectures, [P, B, classes]: the stem is computed once, and of each
+        individual the chosen candidates only.
 
         Args:
             x: images [B, in_channels, H, W].

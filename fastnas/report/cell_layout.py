@@ -49,7 +49,8 @@ class Item:
 
 
 def node_name(number: int, inputs: int = 2) -> str:
-    """What people call node ``number`` of a genotype: c_{k-2}, c_{k-1}, then 0, 1, ...; with one input c_{k-1}, 1, 2, ..."""
+    """What people call node ``number`` of a genotype: c_{k-2}, c_{k-1}, then 0, 1, ...; with one input c_{k-1}, 1, 2,
+    ..."""
     if inputs == 1:
         return str(number) if number else "c_{k-1}"
     return ("c_{k-2}", "c_{k-1}")[number] if number < 2 else str(number - 2)

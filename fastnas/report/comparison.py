@@ -20,15 +20,19 @@ from fastnas.errors import UserError
 from fastnas.report import sections
 from fastnas.report.chart import Chart, colour
 from fastnas.report.page import tile, write_page
-from fastnas.report.palette import OPERATIONS, stylesheet
+from fastnas.report.palette import stylesheet
 from fastnas.version import __version__
 
 RUNS_FILE = "runs.jsonl"
 OPTIONS_FILE = "comparison.json"
 TIMES = 200  # places at which curves are drawn
-COLOURS = tuple(f"op-{name}" for name in ("sep_conv_5x5", "max_pool_3x3", "skip_connect", "dil_conv_3x3", "avg_pool_3x3",
-                                          "sep_conv_3x3", "dil_conv_5x5", "conv_7x1_1x7"))  # fmt: skip
-assert all(name.removeprefix("op-") in OPERATIONS for name in COLOURS)
+COLOURS = tuple(
+    f"op-{name}"
+    for name in (
+        "sep_conv_5x5", "max_pool_3x3", "skip_connect", "dil_conv_3x3", "avg_pool_3x3", "sep_conv_3x3", "dil_conv_5x5",
+        "conv_7x1_1x7",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -201,41 +205,40 @@ def _table(summaries: list[Summary], score: str) -> str:
     )
 
 
-def _charts(
-    results: list[Result], tints: dict[str, str], budget: float, clock: str, score: str
-) -> Iterator[Chart]:
-    """The mean of the best so far over time, with a band of one standard deviation."""
+def _charts(results: list[Result], tints: dict[str, str], budget: float, clock: str, score: str) -> Iterator[Chart]:
+    """The mean of the best so far over time, with a band of the middle half."""
     times = np.linspace(0, budget, TIMES + 1)
     curves = {}
     for strategy in tints:
         scores = 100 * np.stack([run.score_at(times) for run in results if run.strategy == strategy])  # [runs, times]
         known = ~np.isnan(scores).any(0)
         if known.any():
-            curves[strategy] = times[known], scores[:, known].mean(0), scores[:, known].std(0)
+            low, high = np.quantile(scores[:, known], (0.25, 0.75), axis=0)
+            curves[strategy] = times[known], scores[:, known].mean(0), low, high
     if not curves:
         return
     chart = Chart("best_so_far", f"{score.capitalize()} of the best architecture so far", size=(900.0, 380.0))
     chart.label(f"{clock} seconds", f"{score} (%)")
     chart.grid()
     chart.ticks(y=MaxNLocator(6, steps=(1, 2, 2.5, 5, 10), min_n_ticks=4))
-    for strategy, (x, mean, std) in curves.items():
-        chart.axes.fill_between(x, mean - std, mean + std, color=colour(tints[strategy]), alpha=0.12, linewidth=0)
+    for strategy, (x, mean, low, high) in curves.items():
+        chart.axes.fill_between(x, low, high, color=colour(tints[strategy]), alpha=0.14, linewidth=0)
         chart.axes.plot(x, mean, color=colour(tints[strategy]), linewidth=1.8)
     # The first architectures are so much worse that the rest would be one flat line.
-    late = [(mean - std)[x >= 0.15 * budget] for x, mean, std in curves.values()]
-    low = min((part.min() for part in late if part.size), default=min(mean.min() for _, mean, _ in curves.values()))
-    high = max((mean + std).max() for _, mean, std in curves.values())
-    room = 0.05 * (high - low or 1.0)
-    chart.axes.set_ylim(low - room, high + room)
+    late = [np.minimum(low, mean)[x >= 0.1 * budget] for x, mean, low, _ in curves.values()]
+    bottom = min((part.min() for part in late if part.size), default=min(c[1].min() for c in curves.values()))
+    top = max(max(high.max(), mean.max()) for _, mean, _, high in curves.values())
+    room = 0.05 * (top - bottom or 1.0)
+    chart.axes.set_ylim(bottom - room, top + room)
     chart.axes.set_xlim(0, budget)
-    labels = [(float(mean[-1]), f"{name} {mean[-1]:.2f}", tints[name]) for name, (_, mean, _) in curves.items()]
+    labels = [(float(mean[-1]), f"{name} {mean[-1]:.2f}", tints[name]) for name, (_, mean, *_) in curves.items()]
     chart.direct_labels(labels)
-    chart.note = "Line: mean over the runs; band: one standard deviation."
+    chart.note = "Line: mean over the runs; band: the middle half of them."
     marks = times[::10]
     texts = []
     for mark in marks:
         lines = [f"{mark:,.0f} s"]
-        for name, (x, mean, _) in curves.items():
+        for name, (x, mean, *_) in curves.items():
             if mark >= x[0]:
                 lines.append(f"{name} {mean[np.searchsorted(x, mark, side='right') - 1]:.2f} %")
         texts.append("\n".join(lines))

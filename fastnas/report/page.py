@@ -80,7 +80,7 @@ def _render(run: Run) -> str:
         heading=escape(subject),
         lead=_lead(run, name),
         problems=f'<ul class="problems">{problems}</ul>' if problems else "",
-        tiles="".join(tile(*tile) for tile in _tiles(run)),
+        tiles="".join(tile(*entry) for entry in _tiles(run)),
         nav="".join(f'<a href="#{key}">{title}</a>' for key, title, _ in parts),
         sections="\n".join(f'<section id="{key}"><h2>{title}</h2>{body}</section>' for key, title, body in parts),
         version=escape(__version__),

@@ -56,9 +56,7 @@ class CellSpace:
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
         """(source, node) of every edge."""
-        return tuple(
-            (source, node) for node in range(self.inputs, self.nodes + self.inputs) for source in range(node)
-        )
+        return tuple((source, node) for node in range(self.inputs, self.nodes + self.inputs) for source in range(node))
 
     def incoming(self, node: int) -> range:
         """The numbers of the edges that enter a node; their order is that of the sources."""
@@ -92,9 +90,7 @@ class CellSpace:
         """The genotype of these cells, in the order of `kinds`, whose output is all their nodes."""
         concat = tuple(range(2, self.nodes + 2))
         levels = cells if len(cells) > len(CELL_KINDS) else ()
-        return Genotype(
-            normal=cells[0], normal_concat=concat, reduce=cells[1], reduce_concat=concat, levels=levels
-        )
+        return Genotype(normal=cells[0], normal_concat=concat, reduce=cells[1], reduce_concat=concat, levels=levels)
 
     def tables(self, genotype: Genotype) -> tuple[tuple[Pair, ...], ...]:
         """The inverse of `assemble`."""

@@ -1,4 +1,5 @@
-"""Architectures as tuples of whole numbers ("genes"), for strategies that choose candidates instead of weighing them."""
+"""Architectures as tuples of whole numbers ("genes"), for strategies that choose candidates instead of weighing
+them."""
 
 from __future__ import annotations
 
@@ -23,11 +24,13 @@ class Encoding(ABC):
     """The codes of one space.
 
     Attributes:
+        space: whose architectures they are.
         sizes: how many values each gene has, from 0.
         nodes: the genes of each node, which crossover copies as a whole.
         cells: the genes of each kind of cell.
     """
 
+    space: CellSpace
     sizes: tuple[int, ...]
     nodes: tuple[slice, ...]
     cells: tuple[slice, ...]
@@ -181,7 +184,8 @@ class EdgeEncoding(Encoding):
         return self.space.derive(self.op_weights(code))
 
     def encode(self, genotype: AnyGenotype) -> Code:
-        return tuple(self.space.candidates.index(name) for name in genotype.operations)
+        operations = [name for node in genotype.pairs(self.space.kinds[0]) for name, _ in node]
+        return tuple(self.space.candidates.index(name) for name in operations)
 
     def op_weights(self, code: Code) -> dict[str, Tensor]:
         table = torch.zeros(len(self.space.edges), len(self.space.candidates))  # [E, O]

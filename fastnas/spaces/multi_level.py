@@ -1,4 +1,5 @@
-"""The space of DARTS with five kinds of cells: normal and reduction cells of a low and a middle level, and high ones."""
+"""The space of DARTS with five kinds of cells: normal and reduction cells of a low and a middle level, and high
+ones."""
 
 from fastnas.genotype import LEVEL_KINDS
 from fastnas.spaces import darts

@@ -31,7 +31,22 @@ from fastnas.strategies.snas import SNAS
 STRATEGIES: dict[str, type[Strategy]] = {
     strategy.name: strategy
     for strategy in (
-        EGNAS, DARTS, PCDARTS, PDARTS, SNAS, GDAS, DARTSPlus, MultiLevel, RandomSearch, AgingEvolution, Genetic, NSGA2, ParticleSwarm, Reinforce, NASNetPPO, ENAS,
+        EGNAS,
+        DARTS,
+        PCDARTS,
+        PDARTS,
+        SNAS,
+        GDAS,
+        DARTSPlus,
+        MultiLevel,
+        RandomSearch,
+        AgingEvolution,
+        Genetic,
+        NSGA2,
+        ParticleSwarm,
+        Reinforce,
+        NASNetPPO,
+        ENAS,
     )
 }
 

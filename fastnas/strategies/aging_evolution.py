@@ -1,4 +1,5 @@
-"""Regularised ("aging") evolution (Real et al., "Regularized Evolution for Image Classifier Architecture Search", AAAI 2019).
+"""Regularised ("aging") evolution (Real et al., "Regularized Evolution for Image Classifier Architecture Search", AAAI
+2019).
 
 The population is a queue: whatever is oldest leaves, however good it is.
 """

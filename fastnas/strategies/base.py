@@ -18,8 +18,8 @@ class Strategy:
 
     A strategy is a dataclass in a file of its own: documented hyper-parameters as fields, state as fields that are not
     part of `__init__`, and those of the following hooks that it needs. `search` is the running `engine.Search`: its
-    network, its batches of the α half (`search.alpha_pipeline`), its clock (`epoch`, `step`), its log (`search.log`), and
-    in `before_step` and `after_step` the batch of the weight step (`search.batch`).
+    network, its batches of the α half (`search.alpha_pipeline`), its clock (`epoch`, `step`), its log (`search.log`),
+    and in `before_step` and `after_step` the batch of the weight step (`search.batch`).
 
     Everything that a hook changes must be part of the network, of `state_dict()` or of torch's global random state, for
     these are what a checkpoint holds. A hook that runs long calls `search.check_stop()` where its state is complete.
@@ -28,7 +28,8 @@ class Strategy:
     name: ClassVar[str]
     default_space: ClassVar[str] = "darts"
     recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Published options outside the strategy, by group: {"weights": {"epochs": 50}}. Presets, files and flags override."""
+    """Published options outside the strategy, by group: {"weights": {"epochs": 50}}. Presets, files and flags
+    override."""
 
     def start(self, search: Search) -> None:
         """Once, before the first epoch or before `load_state_dict`: build what needs the network or the data."""

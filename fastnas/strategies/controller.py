@@ -1,5 +1,5 @@
-"""Policies over architectures: what the reinforcement strategies train. A policy gives every gene a distribution over its
-legal values."""
+"""Policies over architectures: what the reinforcement strategies train. A policy gives every gene a distribution over
+its legal values."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ class Policy(nn.Module):
 
     @abstractmethod
     def gene_logits(self, gene: int, codes: Tensor, memory: object) -> tuple[Tensor, object]:
-        """Logits [m, width] of a gene, given the genes before it in `codes` [m, genes], and what to pass to the next."""
+        """Logits [m, width] of a gene, given the genes before it in `codes` [m, genes], and what to pass to the
+        next."""
 
     def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """log π of codes [m, genes] and the summed entropies of their genes' distributions: [m] each, in nats."""
-        log_probability, entropy, memory = 0.0, 0.0, None
+        log_probability, entropy = torch.zeros(len(codes)), torch.zeros(len(codes))  # [m]
+        memory: object = None
         for gene in range(codes.shape[1]):
             logits, memory = self.gene_logits(gene, codes, memory)
             logs = torch.log_softmax(self._masked(gene, codes, logits), -1)  # [m, width]
@@ -44,7 +46,7 @@ class Policy(nn.Module):
         """So many codes, drawn from a generator of this seed."""
         generator = torch.Generator().manual_seed(seed)
         codes = torch.zeros(count, len(self.encoding.sizes), dtype=torch.int64)  # [count, genes]
-        memory = None
+        memory: object = None
         for gene in range(codes.shape[1]):
             logits, memory = self.gene_logits(gene, codes, memory)
             probabilities = torch.softmax(self._masked(gene, codes, logits), -1)  # [count, width]

@@ -92,7 +92,9 @@ class DARTS(GradientStrategy):
 
             def loss(weights: Sequence[Tensor]) -> Tensor:
                 replaced = {**buffers, **dict(zip(keys, weights, strict=True))}
-                logits = torch.func.functional_call(network, replaced, (images,), self.mixture(search, int(alpha_counts)))
+                logits = torch.func.functional_call(
+                    network, replaced, (images,), self.mixture(search, int(alpha_counts))
+                )
                 return self.alpha_loss(search, logits, labels) if alpha_counts else F.cross_entropy(logits, labels)
 
             return loss
@@ -107,4 +109,3 @@ class DARTS(GradientStrategy):
             momentum=search.weights.momentum,
             weight_decay=search.weights.weight_decay,
         )
-

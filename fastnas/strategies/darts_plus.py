@@ -1,5 +1,5 @@
-"""DARTS+ (Liang et al., "DARTS+: Improved Differentiable Architecture Search with Early Stopping", 2019), around any strategy
-that moves α by gradient: the search stops where skip connections begin to take over."""
+"""DARTS+ (Liang et al., "DARTS+: Improved Differentiable Architecture Search with Early Stopping", 2019), around any
+strategy that moves α by gradient: the search stops where skip connections begin to take over."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class DARTSPlus(Strategy):
     base: str = "darts:order=1"
     """The strategy that searches, with its options: NAME or NAME:OPTION=VALUE,OPTION=VALUE."""
     rule: Literal["skip", "ranking"] = "skip"
-    """Stop when a normal cell of the genotype has so many skips, or when the convolutions rank alike for long enough."""
+    """Stop when a normal cell of the genotype has so many skips, or when the convolutions rank alike for long
+    enough."""
     skips: int = 2
     """Skip connections in a normal cell that stop the search."""
     patience: int = 10
@@ -43,14 +44,16 @@ class DARTSPlus(Strategy):
 
         self.inner = parse(self.base)
         if not isinstance(self.inner, GradientStrategy):
-            raise UserError(f"darts-plus stops strategies that move α by gradient, and {self.base!r} is not one of them.")
+            raise UserError(
+                f"darts-plus stops strategies that move α by gradient, and {self.base!r} is not one of them."
+            )
         if self.rule not in ("skip", "ranking"):
             raise UserError(f"unknown rule {self.rule!r}: expected skip or ranking.")
         for name in ("skips", "patience"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1.")
         self.stopped = False
-        self.last: Genotype | None = None  # the last genotype that did not break the rule of skips
+        self.last: AnyGenotype | None = None  # the last genotype that did not break the rule of skips
         self.ranking: list[list[int]] = []  # of the convolutions of every edge, best first
         self.unchanged = 0  # epochs
 
@@ -74,8 +77,10 @@ class DARTSPlus(Strategy):
 
     def _ranking(self, search: Search) -> list[list[int]]:
         learnable = [i for i, name in enumerate(search.network.space.candidates) if "conv" in name]
-        tables = torch.cat([table.detach().cpu() for table in self.inner.mean_op_weights(search).values()])  # [edges, O]
-        return tables[:, learnable].argsort(-1, descending=True, stable=True).tolist()
+        tables = torch.cat(
+            [table.detach().cpu() for table in self.inner.mean_op_weights(search).values()]
+        )  # [edges, O]
+        return tables[:, learnable].argsort(dim=-1, descending=True, stable=True).tolist()
 
     def finished(self, search: Search) -> bool:
         return self.stopped or self.inner.finished(search)

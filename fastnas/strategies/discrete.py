@@ -44,9 +44,9 @@ class Individual:
 class DiscreteStrategy(Strategy):
     """Base of the strategies that sample, evolve or learn to choose architectures.
 
-    A subclass says what to evaluate next (`ask`) and learns from the results (`tell`); it runs on any `Evaluator`, through
-    `run` or inside a search. There the shared weights are trained on one random path a step, and the evaluations are
-    spread evenly over the epochs from `warm_up` on, each after the weight steps of its epoch.
+    A subclass says what to evaluate next (`ask`) and learns from the results (`tell`); it runs on any `Evaluator`,
+    through `run` or inside a search. There the shared weights are trained on one random path a step, and the
+    evaluations are spread evenly over the epochs from `warm_up` on, each after the weight steps of its epoch.
     """
 
     default_space: ClassVar[str] = "egnas"
@@ -57,9 +57,11 @@ class DiscreteStrategy(Strategy):
     warm_up: int | None = None
     """Epochs before architectures are evaluated; None for the strategy's own share of all."""
     evaluations: int | None = None
-    """How many architectures a search evaluates in all, rounded up to whole generations; None for the strategy's number."""
+    """How many architectures a search evaluates in all, rounded up to whole generations; None for the strategy's
+    number."""
     evaluator: str = "shared"
-    """shared: by the shared weights; training: each trained from scratch; python:MODULE:FUNCTION: a callable of yours."""
+    """shared: by the shared weights; training: each trained from scratch; python:MODULE:FUNCTION: a callable of
+    yours."""
     bn_mode: Literal["batch", "running", "recalibrate"] = "batch"
     """Shared weights: normalise by the batch, by running statistics, or by statistics taken anew for each path."""
     fitness_batch_size: int = 128
@@ -116,7 +118,8 @@ class DiscreteStrategy(Strategy):
     # --- without a supernet ---
 
     def run(self, evaluator: Evaluator, seed: int, seconds: float) -> Iterator[Individual]:
-        """Searches until the evaluator's clock has reached `seconds`; an evaluation that would end later is not counted.
+        """Searches until the evaluator's clock has reached `seconds`; an evaluation that would end later is not
+        counted.
 
         Yields:
             Every counted individual, in order.

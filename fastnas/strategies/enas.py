@@ -1,7 +1,8 @@
-"""ENAS (Pham et al., "Efficient Neural Architecture Search via Parameter Sharing", ICML 2018), the search for cells ("micro").
+"""ENAS (Pham et al., "Efficient Neural Architecture Search via Parameter Sharing", ICML 2018), the search for cells
+("micro").
 
-An LSTM chooses sources by attention over the nodes there are, and candidates by a softmax; it and the shared weights take
-turns. Details are those of the released TensorFlow program.
+An LSTM chooses sources by attention over the nodes there are, and candidates by a softmax; it and the shared weights
+take turns. Details are those of the released TensorFlow program.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class ENASPolicy(Policy):
     Sources are drawn without replacement, so that every code is legal; all nodes are concatenated.
     """
 
-    def __init__(self, encoding: CellEncoding, seed: int, hidden: int, tanh_constant: float, op_tanh_reduce: float) -> None:
+    def __init__(
+        self, encoding: CellEncoding, seed: int, hidden: int, tanh_constant: float, op_tanh_reduce: float
+    ) -> None:
         super().__init__(encoding)
         self.tanh_constant, self.op_tanh_reduce = tanh_constant, op_tanh_reduce
         self.per_cell = encoding.cells[0].stop
@@ -56,7 +59,7 @@ class ENASPolicy(Policy):
                 parameter.uniform_(-0.1, 0.1, generator=generator)
         favoured = torch.tensor([name in FAVOURED for name in candidates])
         self.op_bias = nn.Parameter(10.0 * favoured)
-        self.register_buffer("fixed_bias", torch.where(favoured, 0.25, -0.25), persistent=False)
+        self.fixed_bias = torch.where(favoured, 0.25, -0.25)  # [candidates]
 
     def gene_logits(self, gene: int, codes: Tensor, memory: object) -> tuple[Tensor, object]:
         here = memory if isinstance(memory, _Memory) else _Memory()
@@ -93,7 +96,8 @@ class ENASPolicy(Policy):
 
 @dataclass
 class ENAS(PolicyStrategy):
-    """ENAS: after every epoch of the shared weights the controller makes its steps; the best of ten samples is derived."""
+    """ENAS: after every epoch of the shared weights the controller makes its steps; the best of ten samples is
+    derived."""
 
     name: ClassVar[str] = "enas"
     recipe: ClassVar = {

@@ -1,7 +1,7 @@
 """GDAS (Dong, Yang, "Searching for a Robust Neural Architecture in Four GPU Hours", CVPR 2019).
 
-Every step draws one candidate for each edge by the Gumbel-max trick; only these are computed, and α gets the gradient of
-the relaxed choice.
+Every step draws one candidate for each edge by the Gumbel-max trick; only these are computed, and α gets the gradient
+of the relaxed choice.
 """
 
 from __future__ import annotations

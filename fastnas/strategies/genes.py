@@ -15,8 +15,8 @@ CROSSOVERS = get_args(Crossover)
 def cross(first: Code, second: Code, kind: Crossover, encoding: Encoding, random: Random) -> Code:
     """A child of two codes.
 
-    "uniform_node": every node whole from either parent, so nothing can become illegal. "two_point": the genes between two
-    places from the second parent, then repaired. "cell_swap": every cell whole from either parent.
+    "uniform_node": every node whole from either parent, so nothing can become illegal. "two_point": the genes between
+    two places from the second parent, then repaired. "cell_swap": every cell whole from either parent.
     """
     if kind == "two_point":
         start, stop = sorted(random.sample(range(len(first) + 1), 2))
@@ -39,7 +39,8 @@ def mutate_genes(code: Code, probability: float, encoding: Encoding, random: Ran
 
 
 def unlike(draw: Callable[[], Code], seen: set[Code], encoding: Encoding, tries: int = 20) -> Code:
-    """What `draw()` gives, drawn again while it stands for an architecture in `seen`; after so many tries the last one."""
+    """What `draw()` gives, drawn again while it stands for an architecture in `seen`; after so many tries the last
+    one."""
     code: Code = ()
     for _ in range(tries):
         code = draw()

@@ -1,5 +1,5 @@
-"""A genetic algorithm: selection, crossover, mutation, survival (Eiben, Smith, "Introduction to Evolutionary Computing",
-2015, chapters 3 to 6)."""
+"""A genetic algorithm: selection, crossover, mutation, survival (Eiben, Smith, "Introduction to Evolutionary
+Computing", 2015, chapters 3 to 6)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from fastnas.strategies.genes import CROSSOVERS, Crossover, cross, mutate_genes,
 
 @dataclass
 class Genetic(DiscreteStrategy):
-    """Tournaments choose parents; children are crossed and mutated; no architecture is evaluated twice if it can be helped."""
+    """Tournaments choose parents; children are crossed and mutated; no architecture is evaluated twice if it can be
+    helped."""
 
     name: ClassVar[str] = "genetic"
     default_evaluations: ClassVar[int] = 400  # 20 generations

@@ -1,4 +1,5 @@
-"""What the gradient strategies share: α and its optimiser, and a step on a batch of the α half before each weight step."""
+"""What the gradient strategies share: α and its optimiser, and a step on a batch of the α half before each weight
+step."""
 
 from __future__ import annotations
 
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 class GradientStrategy(Strategy):
     """Base of the strategies that differentiate α: Adam on the loss of a validation batch, first order.
 
-    A subclass may change what the network computes (`mean_mixture`, `mixture`), the loss of α (`alpha_loss`), or what else
-    is optimised with α (`extra_parameters`).
+    A subclass may change what the network computes (`mean_mixture`, `mixture`), the loss of α (`alpha_loss`), or what
+    else is optimised with α (`extra_parameters`).
     """
 
     recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {
@@ -57,7 +58,9 @@ class GradientStrategy(Strategy):
                 "Lower the warm-up or raise the epochs."
             )
         self._search = search
-        self._pipeline = search.alpha_pipeline(min(search.weight_pipeline.batch_size, len(search.valid_pipeline.indices)))
+        self._pipeline = search.alpha_pipeline(
+            min(search.weight_pipeline.batch_size, len(search.valid_pipeline.indices))
+        )
         self._optimize(search)
 
     def _optimize(self, search: Search) -> None:
@@ -143,4 +146,3 @@ def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
     """∂loss/∂parameter of each; zeros where it does not depend on one. Nothing is accumulated in `.grad`."""
     found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
     return [torch.zeros_like(p) if grad is None else grad for p, grad in zip(parameters, found, strict=True)]
-

@@ -1,4 +1,5 @@
-"""The Gumbel-softmax (Jang et al., ICLR 2017; Maddison et al., ICLR 2017): a random choice that can be differentiated."""
+"""The Gumbel-softmax (Jang et al., ICLR 2017; Maddison et al., ICLR 2017): a random choice that can be
+differentiated."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""NASNet's controller: an LSTM trained by proximal policy optimisation (Zoph et al., "Learning Transferable Architectures for
-Scalable Image Recognition", CVPR 2018; Schulman et al., "Proximal Policy Optimization Algorithms", 2017)."""
+"""NASNet's controller: an LSTM trained by proximal policy optimisation (Zoph et al., "Learning Transferable
+Architectures for Scalable Image Recognition", CVPR 2018; Schulman et al., "Proximal Policy Optimization Algorithms",
+2017)."""
 
 from __future__ import annotations
 

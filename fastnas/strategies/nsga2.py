@@ -1,4 +1,5 @@
-"""NSGA-II (Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm", IEEE TEC 2002) as NSGA-Net uses it (Lu et al.,
+"""NSGA-II (Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm", IEEE TEC 2002) as NSGA-Net uses it (Lu et
+al.,
 "NSGA-Net: Neural Architecture Search using Multi-Objective Genetic Algorithm", GECCO 2019): error against cost."""
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ def ranks_and_crowding(objectives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         objectives: [n, m], minimised.
 
     Returns:
-        [n] int64, and [n] float64; the ends of a front are infinitely far away. Distances are means over the objectives.
+        [n] int64, and [n] float64; the ends of a front are infinitely far away. Distances are means over the
+        objectives.
     """
     # Imported here: it takes a second, and only this strategy needs it.
     from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance

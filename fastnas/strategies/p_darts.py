@@ -8,9 +8,9 @@ outputs of skip connections are dropped out. At the end a normal cell keeps a li
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from fastnas.errors import UserError
 from fastnas.genotype import Genotype, Pair
 from fastnas.nn import Supernet
 from fastnas.nn.cell import SearchCell
+from fastnas.nn.mixed_op import MixedOp
 from fastnas.spaces import CellSpace
 from fastnas.strategies.gradient import GradientStrategy
 
@@ -60,8 +61,8 @@ def strongest_pairs(probabilities: Tensor, space: CellSpace) -> tuple[Pair, ...]
 
 
 def limit_skips(probabilities: Tensor, space: CellSpace, most: int) -> tuple[Pair, ...]:
-    """`strongest_pairs` with at most so many skip connections: the least probable one that is kept is ruled out, and the cell
-    derived anew, until they are few enough.
+    """`strongest_pairs` with at most so many skip connections: the least probable one that is kept is ruled out, and
+    the cell derived anew, until they are few enough.
 
     An edge that has no other candidate left can still not be chosen: its probability is 0 then.
     """
@@ -125,19 +126,21 @@ class PDARTS(GradientStrategy):
     def start(self, search: Search) -> None:
         space = search.network.space
         if search.epochs % STAGES or search.epochs < STAGES:
-            raise UserError(f"epochs is {search.epochs}, but p-darts has {STAGES} equal stages: give a multiple of them.")
+            raise UserError(
+                f"epochs is {search.epochs}, but p-darts has {STAGES} equal stages: give a multiple of them."
+            )
         self.length = search.epochs // STAGES
         if self.warm_up >= self.length:
             raise UserError(
-                f"warm_up is {self.warm_up} epochs, but a stage has {self.length}: α would never move. Lower the warm-up "
-                "or raise the epochs."
+                f"warm_up is {self.warm_up} epochs, but a stage has {self.length}: α would never move. Lower the "
+                "warm-up or raise the epochs."
             )
         if space.inputs != 2 or "skip_connect" not in space.candidates:
             raise UserError(f"p-darts limits skip connections of cells with two inputs, unlike space {space.name}.")
         if len(space.candidates) - self.drop_1 - self.drop_2 < 3:
             raise UserError(
-                f"after dropping {self.drop_1} and {self.drop_2} of {len(space.candidates)} candidates fewer than 3 are "
-                "left for the last stage: lower drop_1 or drop_2."
+                f"after dropping {self.drop_1} and {self.drop_2} of {len(space.candidates)} candidates fewer than 3 "
+                "are left for the last stage: lower drop_1 or drop_2."
             )
         self._first_layers = search.network.layers
         self.stage = 0
@@ -184,11 +187,12 @@ class PDARTS(GradientStrategy):
         if self._initial_dropout > 0:
             for cell in search.network.cells:
                 assert isinstance(cell, SearchCell)
-                for edge in cell.edges:
+                for edge in cast(Iterable[MixedOp], cell.edges):
                     for column, candidate in enumerate(edge.candidates):
                         if isinstance(candidate, nn.Identity):
-                            edge.candidates[column] = nn.Dropout(self._initial_dropout)
-                            self._dropouts.append(edge.candidates[column])
+                            dropout = nn.Dropout(self._initial_dropout)
+                            edge.candidates[column] = dropout
+                            self._dropouts.append(dropout)
 
     # --- what the network computes ---
 
@@ -217,9 +221,7 @@ class PDARTS(GradientStrategy):
         for kind in space.kinds:
             table = tables[kind].detach().cpu().double()  # [E, O]
             cells.append(
-                limit_skips(table, space, self.skip_limit)
-                if kind.endswith("normal")
-                else strongest_pairs(table, space)
+                limit_skips(table, space, self.skip_limit) if kind.endswith("normal") else strongest_pairs(table, space)
             )
         return space.assemble(tuple(cells))
 

@@ -1,5 +1,6 @@
-"""Particle swarm optimisation (Kennedy, Eberhart, ICNN 1995; constants of Clerc, Kennedy, IEEE TEC 2002), as EPCNAS searches
-with it (Huang et al., "Particle Swarm Optimization for Compact Neural Architecture Search", IEEE TEVC 2023), adapted to cells:
+"""Particle swarm optimisation (Kennedy, Eberhart, ICNN 1995; constants of Clerc, Kennedy, IEEE TEC 2002), as EPCNAS
+searches with it (Huang et al., "Particle Swarm Optimization for Compact Neural Architecture Search", IEEE TEVC 2023),
+adapted to cells:
 a particle is a table of logits for every kind of cell, and its architecture is the one that they stand for."""
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """SNAS (Xie et al., "SNAS: Stochastic Neural Architecture Search", ICLR 2019).
 
-One level: the same batch moves weights and α, through a relaxed random choice whose temperature falls. The loss may charge
-for expected resources.
+One level: the same batch moves weights and α, through a relaxed random choice whose temperature falls. The loss may
+charge for expected resources.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fastnas.counting import count_macs, count_parameters
 from fastnas.errors import UserError
 from fastnas.nn.cell import SearchCell
+from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.primitives import Zero
 from fastnas.strategies.gradient import GradientStrategy
 from fastnas.strategies.gumbel import gumbel_softmax, linear
@@ -27,19 +28,22 @@ COSTS = 3  # parameters, operations, memory access
 
 
 def resource(choice: Tensor, costs: Tensor, log: bool) -> Tensor:
-    """What a cell of this choice is expected to cost: [] from choice [E, O] and costs [3, E, O] (size, operations, memory).
+    """What a cell of this choice is expected to cost: [] from choice [E, O] and costs [3, E, O] (size, operations,
+    memory).
 
-    log: Σ_e (ln S_e + ln F_e + ln M_e) / 3, each at least 1 before the logarithm; otherwise Σ_e 0.43·(2·S + F/4000 + M/100).
+    log: Σ_e (ln S_e + ln F_e + ln M_e) / 3, each at least 1 before the logarithm; otherwise Σ_e 0.43·(2·S + F/4000 +
+        M/100).
     """
     size, operations, memory = (choice * costs).sum(-1)  # [E] each
     if log:
-        return sum(torch.log(part.clamp(min=1)).sum() for part in (size, operations, memory)) / COSTS
+        return torch.log(torch.stack([size, operations, memory]).clamp(min=1)).sum() / COSTS
     return 0.43 * (2 * size + operations / 4000 + memory / 100).sum()
 
 
 @dataclass
 class SNAS(GradientStrategy):
-    """SNAS with Adam for α. A part of the images is kept back to validate, which the published program did on test images."""
+    """SNAS with Adam for α. A part of the images is kept back to validate, which the published program did on test
+    images."""
 
     name: ClassVar[str] = "snas"
     recipe: ClassVar = {
@@ -109,8 +113,8 @@ class SNAS(GradientStrategy):
 
 
 def cell_costs(search: Search) -> dict[str, list[Tensor]]:
-    """Of each kind of cell the costs [3, E, O] of its candidates in each cell: parameters, multiply-accumulate operations,
-    and values read and written, for one image."""
+    """Of each kind of cell the costs [3, E, O] of its candidates in each cell: parameters, multiply-accumulate
+    operations, and values read and written, for one image."""
     found: dict[str, list[Tensor]] = {}
     known: dict[Any, list[float]] = {}
     shrink = 8 if search.network.stem_name == "imagenet" else 1
@@ -121,7 +125,7 @@ def cell_costs(search: Search) -> dict[str, list[Tensor]]:
         smaller = (-(-height // 2), -(-width // 2)) if cell.reduction else (height, width)
         for edge, (source, _) in enumerate(cell.space.edges):
             sides = (height, width) if source < 2 else smaller
-            mixed = cell.edges[edge]
+            mixed = cast(MixedOp, cell.edges[edge])
             for column, candidate in enumerate(mixed.candidates):
                 key = (cell.space.candidates[column], mixed.processed, mixed.stride, sides)
                 if key not in known:

@@ -115,10 +115,10 @@ def test_a_population_of_paths_equals_one_by_one(space, mode, seed):
 def test_multi_level_cells_take_the_table_of_their_level():
     net = network("multi-level", 1, layers=8)
     kinds = [cell.kind for cell in net.cells]
-    assert kinds == ["low_normal", "low_normal", "low_reduce", "mid_normal", "mid_normal", "mid_reduce"] + [
-        "high_normal",
-        "high_normal",
-    ]
+    assert kinds == [
+        "low_normal", "low_normal", "low_reduce", "mid_normal", "mid_normal", "mid_reduce",
+        "high_normal", "high_normal",
+    ]  # fmt: skip
     assert [cell.reduction for cell in net.cells] == [kind.endswith("reduce") for kind in kinds]
 
 
