@@ -9,7 +9,6 @@ from itertools import groupby
 
 from matplotlib.patches import Rectangle
 
-from fastnas.genotype import CellKind
 from fastnas.report.cell_layout import node_name
 from fastnas.report.chart import Chart, colour
 from fastnas.report.curves import kind_name
@@ -76,14 +75,13 @@ def _edge_name(history: History, edge: tuple[int, int]) -> str:
 
 def _chosen(run: Run, history: History) -> set[tuple[int, str]]:
     """(edge index, candidate) of the operations in the genotype."""
-    kinds: dict[str, CellKind] = {"normal": "normal", "reduce": "reduce"}
-    if run.genotype is None or history.kind not in kinds:
+    if run.genotype is None or history.kind not in run.genotype.kinds:
         return set()
     index = {edge: i for i, edge in enumerate(history.edges)}
-    nodes = run.genotype.pairs(kinds[history.kind])
+    nodes = run.genotype.pairs(history.kind)
     return {
         (index[source, target], primitive)
-        for target, pairs in enumerate(nodes, start=2)
+        for target, pairs in enumerate(nodes, start=run.genotype.inputs)
         for primitive, source in pairs
         if (source, target) in index
     }

@@ -61,7 +61,7 @@ def _train_and_valid(run: Run, what: str, scale: float = 1.0) -> list[Curve]:
 
 
 def kind_name(kind: str) -> str:
-    return "reduction" if kind == "reduce" else kind
+    return kind.replace("_", " ").replace("reduce", "reduction")
 
 
 def _per_kind(run: Run, key: str) -> list[Curve]:
