@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from fastnas import compare
 from fastnas.errors import UserError
+from fastnas.evaluators.clock import Stopwatch
 from fastnas.report.comparison import Result, read_results, summarise, write_comparison
 
 SCORES = '''
@@ -97,15 +99,20 @@ def test_options_of_strategies_stand_in_the_list():
     assert names == ["random", "reinforce:controller=independent,reward_power=2", "enas"]
 
 
-def test_short_training_is_an_evaluator_of_comparisons(tmp_path):
+def test_short_training_is_an_evaluator_of_comparisons(tmp_path, monkeypatch):
+    @contextmanager
+    def one_second():
+        yield Stopwatch(1.0)
+
+    monkeypatch.setattr("fastnas.evaluators.training.stopwatch", one_second)
     flags = (
-        "--evaluator training:digits --limit 60 --batch-size 10 --channels 4 --layers 3 --strategies nsga2:population=2,"
-        f"random --runs 1 --budget 1.5 --processes 1 --out {tmp_path / 'run'}"
+        "--evaluator training:digits --limit 60 --batch-size 10 --channels 4 --layers 3 --runs 1 --budget 2 "
+        f"--strategies nsga2:population=2,random --processes 1 --out {tmp_path / 'run'}"
     )
     assert compare.main(shlex.split(flags)) == 0
     results = read_results(tmp_path / "run")
     assert {result.strategy for result in results} == {"nsga2:population=2", "random"}
-    assert all(result.judged is None and 0 < result.seconds <= 1.5 for result in results)
+    assert all((result.judged, result.seconds, result.evaluations) == (None, 2.0, 2) for result in results)
 
 
 def result(strategy: str, seed: int, scores: list[float]) -> Result:

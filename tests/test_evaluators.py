@@ -66,7 +66,7 @@ def test_the_real_table_gives_its_numbers(shared_data):
 def test_tables_that_cannot_be_used_are_explained(table, tmp_path):
     with pytest.raises(UserError, match="cannot read the table"):
         NB201(tmp_path / "nowhere.csv")
-    text = gzip.open(table, "rt").read()
+    text = gzip.decompress(table.read_bytes()).decode()
     cases = {
         "short": (text.rsplit("\n", 2)[0], "lacks 1 of the 15625 cells"),
         "column": (text.replace("mflops", "flops", 1), "has no column 'mflops'"),
@@ -99,7 +99,8 @@ def test_cells_of_the_table_as_text_and_as_json(tmp_path):
 
 def supernet(space: str = "egnas") -> Supernet:
     torch.manual_seed(0)
-    network = Supernet(space, channels=4, layers=3, num_classes=3, backend="reference")
+    layers = 3 if space == "nb201" else 2
+    network = Supernet(space, channels=4, layers=layers, num_classes=3, backend="reference")
     network.train()
     for _ in range(3):
         network(2 * torch.randn(16, 3, 8, 8) + 1)
@@ -121,7 +122,7 @@ def test_shared_weights_score_each_path_and_stay_as_they_are(space, mode):
     encoding = network.space.encoding
     before = copy.deepcopy(network.state_dict())
     momenta = [module.momentum for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-    codes = [encoding.sample(Random(seed)) for seed in range(3)]
+    codes = [encoding.sample(Random(seed)) for seed in range(2)]
     training = [(torch.randn(16, 3, 8, 8), torch.zeros(16))] * 2
     evaluator = SharedWeights(network, batches, mode, lambda: training)
     found = [evaluation.accuracy for evaluation in evaluator.evaluate(codes)]

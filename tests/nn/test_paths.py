@@ -36,10 +36,10 @@ def random_mask(net: Supernet, share: float) -> dict[str, Tensor]:
     return {kind: torch.rand(alpha.shape) < share for kind, alpha in net.alphas.items()}
 
 
-@pytest.mark.parametrize("space", ["darts", "egnas", "multi-level", "nb201"])
+@pytest.mark.parametrize("space", ["darts", "multi-level", "nb201"])
 @pytest.mark.parametrize("partial", [1, 2])
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("share", [0.05, 0.5])
+@pytest.mark.parametrize("share", [0.1])
 def test_inactive_candidates_count_as_weight_zero(space, partial, training, share):
     plain, sparse = network(space, partial, "reference"), network(space, partial)
     x, weights, edges = images(), tables(plain), tables(plain, edges=True)
@@ -87,7 +87,7 @@ def test_only_the_weights_of_active_candidates_get_gradients():
                     assert (parameter.grad is not None) == bool(weight)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.sampled_from(["darts", "egnas", "nb201"]), st.sampled_from(["running", "batch"]), st.integers(0, 2**31))
 def test_a_population_of_paths_equals_one_by_one(space, mode, seed):
     net = network(space, 2)
