@@ -355,7 +355,7 @@ def entropy(op_weights: Tensor) -> float:
     Rows count by their shares: a strategy may weigh whole edges, or leave some out."""
     p = op_weights.double()
     p = p / p.sum(-1, keepdim=True).clamp(min=1e-300)
-    return -torch.xlogy(p, p).sum(-1).mean().item()
+    return max(0.0, -torch.xlogy(p, p).sum(-1).mean().item())  # not -0.0
 
 
 def peak_memory_mb(device: torch.device) -> float:

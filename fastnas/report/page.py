@@ -64,7 +64,7 @@ def _render(run: Run) -> str:
             "Operation weights",
             sections.charts(weight_charts(run), "No operation weights were recorded yet."),
         ),
-        ("population", "Population", sections.charts(population_charts(run), "No evolution step was recorded yet.")),
+        ("population", "Population", sections.charts(population_charts(run), "No population was evaluated.")),
         ("time", "Time", sections.charts(time_charts(run), no_epoch)),
         ("settings", "Settings", sections.settings(run)),
         ("repeat", "Repeat and retrain", sections.recipes(run)),
