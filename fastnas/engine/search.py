@@ -338,7 +338,7 @@ class Search:
             )
         clock, meter = checkpoint["clock"], checkpoint["meter"]
         self.epoch, self.step, self._prepared = clock["epoch"], clock["step"], clock["prepared"]
-        self._ended = clock["ended"]
+        self._ended = clock.get("ended", False)
         self.strategy.load_state_dict(checkpoint["strategy"])  # may rebuild the network
         self.network.load_state_dict(checkpoint["network"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
