@@ -7,9 +7,9 @@ import json
 import multiprocessing
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -186,7 +186,13 @@ def _begin(options: Options) -> None:
     _evaluator = open_evaluator(options)
 
 
-def _work(name: str, seeds: Sequence[int], budget: float) -> list[Result]:
+def _begin_worker(options: Options) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, too, and ends its workers
+    _begin(options)
+
+
+def _work(arguments: tuple[str, Sequence[int], float]) -> list[Result]:
+    name, seeds, budget = arguments
     return [run_once(_evaluator, name, seed, budget) for seed in seeds]
 
 
@@ -231,17 +237,11 @@ def _results(options: Options, missing: dict[str, list[int]]) -> Iterator[list[R
     if processes == 1 or len(work) < 2:
         _begin(options)
         for arguments in work:
-            yield _work(*arguments)
+            yield _work(arguments)
         return
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with ProcessPoolExecutor(min(processes, len(work)), context, _begin, (options,)) as pool:
-        futures: list[Future[list[Result]]] = [pool.submit(_work, *arguments) for arguments in work]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with context.Pool(min(processes, len(work)), _begin_worker, (options,)) as pool:  # leaving it ends the processes
+        yield from pool.imap_unordered(_work, work)
 
 
 def _claim(options: Options, clock: str) -> None:

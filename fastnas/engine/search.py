@@ -87,7 +87,7 @@ class Search(Loop):
         self.validate_every = validate_every
         self._optimize()
         self._prepared = False  # whether before_epoch is done
-        self._ended = False  # after the last epoch, or before it by the strategy's wish
+        self._ended = False  # before the last epoch, by the strategy's wish
         self._valid_accuracy: float | None = None
         strategy.start(self)
         self._begin(checkpoint)
@@ -138,9 +138,9 @@ class Search(Loop):
             self.check_stop()
         with self._timed("evolution"):
             self.strategy.after_epoch(self)
-        self._ended = self.epoch + 1 == self.epochs or self.strategy.finished(self)
+        self._ended = self.strategy.finished(self)
         valid_loss, valid_accuracy = None, None
-        if (self.epoch + 1) % self.validate_every == 0 or self._ended:
+        if (self.epoch + 1) % self.validate_every == 0 or self.epoch + 1 == self.epochs or self._ended:
             with self._timed("valid"):
                 valid_loss, valid_accuracy = self._validate()
             self._valid_accuracy = valid_accuracy
@@ -210,7 +210,7 @@ class Search(Loop):
         self._valid_accuracy = checkpoint["valid_accuracy"]
 
     def _finished(self) -> bool:
-        return self._ended
+        return self._ended or super()._finished()
 
     def _final(self) -> dict[str, Any]:
         return {"valid_accuracy": self._valid_accuracy}
@@ -222,4 +222,4 @@ def entropy(op_weights: Tensor) -> float:
     Rows count by their shares: a strategy may weigh whole edges, or leave some out."""
     p = op_weights.double()
     p = p / p.sum(-1, keepdim=True).clamp(min=1e-300)
-    return -torch.xlogy(p, p).sum(-1).mean().item()
+    return max(0.0, -torch.xlogy(p, p).sum(-1).mean().item())  # not -0.0

@@ -109,7 +109,7 @@ def _nb201_snippet(run: Run, path: str) -> str:
     arguments = [f"num_classes={len(classes)}"] if isinstance(classes, list) else []
     arguments += [f"in_channels={channels}"] if isinstance(channels, int) else []
     return (
-        "from fastnas.nn.nb201 import NB201Network\n"
+        "from fastnas.nn import NB201Network\n"
         "from fastnas.spaces.nb201 import NB201Genotype\n\n"
         f"genotype = NB201Genotype.from_json({path!r})  # {run.genotype}\n"
         f"network = NB201Network({', '.join(['genotype', *arguments])})"

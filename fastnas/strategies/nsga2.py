@@ -37,7 +37,7 @@ def ranks_and_crowding(objectives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     crowding = np.zeros(len(objectives))
     for rank, front in enumerate(NonDominatedSorting().do(objectives)):
         ranks[front] = rank
-        crowding[front] = calc_crowding_distance(objectives[front])
+        crowding[front] = calc_crowding_distance(objectives[front]) if len(front) > 2 else np.inf
     return ranks, crowding
 
 

@@ -19,7 +19,7 @@ class RandomSearch(DiscreteStrategy):
     default_evaluations: ClassVar[int] = 1000
 
     batch: int = 10
-    """Architectures between two looks at a signal; no effect on the result."""
+    """Architectures that are evaluated at a time."""
 
     def ask(self) -> list[Code]:
         return [self.encoding.sample(self.random) for _ in range(self.batch)]

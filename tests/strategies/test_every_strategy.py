@@ -1,4 +1,4 @@
-"""What holds for every strategy: a search runs from images to a report, one cut into pieces ends in the same bits."""
+"""What holds for every strategy: a search runs from images to a report; cut into pieces, it ends in the same bits."""
 
 from __future__ import annotations
 
