@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train the network of a genotype",
     "evaluate": "accuracy, size and speed of a trained network",
     "export": "a trained network as ONNX or as a torch.export program",
+    "compare": "compare strategies over many seeds",
     "report": "write the report page of a run again",
     "env": "versions, build and devices",
 }

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Protocol, Self
 
 from fastnas.errors import UserError
 from fastnas.genotype_cell import (
@@ -26,12 +26,34 @@ from fastnas.genotype_cell import (
     sequence,
 )
 
-CellKind = Literal["normal", "reduce", "low_normal", "low_reduce", "mid_normal", "mid_reduce", "high_normal"]
+CellKind = str  # "normal" or "reduce", or one of LEVELS
 FORMAT = 1
 LEVELS: tuple[CellKind, ...] = ("low_normal", "low_reduce", "mid_normal", "mid_reduce", "high_normal")
 _KINDS: tuple[CellKind, ...] = ("normal", "reduce")
 _FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 _PUBLISHED = Path(__file__).with_name("published_genotypes.json")
+
+
+class AnyGenotype(Protocol):
+    """What the engine and the report need of the architectures of any space."""
+
+    inputs: ClassVar[int]
+    """Nodes that are given to a cell; the intermediate ones are counted from here."""
+
+    @property
+    def kinds(self) -> tuple[CellKind, ...]: ...
+
+    def pairs(self, kind: CellKind) -> tuple[tuple[Pair, ...], ...]: ...
+
+    def concat(self, kind: CellKind) -> tuple[int, ...]: ...
+
+    def skip_count(self, kind: CellKind) -> int: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
+
+    def to_text(self) -> str: ...
+
+    def to_json(self, path: str | os.PathLike[str]) -> None: ...
 
 
 @dataclass(frozen=True, repr=False)
@@ -68,6 +90,7 @@ class Genotype:
     reduce: Cell
     reduce_concat: tuple[int, ...]
     levels: tuple[CellGenotype, ...] = ()
+    inputs: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         for kind in _KINDS:
@@ -180,7 +203,7 @@ class Genotype:
         Raises:
             UserError: `path` cannot be written.
         """
-        _write_atomically(Path(path), self.to_text() + "\n")
+        write_atomically(Path(path), self.to_text() + "\n")
 
     def to_text(self) -> str:
         """`to_dict` as JSON with one line per intermediate node."""
@@ -284,7 +307,7 @@ def _published() -> dict[str, dict[str, Any]]:
     return json.loads(_PUBLISHED.read_text(encoding="utf-8"))
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Replaces `path` by a complete new file, so that neither a crash nor a reader ever meets half of one."""
     try:
         # The temporary file is a neighbour: a rename is atomic only within one file system.

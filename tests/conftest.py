@@ -56,7 +56,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "backend" in metafunc.fixturenames:
+    own = any("backend" in mark.args[0] for mark in metafunc.definition.iter_markers("parametrize"))
+    if "backend" in metafunc.fixturenames and not own:  # the backends of networks are "fused" and "reference"
         cpu_only = metafunc.definition.get_closest_marker("cpu_only")
         metafunc.parametrize("backend", ["cpu"] if cpu_only else BACKENDS, indirect=True)
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
+from fastnas.nn import DerivedNetwork
 from fastnas.nn.primitives import PRIMITIVES
 
 SHARED_ORACLES = Path(__file__).resolve().parents[1] / ".." / "shared" / "data" / "published.json"
@@ -321,3 +322,46 @@ def test_load_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: 
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         Genotype.load(text)
+
+
+# Levels
+
+
+def five_cells() -> Genotype:
+    cells = [(("skip_connect", i % 2), ("sep_conv_3x3", 1 - i % 2)) for i in range(5)]
+    return Genotype.multi_level((cell, (2,)) for cell in cells)
+
+
+def test_levels_are_kept_by_json_and_have_kinds_of_their_own(tmp_path: Path) -> None:
+    genotype = five_cells()
+    genotype.to_json(tmp_path / "genotype.json")
+    assert Genotype.from_json(tmp_path / "genotype.json") == genotype
+    assert Genotype.from_dict(genotype.to_dict()) == genotype
+    assert genotype.kinds == ("low_normal", "low_reduce", "mid_normal", "mid_reduce", "high_normal")
+    assert genotype.pairs("mid_reduce") == ((("skip_connect", 1), ("sep_conv_3x3", 0)),)
+    assert (genotype.normal, genotype.reduce) == (genotype.levels[0].pairs, genotype.levels[1].pairs)
+    assert genotype.concat("high_normal") == (2,)
+    assert genotype.skip_count("high_normal") == 1
+    assert genotype.layout(6) == (
+        "low_normal", "low_normal", "low_reduce", "mid_normal", "mid_reduce", "high_normal",
+    )  # fmt: skip
+    assert "levels" not in Genotype.published("DARTS_V2").to_dict()
+
+
+def test_the_derived_network_takes_the_cells_of_each_level() -> None:
+    network = DerivedNetwork(five_cells(), channels=4, layers=8, auxiliary=False)
+    skips = [cell.sources[0] for cell in network.cells]  # skip_connect reads 0 in the cells of even number
+    assert skips == [0, 0, 1, 0, 0, 1, 0, 0]
+    kinds = [isinstance(cell.primitives[0], torch.nn.Identity) for cell in network.cells]
+    assert kinds == [True, True, False, True, True, False, True, True]
+
+
+def test_levels_that_do_not_fit_are_refused() -> None:
+    genotype = five_cells()
+    fields = {name: getattr(genotype, name) for name in ("normal", "normal_concat", "reduce", "reduce_concat")}
+    with pytest.raises(UserError, match="levels has 4 cells, expected 5: low_normal"):
+        Genotype(**fields, levels=genotype.levels[:4])
+    with pytest.raises(UserError, match="levels does not begin with the normal and the reduction cell"):
+        Genotype(**fields, levels=genotype.levels[1:] + genotype.levels[:1])
+    with pytest.raises(UserError, match="cell kind 'low_normal' does not exist"):
+        Genotype(**fields).pairs("low_normal")

@@ -44,7 +44,7 @@ def test_pools_are_normalised_in_darts_only() -> None:
 def test_registered_spaces(name: str) -> None:
     space = SPACES[name]
     assert space.name == name
-    assert space.nodes == 4
+    assert space.nodes + space.inputs == (4 if name == "nb201" else 6)
     assert set(space.candidates) <= set(PRIMITIVES)
     assert len(set(space.candidates)) == len(space.candidates)
 
@@ -68,13 +68,31 @@ def test_every_node_reads_every_earlier_node_once(nodes: int) -> None:
         assert [space.edges[edge] for edge in space.incoming(node)] == [(source, node) for source in range(node)]
 
 
+def test_nb201_has_six_edges_and_takes_the_best_of_each() -> None:
+    space = SPACES["nb201"]
+    assert space.edges == ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
+    assert [space.incoming(node) for node in (1, 2, 3)] == [range(1), range(1, 3), range(3, 6)]
+    weights = torch.eye(5)[[0, 3, 2, 4, 1, 1]] + 0.1  # [6, 5]
+    weights[5] = 1.0  # a tie goes to the earlier candidate
+    expected = "|none~0|+|nor_conv_3x3~0|nor_conv_1x1~1|+|avg_pool_3x3~0|skip_connect~1|none~2|"
+    assert str(space.derive({"normal": weights})) == expected
+
+
+def test_each_level_has_its_cells() -> None:
+    space = SPACES["multi-level"]
+    tables = {kind: table(DARTS, {(i % 2, 2): {"skip_connect": 1.0}})["normal"] for i, kind in enumerate(space.kinds)}
+    genotype = space.derive(tables)
+    assert [cell.pairs[0] for cell in genotype.levels] == [("skip_connect", i % 2) for i in range(5)]
+    assert (genotype.normal, genotype.reduce) == tuple(cell.pairs for cell in genotype.levels[:2])
+    assert space.encoding.decode(space.encoding.encode(genotype)) == genotype
+
+
 def test_find() -> None:
     assert spaces.find("egnas") is EGNAS
     own = CellSpace("own", ("skip_connect",), pool_norm=False, nodes=2)
     assert spaces.find(own) is own
-    with pytest.raises(
-        UserError, match=r"^unknown search space 'dart': expected one of darts, egnas, or a CellSpace\.$"
-    ):
+    message = r"^unknown search space 'dart': expected one of darts, egnas, multi-level, nb201, or a CellSpace\.$"
+    with pytest.raises(UserError, match=message):
         spaces.find("dart")
 
 

@@ -131,6 +131,10 @@ class Loop(ABC):
     def _final(self) -> dict[str, Any]:
         """Fields of the "end" event."""
 
+    def _finished(self) -> bool:
+        """Whether there is no epoch left; a subclass may end before the last planned one."""
+        return self.epoch >= self.epochs
+
     # --- the loop ---
 
     def _begin(self, checkpoint: dict[str, Any] | None) -> None:
@@ -152,9 +156,9 @@ class Loop(ABC):
             if not self.resumed:
                 self.save()
             try:
-                while self.epoch < self.epochs:
+                while not self._finished():
                     self._run_epoch()
-                    if self.epoch < self.epochs:
+                    if not self._finished():
                         if self.stop_after is not None and self.epoch - started >= self.stop_after:
                             status = "stopped"
                             break

@@ -14,7 +14,7 @@ class NetworkOptions:
     """The supernet."""
 
     space: str | None = None
-    """Search space: darts or egnas; None for the strategy's own."""
+    """Search space: darts, egnas, multi-level or nb201; None for the strategy's own."""
     channels: int = 16
     """Channels of a node in the first cell."""
     layers: int = 8
@@ -77,6 +77,8 @@ class WeightOptions:
     """Use the rate of the next epoch, as code that calls scheduler.step() first does in today's PyTorch."""
     momentum: float = 0.9
     """Of SGD."""
+    nesterov: bool = False
+    """Nesterov's momentum."""
     weight_decay: float = 3e-4
     """L2 penalty on the weights, never on α."""
     clip: float = 5.0
@@ -90,10 +92,12 @@ class WeightOptions:
             if not (math.isfinite(value) and value >= 0):
                 raise UserError(f"{name} is {value}, expected a finite number of at least 0.")
 
-    def rate(self, epoch: int) -> float:
-        """The learning rate of an epoch: a pure function, so that a resumed run cannot start from a wrong place."""
+    def rate(self, epoch: int, epochs: int | None = None) -> float:
+        """The learning rate of an epoch: a pure function, so that a resumed run cannot start from a wrong place.
+
+        epochs: over which it falls; by default all."""
         position = epoch + 1 if self.legacy_scheduler else epoch
-        cosine = (1 + math.cos(math.pi * position / self.epochs)) / 2
+        cosine = (1 + math.cos(math.pi * position / (epochs or self.epochs))) / 2
         rate = self.learning_rate_min + (self.learning_rate - self.learning_rate_min) * cosine
         if epoch < self.learning_rate_warm_up:
             rate *= (epoch + 1) / self.learning_rate_warm_up

@@ -23,7 +23,9 @@ HEADER = (
 def epoch_line(record: dict[str, Any], epochs: int) -> str:
     """One row of the table under `HEADER`, from an "epoch" event."""
     alpha_entropy = sum(record["alpha_entropy"].values()) / len(record["alpha_entropy"])
-    skips = f"{record['skip_count']['normal']}+{record['skip_count']['reduce']}"
+    counts = record["skip_count"]
+    both = [sum(n for kind, n in counts.items() if kind.endswith("reduce") is reduce) for reduce in (False, True)]
+    skips = f"{both[0]}+{both[1]}"
     columns = [
         f"{record['epoch'] + 1:>3}/{epochs:<3}",
         f"{record['learning_rate']:>7.4f}",
@@ -71,7 +73,9 @@ def waiting_share(seconds: dict[str, float]) -> float:
 
 
 def update_line(record: dict[str, Any]) -> str:
-    """One line for an "update" event: what the evolution step found."""
+    """One line for an "update" event: what an evolution step, or all evaluations so far, found."""
+    if "evaluated" in record:
+        return f"        {record['evaluated']} architectures evaluated, the best one has {record['best_accuracy']:.1%}"
     return (
         f"        evolution step {record['step'] + 1}: σ {record['sigma']:.3f}, accuracy "
         f"{record['current_accuracy']:.1%} → {record['best_accuracy']:.1%}, fitness {record['best_fitness']:.4f}"

@@ -14,9 +14,8 @@ from torch import Tensor
 from fastnas.data import Pipeline
 from fastnas.engine.loop import Loop, Meter, Status, peak_memory_mb
 from fastnas.engine.options import WeightOptions
-from fastnas.genotype import Genotype
+from fastnas.genotype import AnyGenotype
 from fastnas.nn import Supernet
-from fastnas.spaces import CELL_KINDS
 from fastnas.strategies import Strategy
 
 
@@ -26,7 +25,7 @@ class Outcome:
 
     status: Status
     epoch: int  # epochs completed since the search began
-    genotype: Genotype
+    genotype: AnyGenotype
     valid_accuracy: float | None  # of the last validation, in 0..1
 
 
@@ -48,8 +47,11 @@ class Search(Loop):
         stop_after: epochs of this call after which to stop; None for all.
 
     Attributes for strategies:
-        network, seed, epochs (planned), epoch and step (in progress, from 0), log, alpha_pipeline, weight_parameters.
+        network, seed, epochs (planned), epoch and step (in progress, from 0), log, alpha_pipeline, weight_parameters,
+        optimizer, batch (images and labels of the weight step).
     """
+
+    batch: tuple[Tensor, Tensor]
 
     def __init__(
         self,
@@ -83,17 +85,27 @@ class Search(Loop):
         self.alpha_pipeline = alpha_pipeline
         self.valid_pipeline = valid_pipeline
         self.validate_every = validate_every
-        self.weight_parameters = network.weight_parameters()
-        self.optimizer = torch.optim.SGD(
-            self.weight_parameters,
-            lr=weights.rate(0),
-            momentum=weights.momentum,
-            weight_decay=weights.weight_decay,
-        )
+        self._optimize()
         self._prepared = False  # whether before_epoch is done
+        self._ended = False  # before the last epoch, by the strategy's wish
         self._valid_accuracy: float | None = None
         strategy.start(self)
         self._begin(checkpoint)
+
+    def _optimize(self) -> None:
+        self.weight_parameters = self.network.weight_parameters()
+        self.optimizer = torch.optim.SGD(
+            self.weight_parameters,
+            lr=self.weights.rate(0),
+            momentum=self.weights.momentum,
+            weight_decay=self.weights.weight_decay,
+            nesterov=self.weights.nesterov,
+        )
+
+    def rebuild(self, **changes: Any) -> None:
+        """Replaces the network by one with fresh weights, fresh α and these options changed (`Supernet.rebuilt`)."""
+        self.network = self.network.rebuilt(**changes)
+        self._optimize()
 
     def run(self) -> Outcome:
         """Searches until the last epoch, `stop_after` or a signal.
@@ -112,25 +124,30 @@ class Search(Loop):
             with self._timed("evolution"):
                 self.strategy.before_epoch(self)
             self._prepared = True
-        rate = self.weights.rate(self.epoch)
+        rate = self.weights.rate(*self.strategy.schedule(self))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         for images, labels in self._batches():
+            self.batch = images, labels
             with self._timed("train"):
                 self.strategy.before_step(self)
                 self._weight_step(images, labels)
+                self.strategy.after_step(self)
             self.step += 1
             self.show("weights", self.step, len(self.weight_pipeline))
             self.check_stop()
-        self.strategy.after_epoch(self)
+        with self._timed("evolution"):
+            self.strategy.after_epoch(self)
+        self._ended = self.strategy.finished(self)
         valid_loss, valid_accuracy = None, None
-        if (self.epoch + 1) % self.validate_every == 0 or self.epoch + 1 == self.epochs:
+        if (self.epoch + 1) % self.validate_every == 0 or self.epoch + 1 == self.epochs or self._ended:
             with self._timed("valid"):
                 valid_loss, valid_accuracy = self._validate()
             self._valid_accuracy = valid_accuracy
         genotype = self.strategy.genotype(self)
         train_loss, train_accuracy = self._meter.means()
-        op_weights = {kind: weights.detach().cpu() for kind, weights in self.network.op_weights().items()}  # [E, O]
+        with torch.no_grad():
+            op_weights = {kind: w.detach().cpu() for kind, w in self.strategy.mean_op_weights(self).items()}  # [E, O]
         self.log.write(
             "epoch",
             epoch=self.epoch,
@@ -139,9 +156,9 @@ class Search(Loop):
             train_accuracy=train_accuracy,
             valid_loss=valid_loss,
             valid_accuracy=valid_accuracy,
-            alpha_entropy={kind: entropy(op_weights[kind]) for kind in CELL_KINDS},
-            skip_count={"normal": genotype.skip_count("normal"), "reduce": genotype.skip_count("reduce")},
-            op_weights={kind: op_weights[kind].tolist() for kind in CELL_KINDS},
+            alpha_entropy={kind: entropy(table) for kind, table in op_weights.items()},
+            skip_count={kind: genotype.skip_count(kind) for kind in genotype.kinds},
+            op_weights={kind: table.tolist() for kind, table in op_weights.items()},
             genotype=genotype.to_dict(),
             seconds=self._seconds,
             peak_memory_mb=peak_memory_mb(self.device),
@@ -152,22 +169,22 @@ class Search(Loop):
 
     def _weight_step(self, images: Tensor, labels: Tensor) -> None:  # [B, C, H, W], [B]
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.network(images, self.strategy.op_weights(self))  # [B, classes]
+        logits = self.strategy.logits(self, images)  # [B, classes]
         loss = F.cross_entropy(logits, labels)
-        loss.backward()
+        (loss + self.strategy.penalty(self)).backward()
         if self.weights.clip > 0:
             torch.nn.utils.clip_grad_norm_(self.strategy.clipped_parameters(self), self.weights.clip)
         self.optimizer.step()
         self._meter.add(loss, logits, labels)
-        self._check_finite(self.weights.rate(self.epoch))
+        self._check_finite(self.optimizer.param_groups[0]["lr"])
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:
-        """Loss and accuracy of softmax(α) on the α half, by running statistics."""
+        """Loss and accuracy of the strategy's architecture on the α half, by running statistics."""
         self.network.eval()
         meter = Meter.on(self.device)
         for step, (images, labels) in enumerate(self.valid_pipeline.epoch(0)):
-            logits = self.network(images)  # [B, classes]
+            logits = self.strategy.validation_logits(self, images)  # [B, classes]
             meter.add(F.cross_entropy(logits, labels), logits, labels)
             self.show("validation", step + 1, len(self.valid_pipeline))
         self.network.train()
@@ -178,6 +195,7 @@ class Search(Loop):
     def _state(self) -> dict[str, Any]:
         return {
             "prepared": self._prepared,
+            "ended": self._ended,
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "strategy": self.strategy.state_dict(),
@@ -185,17 +203,23 @@ class Search(Loop):
         }
 
     def _load_state(self, checkpoint: dict[str, Any]) -> None:
-        self._prepared = checkpoint["prepared"]
+        self._prepared, self._ended = checkpoint["prepared"], checkpoint["ended"]
+        self.strategy.load_state_dict(checkpoint["strategy"])  # may rebuild the network
         self.network.load_state_dict(checkpoint["network"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        self.strategy.load_state_dict(checkpoint["strategy"])
         self._valid_accuracy = checkpoint["valid_accuracy"]
+
+    def _finished(self) -> bool:
+        return self._ended or super()._finished()
 
     def _final(self) -> dict[str, Any]:
         return {"valid_accuracy": self._valid_accuracy}
 
 
 def entropy(op_weights: Tensor) -> float:
-    """Mean over edges of -Σ p ln p, in nats: op_weights [E, O]; ln O where α is uniform, 0 where it is decided."""
+    """Mean over edges of -Σ p ln p, in nats: op_weights [E, O]; ln O where α is uniform, 0 where it is decided.
+
+    Rows count by their shares: a strategy may weigh whole edges, or leave some out."""
     p = op_weights.double()
-    return -torch.xlogy(p, p).sum(-1).mean().item()
+    p = p / p.sum(-1, keepdim=True).clamp(min=1e-300)
+    return max(0.0, -torch.xlogy(p, p).sum(-1).mean().item())  # not -0.0

@@ -26,6 +26,7 @@ class SearchCell(nn.Module):
         partial_channels: share 1/k of the channels that the candidates see.
         norm: builds the normalisations, without affine parameters.
         backend: "fused" or "reference".
+        kind: whose operation weights the cell takes; by default "reduce" or "normal".
     """
 
     def __init__(
@@ -39,10 +40,12 @@ class SearchCell(nn.Module):
         partial_channels: int,
         norm: Norm,
         backend: str,
+        kind: str | None = None,
     ) -> None:
         super().__init__()
         self.space = space
-        self.kind = "reduce" if reduction else "normal"
+        self.reduction = reduction
+        self.kind = kind or ("reduce" if reduction else "normal")
         self.backend = backend
         self.partial_channels = partial_channels
         self.preprocess0 = (
@@ -65,13 +68,24 @@ class SearchCell(nn.Module):
         )
         self._plan = CellPlan(self)
 
-    def forward(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor:
+    def forward(
+        self,
+        s0: Tensor,
+        s1: Tensor,
+        weights: Tensor,
+        edge_weights: Tensor | None = None,
+        active: Tensor | None = None,
+    ) -> Tensor:
         """States [B, C_i, H_i, W_i] and weights [E, O] → [B, nodes·C, H', W'].
 
         For a population states are [P or 1, B, C_i, H_i, W_i], weights [P, E, O] and the result
         [P, B, nodes·C, H', W'].
+
+        Args:
+            edge_weights: [E] or [P, E], factors of whole edges, passing channels included; ones by default.
+            active: [E, O] booleans on the CPU; the other candidates are not computed. All by default.
         """
-        if self.backend == "fused" and (fused := self._fused(s0, s1, weights)) is not None:
+        if self.backend == "fused" and (fused := self._fused(s0, s1, weights, edge_weights, active)) is not None:
             return fused
         states = [
             self.preprocess0(s0.flatten(0, -4)).unflatten(0, s0.shape[:-3]),  # [..., B, C, H, W]
@@ -80,16 +94,21 @@ class SearchCell(nn.Module):
         for node in range(2, self.space.nodes + 2):
             total = None
             for source, edge in enumerate(self.space.incoming(node)):
-                output = self.edges[edge](states[source], weights[..., edge, :])  # [..., B, C, H', W']
+                chosen = None if active is None else active[edge]
+                output = self.edges[edge](states[source], weights[..., edge, :], chosen)  # [..., B, C, H', W']
+                if edge_weights is not None:
+                    output = output * edge_weights[..., edge, None, None, None, None]
                 total = output if total is None else total + output
             states.append(total)
         return torch.cat(states[2:], dim=-3)
 
-    def _fused(self, s0: Tensor, s1: Tensor, weights: Tensor) -> Tensor | None:
+    def _fused(
+        self, s0: Tensor, s1: Tensor, weights: Tensor, edge_weights: Tensor | None, active: Tensor | None
+    ) -> Tensor | None:
         # torch.compile traces with the modules that there are, and guards them itself.
-        if not torch.compiler.is_compiling() and not self._plan.is_of(self):
-            self._plan = CellPlan(self)
-        return fused_cell(self, self._plan, s0, s1, weights) if self._plan.known else None
+        if not torch.compiler.is_compiling() and not self._plan.is_of(self, active):
+            self._plan = CellPlan(self, active)
+        return fused_cell(self, self._plan, s0, s1, weights, edge_weights) if self._plan.known else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_plan"}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.nn.cell_forward import Outputs, Settings, count
+from fastnas.nn.cell_forward import Outputs, Settings, bypass, count, incoming
 from fastnas.nn.cell_plan import CellPlan, CellWeights, StatePlan
 
 _stage_grad = torch.ops.fastnas.stage_grad.default
@@ -36,6 +36,7 @@ class Backward:
         states: Sequence[Tensor],
         outputs: Sequence[Outputs],
         op_weights: Tensor,
+        edge_weights: Tensor | None,
         weights: CellWeights,
         mean: Tensor,
         rstd: Tensor,
@@ -53,6 +54,8 @@ class Backward:
         self.table = mean.new_zeros(len(plan.row_norms), 4, channels)  # (a, b, mean, c) of each row
         self.table[:, 0] = self.scale
         self.table[:, 2] = mean[:, 0]
+        self.edge_weights = edge_weights  # [1, E]
+        self.grad_edge_weights = None if edge_weights is None else torch.zeros_like(edge_weights)
         self.grad_op_weights = torch.zeros_like(op_weights)  # [1, K]
         self.grad_weights = plan.arrange(weights.flat())  # replaced one after the other
         self.grads: dict[int, Tensor] = {}  # of each node [N, C, H', W']
@@ -73,7 +76,15 @@ class Backward:
     def _node(self, node: int, grad: Tensor) -> None:
         """From the gradient of a node to those of its weights, and to the numbers of its rows."""
         part = slice(*self.plan.first_row[node - 2 : node])
-        processed, sums, dots, _ = _node_sum_grad(grad, self.rows[part], self.mean[part], self.rstd[part], [])
+        passing = []
+        if self.edge_weights is not None:
+            sources = zip(self.states, self.plan.states[:node], strict=False)
+            passing = [bypass(state, self.mean.shape[-1], plan.stride) for state, plan in sources]
+        processed, sums, dots, edge_dots = _node_sum_grad(
+            grad, self.rows[part], self.mean[part], self.rstd[part], passing
+        )
+        if self.grad_edge_weights is not None:
+            self.grad_edge_weights[0, incoming(node - 2)] = edge_dots
         self.grads[node] = grad
         self.processed[node] = grad if self.settings.parts == 1 else processed
         self.grad_op_weights[0, part] = dots.sum(1)
@@ -106,10 +117,10 @@ class Backward:
         if self.settings.parts == 1:
             return total
         whole = [self.grads[node] for node in plan.nodes]
-        ones = self.mean.new_ones(len(whole))
+        factors = self.mean.new_ones(len(whole)) if self.edge_weights is None else self.edge_weights[0, plan.edges]
         if plan.stride == 1:
-            return _bypass_grad(total, whole, ones, from_outside, channels)
-        halved = _bypass_grad(None, whole, ones, [], channels)  # [N, C, H', W']
+            return _bypass_grad(total, whole, factors, from_outside, channels)
+        halved = _bypass_grad(None, whole, factors, [], channels)  # [N, C, H', W']
         rest = bypass_backward(state, channels, halved.narrow(1, channels, halved.shape[1] - channels))
         return torch.cat([total, rest], 1)  # only inputs are halved: nothing comes from outside
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.nn.cell_forward import Running, Settings, bypass, preprocess
+from fastnas.nn.cell_forward import Running, Settings, bypass, incoming, preprocess
 from fastnas.nn.cell_plan import CellPlan, CellWeights, SumPlan
 from fastnas.ops.layout import empty_images
 
@@ -27,6 +27,7 @@ def evaluate(
     settings: Settings,
     inputs: Sequence[Tensor],
     op_weights: Tensor,
+    edge_weights: Tensor | None,
     weights: CellWeights,
     running: Running,
 ) -> Tensor:
@@ -35,6 +36,7 @@ def evaluate(
     Args:
         inputs: [N, C_i, H_i, W_i], of B images where all individuals share them.
         op_weights: [P, K], of the rows.
+        edge_weights: [P, E], of the channels that pass the candidates; ones by default.
     """
     individuals = settings.individuals
     sharing = [settings.shared[source] if source < 2 else False for source in range(len(plan.states))]
@@ -66,8 +68,9 @@ def evaluate(
         state = states[source]
         x = state.narrow(1, 0, seen)  # [N, C/k, H, W]
         sum_plan = cast(SumPlan, state_plan.sums)
+        inner = len(sum_plan.dilations) - len(sum_plan.depths)  # S - J: none where no candidate has two stages
         inner_mean, inner_variance = (
-            part[:, 0].view(len(state_plan.nodes), -1, seen) for part in running.first[source]
+            part[:, 0].view(len(state_plan.nodes), inner, seen) for part in running.first[source]
         )
         inner_rstd = torch.rsqrt(inner_variance + settings.eps)  # [E, S - J, C/k]
         edge_sums = _edge_sum(
@@ -109,7 +112,7 @@ def evaluate(
             rstd[of_node],
             op_weights[:, of_node],
             bypasses,
-            None,
+            None if edge_weights is None else edge_weights[:, incoming(index)].contiguous(),
             individuals,
             images,
         )

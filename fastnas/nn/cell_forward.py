@@ -88,6 +88,7 @@ class Forward:
         plan, settings: what is computed, and how.
         inputs: [N, C_i, H_i, W_i], of B images where all individuals share them.
         op_weights: [P, K], of the rows.
+        edge_weights: [P, E], of the channels that pass the candidates; ones by default.
         weights: of the convolutions.
         running: the statistics that normalise, unless the batch's do.
         keep: whether the backward pass will need the outputs of the candidates.
@@ -99,12 +100,13 @@ class Forward:
         settings: Settings,
         inputs: Sequence[Tensor],
         op_weights: Tensor,
+        edge_weights: Tensor | None,
         weights: CellWeights,
         running: Running | None,
         keep: bool,
     ) -> None:
         self.plan, self.settings, self.weights, self.running, self.keep = plan, settings, weights, running, keep
-        self.op_weights = op_weights
+        self.op_weights, self.edge_weights = op_weights, edge_weights
         self.images = inputs[0].shape[0] // self._individuals(0)  # B
         self.batches: list[Batch] = []  # in the order of CellPlan.norms
         self.preprocess_rstd: list[Tensor] = []  # [P, C]
@@ -202,18 +204,19 @@ class Forward:
     def _node(self, index: int) -> Tensor:
         part = slice(*self.plan.first_row[index : index + 2])
         rows, individuals = self.rows[part], self.settings.individuals
+        edges = None if self.edge_weights is None else self.edge_weights[:, incoming(index)].contiguous()
         mean, rstd, weights = self.mean[part], self.rstd[part], self.op_weights[:, part]
         if torch.compiler.is_compiling():
             # Autograd keeps the tables, and other rows of them are still to change.
             mean, rstd = mean.clone(), rstd.clone()
             normalised = self.plan.normalised(self.settings.batch)[part]
-            return _node_sum(rows, mean, rstd, weights, self.bypass, None, individuals, self.images, normalised)
+            return _node_sum(rows, mean, rstd, weights, self.bypass, edges, individuals, self.images, normalised)
         nodes, channels = len(self.plan.states) - 1, self.states[0].shape[1]
         if self._written is None:
             shape = (individuals * self.images, nodes * channels, *cast(Tensor, rows[0]).shape[2:])
             self._written = empty_images(self.states[0], shape)
         node = self._written.narrow(1, index * channels, channels)
-        _node_sum_into(node, rows, mean, rstd, weights, self.bypass, None, individuals, self.images)
+        _node_sum_into(node, rows, mean, rstd, weights, self.bypass, edges, individuals, self.images)
         if not self.keep:
             self.rows[part] = [None] * len(rows)
         return node
@@ -235,6 +238,12 @@ def preprocess(
     images = raw.shape[0] // individuals
     state = _node_sum([raw], mean[None], rstd[None], one, [], None, individuals, images, [int(running is None)])
     return state, rstd, batch
+
+
+def incoming(index: int) -> slice:
+    """The edges that enter the intermediate node `index`, from 0."""
+    first = index * (index + 3) // 2
+    return slice(first, first + index + 2)
 
 
 def bypass(state: Tensor, channels: int, stride: int) -> Tensor:

@@ -74,6 +74,7 @@ class StatePlan:
 
     stride: int
     nodes: list[int] = field(default_factory=list)  # that the edges lead to
+    edges: list[int] = field(default_factory=list)  # their numbers
     pools: list[tuple[int, int, int]] = field(default_factory=list)  # (0 average or 1 maximum, node, row)
     skips: list[tuple[int, int]] = field(default_factory=list)  # (node, row): identities
     reduces: list[tuple[int, int, FactorizedReduce]] = field(default_factory=list)  # (node, row, candidate)
@@ -156,14 +157,17 @@ class CellPlan:
         states: one plan for each state that an edge leaves.
         first_row: of each node; and the number of rows K.
         columns: [K], where the weight of each row is in the flattened table [E·O].
+        active: [E, O] booleans, the candidates that take part; None for all.
         row_norms: of each row; None where a candidate is not normalised.
         norms: all of them: of the preprocessings, of first stages state by state, of the rows.
     """
 
-    def __init__(self, cell: SearchCell) -> None:
+    def __init__(self, cell: SearchCell, active: Tensor | None = None) -> None:
         space = cell.space
+        self.active = active
+        taking_part = None if active is None else active.tolist()
         self.preprocess: list[ReLUConvNorm | FactorizedReduce] = [cell.preprocess0, cell.preprocess1]
-        self.states = [StatePlan(2 if cell.kind == "reduce" and source < 2 else 1) for source in range(space.nodes + 1)]
+        self.states = [StatePlan(2 if cell.reduction and source < 2 else 1) for source in range(space.nodes + 1)]
         self.row_norms: list[BatchNorm | None] = []
         self.first_row = [0]
         self.known = True
@@ -171,8 +175,9 @@ class CellPlan:
         for node in range(2, space.nodes + 2):
             for source, edge in enumerate(space.incoming(node)):
                 self.states[source].nodes.append(node)
+                self.states[source].edges.append(edge)
                 for column, candidate in enumerate(cast("MixedOp", cell.edges[edge]).candidates):
-                    if not isinstance(candidate, Zero):
+                    if not isinstance(candidate, Zero) and (taking_part is None or taking_part[edge][column]):
                         self.known &= self._sort(self.states[source], candidate)
                         columns.append(edge * len(space.candidates) + column)
             self.first_row.append(len(columns))
@@ -192,8 +197,10 @@ class CellPlan:
         self.normalised_rows = _index(row for row, norm in enumerate(self.row_norms) if norm is not None)
         self.known = self._fits()
 
-    def is_of(self, cell: SearchCell) -> bool:
-        """Whether the cell still consists of the modules that were sorted."""
+    def is_of(self, cell: SearchCell, active: Tensor | None) -> bool:
+        """Whether these candidates take part, and the cell still consists of the modules that were sorted."""
+        if self.active is not active and (self.active is None or active is None or not self.active.equal(active)):
+            return False
         return all(children.get(name) is child for children, name, child in self._children)
 
     def normalised(self, batch: bool) -> list[int]:

@@ -42,9 +42,10 @@ class _Cell(torch.autograd.Function):
         s0: Tensor,
         s1: Tensor,
         op_weights: Tensor,
+        edge_weights: Tensor | None,
         *weights: Tensor,
     ) -> Tensor:
-        cell = Forward(plan, settings, (s0, s1), op_weights, plan.arrange(weights), running, keep=True)
+        cell = Forward(plan, settings, (s0, s1), op_weights, edge_weights, plan.arrange(weights), running, keep=True)
         batches += cell.batches
         ctx.plan, ctx.settings, ctx.weights = plan, settings, len(weights)
         ctx.sizes = [[len(part) for part in vars(out).values()] for out in cell.outputs]
@@ -54,6 +55,7 @@ class _Cell(torch.autograd.Function):
             s0,
             s1,
             op_weights,
+            edge_weights,
             *weights,
             cell.mean,
             cell.rstd,
@@ -69,25 +71,40 @@ class _Cell(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         plan, settings = ctx.plan, ctx.settings
         tensors = iter(ctx.saved_tensors)
-        s0, s1, op_weights = (next(tensors) for _ in range(3))
+        s0, s1, op_weights, edge_weights = (next(tensors) for _ in range(4))
         weights = plan.arrange([next(tensors) for _ in range(ctx.weights)])
         mean, rstd, rstd0, rstd1, state0, state1, output = (next(tensors) for _ in range(7))
         outputs = [Outputs(*([next(tensors) for _ in range(size)] for size in sizes)) for sizes in ctx.sizes]
         states = [state0, state1, *output.split(state0.shape[1], 1)]
         grad = grad.contiguous(memory_format=torch.channels_last)
         done = Backward(
-            plan, settings, (s0, s1), states, outputs, op_weights, weights, mean, rstd, (rstd0, rstd1), grad
+            plan,
+            settings,
+            (s0, s1),
+            states,
+            outputs,
+            op_weights,
+            edge_weights,
+            weights,
+            mean,
+            rstd,
+            (rstd0, rstd1),
+            grad,
         )
-        return None, None, None, None, *done.inputs, done.grad_op_weights, *done.grad_weights.flat()
+        grads = (done.grad_op_weights, done.grad_edge_weights, *done.grad_weights.flat())
+        return None, None, None, None, *done.inputs, *grads
 
 
 _ALIKE = ("training", "images", "eps", "momentum")  # in what normalisations of a cell must agree
 
 
-def fused_cell(cell: SearchCell, plan: CellPlan, s0: Tensor, s1: Tensor, op_weights: Tensor) -> Tensor | None:
+def fused_cell(
+    cell: SearchCell, plan: CellPlan, s0: Tensor, s1: Tensor, op_weights: Tensor, edge_weights: Tensor | None = None
+) -> Tensor | None:
     """The output of a cell as `SearchCell.forward` describes it, or None where the operators cannot compute it.
 
-    s0, s1 [B, C, H, W] and op_weights [E, O]; for a population [P or 1, B, C, H, W] and [P, E, O].
+    s0, s1 [B, C, H, W], op_weights [E, O] and edge_weights [E]; for a population [P or 1, B, C, H, W], [P, E, O], [P,
+    E].
     """
     training, images, eps, momentum = (getattr(plan.norms[0], name) for name in _ALIKE)
     alike = len({tuple(getattr(norm, name) for name in _ALIKE) for norm in plan.norms}) == 1
@@ -101,7 +118,8 @@ def fused_cell(cell: SearchCell, plan: CellPlan, s0: Tensor, s1: Tensor, op_weig
     if training and s1.shape[-4] * math.ceil(s1.shape[-2] / stride) * math.ceil(s1.shape[-1] / stride) == 1:
         return None  # one value per channel, which BatchNorm refuses
     weights = plan.weights().flat()
-    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (s0, s1, op_weights, *weights))
+    edges = op_weights if edge_weights is None else edge_weights
+    differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (s0, s1, op_weights, edges, *weights))
     if differentiable and individuals > 1:
         return None
     lowered = torch.is_autocast_enabled("cpu") and s0.dtype != torch.float64  # which autocast leaves alone
@@ -111,15 +129,20 @@ def fused_cell(cell: SearchCell, plan: CellPlan, s0: Tensor, s1: Tensor, op_weig
     shared = individuals > 1 and s0.shape[0] == 1, individuals > 1 and s1.shape[0] == 1
     settings = Settings(batch, individuals, shared, cell.partial_channels, eps)
     weights = [weight if weight.dtype == numbers else weight.to(numbers) for weight in weights]
+    if edge_weights is not None:
+        op_weights = op_weights * edge_weights[..., None]
     rows = op_weights.reshape(individuals, -1).index_select(1, plan.columns).to(numbers)  # [P, K]
+    passing = None  # [P, E]: without partial channels nothing passes the candidates
+    if edge_weights is not None and cell.partial_channels > 1:
+        passing = edge_weights.reshape(individuals, -1).to(numbers)
     running = None if batch else _running(plan, numbers)
     batches: list[Batch] = []
     if differentiable and not torch.compiler.is_compiling():
-        output = _Cell.apply(plan, settings, running, batches, *inputs, rows, *weights)
+        output = _Cell.apply(plan, settings, running, batches, *inputs, rows, passing, *weights)
     elif running is not None and plan.sums and not torch.compiler.is_compiling():
-        output = evaluate(plan, settings, inputs, rows, plan.arrange(weights), running)
+        output = evaluate(plan, settings, inputs, rows, passing, plan.arrange(weights), running)
     else:
-        forward = Forward(plan, settings, inputs, rows, plan.arrange(weights), running, keep=differentiable)
+        forward = Forward(plan, settings, inputs, rows, passing, plan.arrange(weights), running, keep=differentiable)
         output, batches = forward.output, forward.batches
     if batch and images is None:
         _follow(plan.norms, batches)

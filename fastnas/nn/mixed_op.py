@@ -65,10 +65,13 @@ class MixedOp(nn.Module):
         )
         # Rounds up, as the candidates do for odd sizes.
         self.bypass = nn.MaxPool2d(2, 2, ceil_mode=True) if stride == 2 else nn.Identity()
+        self.stride = stride
         self.backend = backend
 
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weights: Tensor, active: Tensor | None = None) -> Tensor:
         """One architecture: x [B, C, H, W], weights [O] → [B, C, H', W'].
+
+        active: [O] booleans on the CPU, the candidates that are computed; all by default.
 
         A population: x [P, B, C, H, W], or [1, B, C, H, W] where it is the same for all individuals, and weights [P, O]
         → [P, B, C, H', W'].
@@ -76,13 +79,18 @@ class MixedOp(nn.Module):
         flat = x.flatten(0, -4)  # [P·B, C, H, W]
         processed = flat if self.partial_channels == 1 else flat[:, : self.processed]  # [P·B, C/k, H, W]
         outputs, columns = [], []
-        for candidate, column in zip(self.candidates, weights.unbind(-1), strict=True):  # column: [] or [P]
+        chosen = [True] * len(self.candidates) if active is None else active.tolist()
+        for candidate, column, take in zip(self.candidates, weights.unbind(-1), chosen, strict=True):  # [] or [P]
             # "none" adds nothing, and its α gets its gradient through the softmax. One at the end stays: there may be
             # no other candidate.
-            if self.backend == "fused" and isinstance(candidate, Zero) and candidate is not self.candidates[-1]:
+            zero = isinstance(candidate, Zero) and candidate is not self.candidates[-1]
+            if not take or (zero and self.backend == "fused"):
                 continue
             outputs.append(candidate(processed).unflatten(0, x.shape[:-3]))  # [P, B, C/k, H', W']
             columns.append(column)
+        if not outputs:
+            outputs.append(Zero(self.stride)(processed).unflatten(0, x.shape[:-3]))
+            columns.append(weights[..., 0])
         if len(columns) < len(self.candidates):
             # Not weights[..., indices], which would copy the indices to the device.
             weights = torch.stack(columns, dim=-1)  # [K] or [P, K]

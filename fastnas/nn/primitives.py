@@ -5,7 +5,8 @@
 at any image size. No convolution has a bias: a normalisation follows each.
 
 Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, section 3.1 and appendix A.
-`sep_conv_7x7` and `conv_7x1_1x7` come from Zoph et al., "Learning Transferable Architectures", CVPR 2018 (NASNet).
+`sep_conv_7x7` and `conv_7x1_1x7` come from Zoph et al., "Learning Transferable Architectures", CVPR 2018 (NASNet),
+`nor_conv_1x1` and `nor_conv_3x3` from Dong, Yang, "NAS-Bench-201", ICLR 2020.
 """
 
 from __future__ import annotations
@@ -159,6 +160,8 @@ PRIMITIVES: dict[str, Callable[[int, int, Norm], nn.Module]] = {
     "dil_conv_3x3": lambda channels, stride, norm: DilatedConv(channels, 3, stride, norm),
     "dil_conv_5x5": lambda channels, stride, norm: DilatedConv(channels, 5, stride, norm),
     "conv_7x1_1x7": Conv7x1And1x7,
+    "nor_conv_1x1": lambda channels, stride, norm: ReLUConvNorm(channels, channels, 1, stride, 0, norm),
+    "nor_conv_3x3": lambda channels, stride, norm: ReLUConvNorm(channels, channels, 3, stride, 1, norm),
 }
 """Name → constructor `(channels, stride, norm)`. An entry added here is at once valid in genotypes and networks."""
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
-from fastnas.genotype import Genotype
+from fastnas.genotype import AnyGenotype
 from fastnas.nn.batch_norm import BatchNorm, individual_statistics
 from fastnas.nn.cell import SearchCell
 from fastnas.nn.mixed_op import resolve_backend
-from fastnas.nn.stem import make_stem
-from fastnas.spaces import CELL_KINDS, CellSpace, find
+from fastnas.nn.nb201 import nb201_body
+from fastnas.nn.primitives import Norm
+from fastnas.nn.stem import CIFARStem, ImageNetStem, make_stem
+from fastnas.spaces import CellSpace, find
 
 OpWeights = Mapping[str, Tensor]
 
@@ -28,11 +30,12 @@ class Supernet(nn.Module):
     """Stem, `layers` search cells, global average pooling, linear classifier (DARTS, Liu et al. 2019, section 3).
 
     Cells `layers // 3` and `2 * layers // 3` are reduction cells: they halve the maps and double the channels. All
-    normal cells share α "normal", all reduction cells α "reduce". The stem gives 3·C channels. Normalisations inside
-    the cells have no affine parameters.
+    normal cells share α "normal", all reduction cells α "reduce"; in the space "multi-level" those of each level do.
+    The stem gives 3·C channels. Normalisations inside the cells have no affine parameters. In the space "nb201" the
+    network is that of the benchmark, see `nb201_body`.
 
     Args:
-        space: "darts", "egnas" or a `CellSpace`.
+        space: "darts", "egnas", "multi-level", "nb201" or a `CellSpace`.
         channels: C, channels of a node in the first cell.
         layers: number of cells.
         num_classes: length of the logits.
@@ -42,8 +45,9 @@ class Supernet(nn.Module):
         stem: "cifar" keeps the size of the images, "imagenet" divides it by 8.
 
     Attributes:
-        alphas: `nn.ParameterDict` {"normal": [E, O], "reduce": [E, O]}, initialised to 1e-3·N(0, 1). Part of the
-            `state_dict`, and of `parameters()`: give `weight_parameters()` to the optimizer of ω.
+        alphas: `nn.ParameterDict` {"normal": [E, O], "reduce": [E, O]}, a table for each of `space.kinds`, initialised
+            to 1e-3·N(0, 1). Part of the `state_dict`, and of `parameters()`: give `weight_parameters()` to the
+            optimizer of ω.
 
     Raises:
         UserError: an unknown space, backend or stem, a number below 1, channels that `partial_channels` does not
@@ -62,6 +66,16 @@ class Supernet(nn.Module):
         stem: Literal["cifar", "imagenet"] = "cifar",
     ) -> None:
         super().__init__()
+        self._options: dict[str, Any] = {
+            "space": space,
+            "channels": channels,
+            "layers": layers,
+            "num_classes": num_classes,
+            "in_channels": in_channels,
+            "partial_channels": partial_channels,
+            "backend": backend,
+            "stem": stem,
+        }
         numbers = {"channels": channels, "layers": layers, "num_classes": num_classes, "in_channels": in_channels}
         for name, value in {**numbers, "partial_channels": partial_channels}.items():
             if value < 1:
@@ -69,34 +83,56 @@ class Supernet(nn.Module):
         self.space = find(space)
         self.backend = resolve_backend(backend)
         self.channels = channels
+        self.stem_name = stem
         self.partial_channels = partial_channels
         self.num_classes = num_classes
+        self.layers = layers
         norm = functools.partial(BatchNorm, affine=False)
-        self.stem = make_stem(stem, in_channels, 3 * channels, BatchNorm)
-        self.cells = nn.ModuleList()
+        self.stem: CIFARStem | ImageNetStem
+        self.last: nn.Module = nn.Identity()
+        if self.space.inputs == 1:
+            self.stem = make_stem(stem, in_channels, channels, BatchNorm)
+            self.cells, self.last, channels = nb201_body(
+                self.space, channels, layers, partial_channels, norm, self.backend
+            )
+        else:
+            self.stem = make_stem(stem, in_channels, 3 * channels, BatchNorm)
+            self.cells, channels = self._body(channels, layers, norm)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(channels, num_classes)
+        initial = self.space.uniform_alphas()
+        self.alphas = nn.ParameterDict({kind: nn.Parameter(initial[kind]) for kind in self.space.kinds})
+
+    def _body(self, channels: int, layers: int, norm: Norm) -> tuple[nn.ModuleList, int]:
+        """The cells, and the channels of the last one."""
+        cells = nn.ModuleList()
         channels_in = (self.stem.out_channels, self.stem.out_channels)
-        reduction_before = self.stem.reduces
+        reduction_before, level = self.stem.reduces, 0
         for index in range(layers):
             reduction = index in (layers // 3, 2 * layers // 3)
             channels = 2 * channels if reduction else channels
-            self.cells.append(
+            cells.append(
                 SearchCell(
                     self.space,
                     channels_in,
                     channels,
                     reduction=reduction,
                     reduction_before=reduction_before,
-                    partial_channels=partial_channels,
+                    partial_channels=self.partial_channels,
                     norm=norm,
                     backend=self.backend,
+                    kind=self.space.kind_of(level, reduction),
                 )
             )
             channels_in = (channels_in[1], self.space.nodes * channels)
             reduction_before = reduction
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(channels_in[1], num_classes)
-        initial = self.space.uniform_alphas()
-        self.alphas = nn.ParameterDict({kind: nn.Parameter(initial[kind]) for kind in CELL_KINDS})
+            level += reduction
+        return cells, channels_in[1]
+
+    def rebuilt(self, **changes: Any) -> Supernet:
+        """A new network of the same options but these, on the same device, in the same memory format and mode."""
+        network = type(self)(**{**self._options, **changes}).train(self.training)
+        return network.to(self.classifier.weight).to(memory_format=torch.channels_last)
 
     def weight_parameters(self) -> list[nn.Parameter]:
         """ω: every parameter but α."""
@@ -105,33 +141,66 @@ class Supernet(nn.Module):
 
     def op_weights(self) -> dict[str, Tensor]:
         """softmax(α) along the candidates: {"normal": [E, O], "reduce": [E, O]}."""
-        return {kind: torch.softmax(self.alphas[kind], dim=-1) for kind in CELL_KINDS}
+        return {kind: torch.softmax(self.alphas[kind], dim=-1) for kind in self.space.kinds}
 
-    def genotype(self) -> Genotype:
+    def genotype(self) -> AnyGenotype:
         """The discrete architecture that α stands for; see `CellSpace.derive`."""
         return self.space.derive(self.op_weights())
 
-    def forward(self, x: Tensor, op_weights: OpWeights | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        op_weights: OpWeights | None = None,
+        edge_weights: OpWeights | None = None,
+        active: OpWeights | None = None,
+    ) -> Tensor:
         """Logits [B, num_classes] of images [B, in_channels, H, W].
 
         Args:
             op_weights: {"normal": [E, O], "reduce": [E, O]}, used as they are; by default softmax(α).
+            edge_weights: {"normal": [E], "reduce": [E]}, factors of whole edges (β of PC-DARTS); ones by default.
+            active: {"normal": [E, O], "reduce": [E, O]}, booleans on the CPU: the other candidates are not computed, as
+                if their weights were 0. All by default.
 
         Raises:
-            UserError: `op_weights` of another shape.
+            UserError: a table of another shape.
         """
         weights = self.op_weights() if op_weights is None else op_weights
-        shapes = _shapes("op_weights", weights)
-        expected = tuple(self.alphas["normal"].shape)  # (E, O)
-        if any(shape != expected for shape in shapes.values()):
-            raise UserError(f"op_weights have shapes {shapes}, expected {expected} for both kinds of cells.")
+        shape = tuple(self.alphas[self.space.kinds[0]].shape)  # (E, O)
+        for what, tables, expected in (
+            ("op_weights", weights, shape),
+            ("edge_weights", edge_weights, shape[:1]),
+            ("active", active, shape),
+        ):
+            if tables is not None and any(found != expected for found in self._shapes(what, tables).values()):
+                kinds = "both kinds" if len(self.space.kinds) == 2 else f"all of {', '.join(self.space.kinds)}"
+                raise UserError(
+                    f"{what} have shapes {self._shapes(what, tables)}, expected {expected} for {kinds} of cells."
+                )
         s0, s1 = self.stem(x)
-        return self._classify(s0, s1, weights)  # [B, num_classes]
+        return self._classify(s0, s1, weights, edge_weights, active)  # [B, num_classes]
 
-    def _classify(self, s0: Tensor, s1: Tensor, weights: OpWeights) -> Tensor:
+    def path_logits(self, x: Tensor, path: OpWeights) -> Tensor:
+        """`forward` of a sampled architecture: `path` are operation weights on the CPU of which most are 0, and only
+        the other candidates are computed."""
+        return self.forward(x, self._to(x, path), active={kind: path[kind] != 0 for kind in self.space.kinds})
+
+    def _to(self, x: Tensor, tables: OpWeights) -> dict[str, Tensor]:
+        return {kind: tables[kind].to(x.device, non_blocking=True) for kind in self.space.kinds}
+
+    def _classify(
+        self,
+        s0: Tensor,
+        s1: Tensor,
+        weights: OpWeights,
+        edge_weights: OpWeights | None = None,
+        active: OpWeights | None = None,
+    ) -> Tensor:
         for cell in self.cells:
-            s0, s1 = s1, cell(s0, s1, weights[cast(str, cell.kind)])  # [..., B, nodes·C, H', W']
-        pooled = self.pool(s1.flatten(0, -4)).flatten(1)  # [P·B, nodes·C]
+            kind: Any = cell.kind
+            tables = [None if each is None else each[kind] for each in (edge_weights, active)]
+            s0, s1 = s1, cell(s0, s1, weights[kind], *tables)  # [..., B, nodes·C, H', W']
+        pooled = self.pool(self.last(s1.flatten(0, -4))).flatten(1)  # [P·B, nodes·C]
         return self.classifier(pooled).unflatten(0, s1.shape[:-3])  # [..., B, num_classes]
 
     @torch.no_grad()
@@ -158,7 +227,7 @@ class Supernet(nn.Module):
             UserError: α of another shape, a chunk below 1, or an unknown mode.
         """
         individuals = self._check_population(alphas, chunk, bn_mode)
-        weights = {kind: torch.softmax(alphas[kind], dim=-1) for kind in CELL_KINDS}  # [P, E, O]
+        weights = {kind: torch.softmax(alphas[kind], dim=-1) for kind in self.space.kinds}  # [P, E, O]
         if self.backend == "reference":
             chunk = 1
         elif chunk == "auto":
@@ -169,22 +238,45 @@ class Supernet(nn.Module):
     def _chunked(self, x: Tensor, weights: OpWeights, individuals: int, chunk: int) -> Tensor:
         logits = []
         for first in range(0, individuals, chunk):
-            part = {kind: weights[kind][first : first + chunk] for kind in CELL_KINDS}  # [chunk, E, O]
+            part = {kind: weights[kind][first : first + chunk] for kind in self.space.kinds}  # [chunk, E, O]
             if self.backend == "reference":
-                logits.append(self.forward(x, {kind: part[kind][0] for kind in CELL_KINDS})[None])
+                logits.append(self.forward(x, {kind: part[kind][0] for kind in self.space.kinds})[None])
             else:
                 s0, s1 = self.stem(x)
                 logits.append(self._classify(s0[None], s1[None], part))  # [chunk, B, num_classes]
         return torch.cat(logits) if logits else x.new_empty(0, len(x), self.num_classes)
+
+    @torch.no_grad()
+    def path_population_logits(
+        self, x: Tensor, paths: Sequence[OpWeights], bn_mode: Literal["running", "batch"] = "running"
+    ) -> Tensor:
+        """`population_logits` of sampled architectures, [P, B, classes]: the stem is computed once, and of each
+        individual the chosen candidates only.
+
+        Args:
+            x: images [B, in_channels, H, W].
+            paths: of each individual, as `path_logits` takes them.
+            bn_mode: as of `population_logits`.
+        """
+        if bn_mode not in ("running", "batch"):
+            raise UserError(f"unknown bn_mode {bn_mode!r}: expected 'running' or 'batch'.")
+        logits = []
+        with _evaluation(self) if bn_mode == "running" else individual_statistics(self, images=len(x)):
+            s0, s1 = self.stem(x)
+            for path in paths:
+                active = {kind: path[kind] != 0 for kind in self.space.kinds}
+                logits.append(self._classify(s0, s1, self._to(x, path), active=active))  # [B, classes]
+        return torch.stack(logits) if logits else x.new_empty(0, len(x), self.num_classes)
 
     def _check_population(self, alphas: Mapping[str, Tensor], chunk: int | str, bn_mode: str) -> int:
         if bn_mode not in ("running", "batch"):
             raise UserError(f"unknown bn_mode {bn_mode!r}: expected 'running' or 'batch'.")
         if chunk != "auto" and (not isinstance(chunk, int) or chunk < 1):
             raise UserError(f"chunk is {chunk!r}: expected a positive number of individuals, or 'auto'.")
-        edges, candidates = self.alphas["normal"].shape
-        shapes = _shapes("population α", alphas)
-        individuals = shapes["normal"][0] if shapes["normal"] else 0
+        first = self.space.kinds[0]
+        edges, candidates = self.alphas[first].shape
+        shapes = self._shapes("population α", alphas)
+        individuals = shapes[first][0] if shapes[first] else 0
         if any(shape != (individuals, edges, candidates) for shape in shapes.values()):
             raise UserError(f"population α have shapes {shapes}, expected (P, {edges}, {candidates}) for both kinds.")
         return individuals
@@ -202,14 +294,14 @@ class Supernet(nn.Module):
         bytes_per_individual = int(tensors * pixels * self.channels * x.element_size())
         return max(1, budget // max(1, bytes_per_individual))
 
+    def _shapes(self, what: str, tables: OpWeights) -> dict[str, tuple[int, ...]]:
+        kinds = self.space.kinds
+        if missing := [kind for kind in kinds if kind not in tables]:
+            raise UserError(f"{what} lack {missing[0]!r}: expected a table for each of {' and '.join(kinds)}.")
+        return {kind: tuple(tables[kind].shape) for kind in kinds}
+
     def extra_repr(self) -> str:
         return f"space={self.space.name!r}, backend={self.backend!r}"
-
-
-def _shapes(what: str, tables: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    if missing := [kind for kind in CELL_KINDS if kind not in tables]:
-        raise UserError(f"{what} lack {missing[0]!r}: expected a table for each of {' and '.join(CELL_KINDS)}.")
-    return {kind: tuple(tables[kind].shape) for kind in CELL_KINDS}
 
 
 @contextmanager

@@ -7,8 +7,19 @@ import sys
 from pathlib import Path
 
 from fastnas.errors import UserError
+from fastnas.report.comparison import RUNS_FILE, write_comparison
 from fastnas.report.page import write_report
 from fastnas.report.seeds import write_seeds_report
+
+
+def _write(folder: Path) -> Path:
+    """The page of whatever the folder holds, and those of the seeds in it."""
+    if (folder / RUNS_FILE).is_file():
+        return write_comparison(folder)
+    seeds = {int(name): path for path in folder.glob("seed-*") if (name := path.name.removeprefix("seed-")).isdigit()}
+    for path in seeds.values():
+        write_report(path)
+    return write_seeds_report(folder, dict(sorted(seeds.items()))) if seeds else write_report(folder)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,15 +28,11 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m fastnas.report",
         description="Writes report.html into a run directory, from the files that are there.",
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the folder that a search or a training wrote")
+    parser.add_argument(
+        "run_dir", type=Path, metavar="RUN_DIR", help="the folder that a search, a training or a comparison wrote"
+    )
     try:
-        run_dir = parser.parse_args(arguments).run_dir
-        seeds = {
-            int(name): path for path in run_dir.glob("seed-*") if (name := path.name.removeprefix("seed-")).isdigit()
-        }
-        for folder in seeds.values():
-            write_report(folder)
-        print(write_seeds_report(run_dir, dict(sorted(seeds.items()))) if seeds else write_report(run_dir))
+        print(_write(parser.parse_args(arguments).run_dir))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

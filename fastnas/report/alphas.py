@@ -9,7 +9,6 @@ from itertools import groupby
 
 from matplotlib.patches import Rectangle
 
-from fastnas.genotype import CellKind
 from fastnas.report.cell_layout import node_name
 from fastnas.report.chart import Chart, colour
 from fastnas.report.curves import kind_name
@@ -17,6 +16,7 @@ from fastnas.report.palette import operation_colour
 from fastnas.report.run import Run, is_table, mapping
 
 ROW = 17.0
+UNUSED = "not used"  # an edge that a sampled architecture does not have
 COLUMNS = 60  # of the chart over time; a longer run shows that many of its epochs
 
 Weights = list[list[float]]  # [edges, candidates]
@@ -76,14 +76,13 @@ def _edge_name(history: History, edge: tuple[int, int]) -> str:
 
 def _chosen(run: Run, history: History) -> set[tuple[int, str]]:
     """(edge index, candidate) of the operations in the genotype."""
-    kinds: dict[str, CellKind] = {"normal": "normal", "reduce": "reduce"}
-    if run.genotype is None or history.kind not in kinds:
+    if run.genotype is None or history.kind not in run.genotype.kinds:
         return set()
     index = {edge: i for i, edge in enumerate(history.edges)}
-    nodes = run.genotype.pairs(kinds[history.kind])
+    nodes = run.genotype.pairs(history.kind)
     return {
         (index[source, target], primitive)
-        for target, pairs in enumerate(nodes, start=2)
+        for target, pairs in enumerate(nodes, start=run.genotype.inputs)
         for primitive, source in pairs
         if (source, target) in index
     }
@@ -113,7 +112,7 @@ def _last_weights(history: History, chosen: set[tuple[int, str]]) -> Chart:
         f"Operation weights of the {kind_name(history.kind)} cell, epoch {history.epochs[-1]}",
         size=(440.0, _height(history) + margins[2] + margins[3]),
         margins=margins,
-        note="softmax(α) in %, a row is an edge." + (" Outlined: the operations of the genotype." if chosen else ""),
+        note="In %, a row is an edge." + (" Outlined: the operations of the genotype." if chosen else ""),
     )
     weights, count = history.weights[-1], len(history.candidates)
     # Full colour only from three times the uniform weight on: undecided weights look undecided.
@@ -169,21 +168,26 @@ def _leaders(history: History) -> Chart:
         for i, start, end in zip(shown, starts, ends, strict=True):
             weights = history.weights[i][row]
             weight = max(weights)
-            leader = history.candidates[weights.index(weight)]
+            leader = history.candidates[weights.index(weight)] if weight > 0 else UNUSED
             # From barely tinted where every candidate weighs the same to full at three times that, in ten steps.
             strength = min(1.0, max(0.0, (weight - uniform) / (2 * uniform)))
-            shades.append((leader, round(0.1 + 0.9 * strength, 1)))
+            shades.append((leader, round(0.1 + 0.9 * strength, 1) if weight > 0 else 0.0))
             title = f"{_edge_name(history, edge)}, epoch {start}\n{leader} {100 * weight:.1f} %"
             chart.hover((start - 0.5, end - 0.5), (y - 0.5, y + 0.5), title)
         for (leader, strength), group in groupby(zip(shades, starts, ends, strict=True), key=lambda part: part[0]):
             parts = list(group)
             left, right = parts[0][1] - 0.5, parts[-1][2] - 0.5
             shade = Rectangle((left, y - 0.46), right - left, 0.92, linewidth=0)
-            shade.set(facecolor=colour(operation_colour(leader)), alpha=strength)
+            shade.set(facecolor=colour(_leader_colour(leader)), alpha=strength)
             chart.axes.add_patch(shade)
-        labels.append((y, f"{leader} {100 * weight:.0f} %", operation_colour(leader)))
+        text = f"{leader} {100 * weight:.0f} %" if weight > 0 else UNUSED
+        labels.append((y, text, _leader_colour(leader)))
     chart.axes.set_xlim(starts[0] - 0.5, ends[-1] - 0.5)
     chart.ticks()
     chart.label("epoch", "")
     chart.direct_labels(labels)
     return chart
+
+
+def _leader_colour(leader: str) -> str:
+    return "muted" if leader == UNUSED else operation_colour(leader)

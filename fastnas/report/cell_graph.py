@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 
-from fastnas.genotype import LEVELS, CellKind, Genotype
+from fastnas.genotype import LEVELS, AnyGenotype, CellKind
 from fastnas.report.cell_layout import LABEL_GAP, LABEL_HEIGHT, PORT, Edge, Item, layout, node_name, segments
 from fastnas.report.palette import operation_colour, stylesheet
 
@@ -21,8 +21,8 @@ KIND_NAMES = {"normal": "normal cell", "reduce": "reduction cell"} | {
 }
 
 
-def draw_cell(genotype: Genotype, kind: CellKind = "normal") -> str:
-    """The normal or the reduction cell as an SVG text that needs nothing else and follows the colour scheme.
+def draw_cell(genotype: AnyGenotype, kind: CellKind = "normal") -> str:
+    """One of the genotype's cells as an SVG text that needs nothing else and follows the colour scheme.
 
     From left to right: the outputs of the two cells before (c_{k-2}, c_{k-1}), the intermediate nodes 0, 1, ...
     (numbers 2, 3, ... in the genotype), each the sum of its labelled operations, and the cell's output c_k, the
@@ -35,12 +35,20 @@ def draw_cell(genotype: Genotype, kind: CellKind = "normal") -> str:
     return _draw(columns, edges, kind, summary=_summary(genotype, kind))
 
 
-def _summary(genotype: Genotype, kind: CellKind) -> str:
+def _summary(genotype: AnyGenotype, kind: CellKind) -> str:
+    inputs = genotype.inputs
     nodes = (
-        f"node {i} = " + " + ".join(f"{primitive}({node_name(source)})" for primitive, source in pairs)
-        for i, pairs in enumerate(genotype.pairs(kind))
+        f"node {node_name(i, inputs)} = "
+        + " + ".join(f"{primitive}({node_name(source, inputs)})" for primitive, source in pairs)
+        for i, pairs in enumerate(genotype.pairs(kind), start=inputs)
     )
-    return "; ".join([*nodes, "c_k = concat(" + ", ".join(map(node_name, genotype.concat(kind))) + ")"])
+    return "; ".join([*nodes, output_text(genotype, kind)])
+
+
+def output_text(genotype: AnyGenotype, kind: CellKind, node: str = "") -> str:
+    """What the output of a cell is, in words; ``node`` stands before the numbers."""
+    names = [node_name(number, genotype.inputs) for number in genotype.concat(kind)]
+    return f"c_k = concat({node}{', '.join(names)})" if len(names) > 1 else f"c_k = node {names[0]}"
 
 
 def _draw(columns: list[list[Item]], edges: Sequence[Edge], kind: CellKind, summary: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 
-from fastnas.genotype import CellKind, Genotype
+from fastnas.genotype import AnyGenotype, CellKind
 
 LABEL_HEIGHT = 28.0
 LABEL_GAP = 6.0  # between the labels of one node
@@ -48,12 +48,15 @@ class Item:
         return not self.name
 
 
-def node_name(number: int) -> str:
-    """What people call node ``number`` of a genotype: c_{k-2}, c_{k-1}, then 0, 1, ..."""
+def node_name(number: int, inputs: int = 2) -> str:
+    """What people call node ``number`` of a genotype: c_{k-2}, c_{k-1}, then 0, 1, ...; with one input c_{k-1}, 1, 2,
+    ..."""
+    if inputs == 1:
+        return str(number) if number else "c_{k-1}"
     return ("c_{k-2}", "c_{k-1}")[number] if number < 2 else str(number - 2)
 
 
-def layout(genotype: Genotype, kind: CellKind) -> tuple[list[list[Item]], list[Edge]]:
+def layout(genotype: AnyGenotype, kind: CellKind) -> tuple[list[list[Item]], list[Edge]]:
     """The items of every column from top to bottom, each with its ``y``, and all edges."""
     columns, edges = _graph(genotype, kind)
     _order(columns, edges)
@@ -61,13 +64,14 @@ def layout(genotype: Genotype, kind: CellKind) -> tuple[list[list[Item]], list[E
     return columns, edges
 
 
-def _graph(genotype: Genotype, kind: CellKind) -> tuple[list[list[Item]], list[Edge]]:
+def _graph(genotype: AnyGenotype, kind: CellKind) -> tuple[list[list[Item]], list[Edge]]:
     """Items by column and edges by the number of their target; the lanes of long edges included."""
-    items = [Item(node_name(i), 0, PORT[1]) for i in range(2)]
+    inputs = genotype.inputs
+    items = [Item(node_name(i, inputs), 0, PORT[1]) for i in range(inputs)]
     edges = []
     for pairs in genotype.pairs(kind):
         height = len(pairs) * (LABEL_HEIGHT + LABEL_GAP) - LABEL_GAP
-        node = Item(node_name(len(items)), 1 + max(items[source].column for _, source in pairs), height)
+        node = Item(node_name(len(items), inputs), 1 + max(items[source].column for _, source in pairs), height)
         items.append(node)
         node.incoming = [Edge(items[source], node, primitive) for primitive, source in pairs]
         edges += node.incoming

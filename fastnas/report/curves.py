@@ -61,14 +61,14 @@ def _train_and_valid(run: Run, what: str, scale: float = 1.0) -> list[Curve]:
 
 
 def kind_name(kind: str) -> str:
-    return "reduction" if kind == "reduce" else kind
+    return kind.replace("_", " ").replace("reduce", "reduction")
 
 
 def _per_kind(run: Run, key: str) -> list[Curve]:
     """One curve for each kind of cell, from records like ``{"normal": 1.9, "reduce": 1.8}``."""
     records = [mapping(epoch.get(key)) for epoch in run.epochs]
     kinds = dict.fromkeys(kind for record in records for kind in record)
-    tints = cycle(("accent", "contrast", "muted"))
+    tints = cycle(("accent", "contrast", "muted", "op-skip_connect", "op-dil_conv_3x3"))
     return [
         Curve(kind_name(kind), tint, _points(run.epochs, [record.get(kind) for record in records]))
         for kind, tint in zip(kinds, tints, strict=False)
@@ -170,6 +170,7 @@ def time_charts(run: Run) -> Iterator[Chart]:
     names = {"train": "training", "valid": "validation", "data": "waiting for data"}
     seconds = {p: [float(v) if is_number(v := e["seconds"].get(p)) else 0.0 for e in timed] for p in phases}
     totals = [sum(values) for values in zip(*seconds.values(), strict=True)]
+    phases = [p for p in phases if sum(seconds[p]) > 1e-3 * sum(totals)] or phases  # what could be seen
     unit, scale = ("s", 1.0) if max(totals) < 300 else ("min", 60.0) if max(totals) < 3 * 3600 else ("h", 3600.0)
     chart = Chart("time", "Time per epoch", size=(900.0, 232.0), margins=(40.0, 150.0, 32.0, 20.0))
     chart.label("epoch", f"time ({unit})")

@@ -93,7 +93,7 @@ def _parts_of_search(run: Run) -> list[Part]:
         ("cells", "Cells", sections.cells(run)),
         ("curves", "Curves", sections.charts(epoch_charts(run), NO_EPOCH)),
         ("weights", "Operation weights", sections.charts(weight_charts(run), no_weights)),
-        ("population", "Population", sections.charts(population_charts(run), "No evolution step was recorded yet.")),
+        ("population", "Population", sections.charts(population_charts(run), "No population was evaluated.")),
         ("time", "Time", sections.charts(time_charts(run), NO_EPOCH)),
         ("settings", "Settings", sections.settings(run)),
         ("repeat", "Repeat and retrain", sections.recipes(run)),

@@ -32,7 +32,8 @@ def population_charts(run: Run) -> Iterator[Chart]:
     if bars := _bars(run, "fitness", 1.0):
         yield _chart("fitness", "Fitness of the population", "fitness (lower is better)", bars, "{:.3f}", reading)
     if bars := _bars(run, "accuracy", 100.0):
-        note = reading + " Current: the network's own α on the same batch."
+        current = any(bar.current is not None for bar in bars)
+        note = reading + (" Current: the network's own α on the same batch." if current else "")
         yield _chart("accuracy", "Accuracy of the population", "accuracy (%)", bars, "{:.1f} %", note)
 
 

@@ -12,7 +12,8 @@ from typing import Any, TypeGuard
 import yaml
 
 from fastnas.errors import UserError
-from fastnas.genotype import Genotype
+from fastnas.genotype import AnyGenotype, Genotype
+from fastnas.spaces.nb201 import NB201Genotype
 
 Record = dict[str, Any]
 
@@ -32,7 +33,7 @@ class Run:
     populations: list[Record] = field(default_factory=list)
     updates: list[Record] = field(default_factory=list)
     ending: Record | None = None
-    genotype: Genotype | None = None
+    genotype: AnyGenotype | None = None
     genotype_origin: str = ""
     problems: list[str] = field(default_factory=list)
 
@@ -217,11 +218,13 @@ def _read_records(path: Path, problems: list[str]) -> Iterator[Record]:
         problems.append(f"{damaged} damaged {'line' if damaged == 1 else 'lines'} of metrics.jsonl left out.")
 
 
-def _read_genotype(path: Path, epochs: list[Record], problems: list[str]) -> tuple[Genotype | None, str]:
+def _read_genotype(path: Path, epochs: list[Record], problems: list[str]) -> tuple[AnyGenotype | None, str]:
     """The genotype and where it is from: the file, or the last epoch that recorded one."""
     if path.is_file():
         try:
-            return Genotype.from_json(path), path.name
+            text = path.read_text(encoding="utf-8", errors="replace")
+            kind = NB201Genotype if '"nb201"' in text else Genotype
+            return kind.from_json(path), path.name
         except (UserError, OSError) as error:
             problems.append(f"genotype.json could not be read: {error}")
     else:
@@ -229,7 +232,8 @@ def _read_genotype(path: Path, epochs: list[Record], problems: list[str]) -> tup
     for epoch in reversed(epochs):
         if "genotype" in epoch:
             try:
-                genotype = Genotype.from_dict(epoch["genotype"])
+                record = mapping(epoch["genotype"])
+                genotype = (NB201Genotype if "nb201" in record else Genotype).from_dict(record)
             except UserError as error:
                 problems.append(f"The genotype of epoch {epoch['epoch']} could not be read: {error}")
                 break

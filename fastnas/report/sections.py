@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from html import escape
 from typing import Any
 
+from fastnas.genotype import Genotype
 from fastnas.nn.derived import AUXILIARY_SIDES
 from fastnas.report.cell_graph import KIND_NAMES, draw_cell
 from fastnas.report.chart import Chart
@@ -27,7 +28,7 @@ def charts(found: Iterable[Chart], otherwise: str) -> str:
 
 
 def cells(run: Run) -> str:
-    """Both cells as graphs."""
+    """The cells as graphs."""
     if run.genotype is None:
         return missing(NO_GENOTYPE)
     figures = (
@@ -35,7 +36,9 @@ def cells(run: Run) -> str:
         f"{_scroll(draw_cell(run.genotype, kind))}</figure>"
         for kind in run.genotype.kinds
     )
-    reading = "A node is the sum of the operations that point to it. Node i has the number i + 2 in the genotype."
+    reading = "A node is the sum of the operations that point to it."
+    if run.genotype.inputs == 2:
+        reading += " Node i has the number i + 2 in the genotype."
     return note(f"{_origin(run)} {reading}") + f'<div class="cells">{"".join(figures)}</div>'
 
 
@@ -74,12 +77,14 @@ def recipes(run: Run) -> str:
     if run.genotype is None or run.genotype_origin != path.name:
         retrain = missing("genotype.json is not there yet; the commands that use it appear with it.")
         parts.append(("Retrain this genotype", "", retrain))
-    else:
+    elif isinstance(run.genotype, Genotype):
         spec = run.data.get("spec")
         command = ["python", "-m", "fastnas.train", "--genotype", str(path), "--data", str(spec or "SPEC")]
         notes = [] if spec else ["SPEC stands for the images, such as cifar10:ROOT: this run recorded none."]
         parts.append(("Retrain this genotype", " ".join(notes), code(shlex.join(command))))
         parts.append(("Use it in Python", "", code(_snippet(run, str(path)), wrap=False)))
+    else:
+        parts.append(("Use it in Python", "", code(_nb201_snippet(run, str(path)), wrap=False)))
     return "".join(f'<div class="recipe"><h3>{title}</h3>{note(remark)}{body}</div>' for title, remark, body in parts)
 
 
@@ -96,6 +101,18 @@ def _snippet(run: Run, path: str) -> str:
         "from fastnas.nn import DerivedNetwork\n\n"
         f"genotype = Genotype.from_json({path!r})\n"
         f"network = DerivedNetwork({', '.join(['genotype', *arguments])})"
+    )
+
+
+def _nb201_snippet(run: Run, path: str) -> str:
+    classes, channels = (run.data.get(key) for key in ("classes", "channels"))
+    arguments = [f"num_classes={len(classes)}"] if isinstance(classes, list) else []
+    arguments += [f"in_channels={channels}"] if isinstance(channels, int) else []
+    return (
+        "from fastnas.nn import NB201Network\n"
+        "from fastnas.spaces.nb201 import NB201Genotype\n\n"
+        f"genotype = NB201Genotype.from_json({path!r})  # {run.genotype}\n"
+        f"network = NB201Network({', '.join(['genotype', *arguments])})"
     )
 
 

@@ -7,13 +7,13 @@ from itertools import zip_longest
 from rich.console import Console
 from rich.text import Text
 
-from fastnas.genotype import CellKind, Genotype
-from fastnas.report.cell_graph import KIND_NAMES
+from fastnas.genotype import AnyGenotype, CellKind
+from fastnas.report.cell_graph import KIND_NAMES, output_text
 from fastnas.report.cell_layout import node_name
 from fastnas.report.palette import COLOURS, operation_colour
 
 
-def print_genotype(genotype: Genotype, console: Console | None = None) -> None:
+def print_genotype(genotype: AnyGenotype, console: Console | None = None) -> None:
     """Prints the cells, two side by side where the terminal is wide enough (80 columns are).
 
     Every operation has a line with its source, and its node stands at the second one::
@@ -26,49 +26,58 @@ def print_genotype(genotype: Genotype, console: Console | None = None) -> None:
         console: where to; by default standard output. Colours follow the console, NO_COLOR included.
     """
     console = console or Console()
-    lines: list[Text] = []
-    kinds = genotype.kinds
-    for pair in (kinds[i : i + 2] for i in range(0, len(kinds), 2)):
-        cells = [_cell(genotype, kind, console) for kind in pair]
-        width = max(map(len, cells[0])) + 4
-        lines += [Text()] if lines else []
-        if len(cells) == 2 and width + max(map(len, cells[1])) <= console.width:
-            for left, right in zip_longest(*cells, fillvalue=Text()):
-                line = left.copy()
-                line.pad_right(width - len(line))
-                lines.append(line.append_text(right))
-        else:
-            for number, cell in enumerate(cells):
-                lines += [Text()] * (number > 0) + cell
-    for line in lines:
-        line.rstrip()
-        console.print(line, soft_wrap=True)
+    cells = [_cell(genotype, kind, console) for kind in genotype.kinds]
+    for first in range(0, len(cells), 2):
+        if first:
+            console.print()
+        for line in _beside(cells[first : first + 2], console.width):
+            line.rstrip()
+            console.print(line, soft_wrap=True)
 
 
-def _cell(genotype: Genotype, kind: CellKind, console: Console) -> list[Text]:
-    to_operation, to_node, above, last = (
-        ("--", "-->", "-.", "-'") if console.options.ascii_only else ("──", "─▶", "─┐", "─┴")
-    )
-    pairs = genotype.pairs(kind)
-    sources = max(len(_name(source)) for node in pairs for _, source in node)
-    operations = max(len(primitive) for node in pairs for primitive, _ in node)
-    lines = [Text(KIND_NAMES[kind], style="bold")]
-    for number, node in enumerate(pairs, start=2):
-        for i, (primitive, source) in enumerate(node):
-            line = Text(_name(source).ljust(sources))
-            line.append(f" {to_operation} ", style="dim")
-            line.append(primitive, style=_style(primitive))
-            line.append(" " * (operations - len(primitive)) + " ")
-            line.append(above if i < len(node) - 1 else last + to_node, style="dim")
-            if i == len(node) - 1:
-                line.append(f" {_name(number)}", style="bold")
-            lines.append(line)
-    lines.append(Text("c_k = concat(nodes " + ", ".join(map(node_name, genotype.concat(kind))) + ")"))
+def _beside(cells: list[list[Text]], columns: int) -> list[Text]:
+    """The lines of one or two cells."""
+    if len(cells) == 1:
+        return cells[0]
+    left, right = cells
+    width = max(map(len, left)) + 4
+    if width + max(map(len, right)) > columns:
+        return [*left, Text(), *right]
+    lines = []
+    for first, second in zip_longest(left, right, fillvalue=Text()):
+        line = first.copy()
+        line.pad_right(width - len(line))
+        lines.append(line.append_text(second))
     return lines
 
 
-def _name(number: int) -> str:
-    return node_name(number) if number < 2 else f"node {node_name(number)}"
+def _cell(genotype: AnyGenotype, kind: CellKind, console: Console) -> list[Text]:
+    to_operation, to_node, first, middle, last, only = (
+        ("--", "-->", "-.", "-|", "-'", "--") if console.options.ascii_only else ("──", "─▶", "─┐", "─┤", "─┴", "──")
+    )
+    pairs = genotype.pairs(kind)
+    inputs = genotype.inputs
+    sources = max(len(_name(source, inputs)) for node in pairs for _, source in node)
+    operations = max(len(primitive) for node in pairs for primitive, _ in node)
+    lines = [Text(KIND_NAMES[kind], style="bold")]
+    for number, node in enumerate(pairs, start=inputs):
+        for i, (primitive, source) in enumerate(node):
+            line = Text(_name(source, inputs).ljust(sources))
+            line.append(f" {to_operation} ", style="dim")
+            line.append(primitive, style=_style(primitive))
+            line.append(" " * (operations - len(primitive)) + " ")
+            ends = i == len(node) - 1
+            joint = (only if ends else first) if i == 0 else (last if ends else middle)
+            line.append(joint + (to_node if ends else ""), style="dim")
+            if ends:
+                line.append(f" {_name(number, inputs)}", style="bold")
+            lines.append(line)
+    lines.append(Text(output_text(genotype, kind, "nodes ")))
+    return lines
+
+
+def _name(number: int, inputs: int) -> str:
+    return node_name(number, inputs) if number < inputs else f"node {node_name(number, inputs)}"
 
 
 def _style(primitive: str) -> str:

@@ -1,12 +1,13 @@
 """Search spaces: candidate names, topology, genotype rules. A new space is one file and one entry here."""
 
 from fastnas.errors import UserError
-from fastnas.spaces import darts, egnas
+from fastnas.spaces import darts, egnas, multi_level, nb201
 from fastnas.spaces.cell_space import CELL_KINDS, CellSpace
+from fastnas.spaces.encoding import Code, Encoding
 
-SPACES = {module.SPACE.name: module.SPACE for module in (darts, egnas)}
+SPACES: dict[str, CellSpace] = {module.SPACE.name: module.SPACE for module in (darts, egnas, multi_level, nb201)}
 
-__all__ = ["CELL_KINDS", "SPACES", "CellSpace", "find"]
+__all__ = ["CELL_KINDS", "SPACES", "CellSpace", "Code", "Encoding", "find"]
 
 
 def find(space: str | CellSpace) -> CellSpace:

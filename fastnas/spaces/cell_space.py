@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fastnas.errors import UserError
-from fastnas.genotype import Genotype, Pair
+from fastnas.genotype import LEVELS, AnyGenotype, CellKind, Genotype, Pair
+from fastnas.spaces.encoding import CellEncoding, Encoding
 
-CELL_KINDS = ("normal", "reduce")
+CELL_KINDS: tuple[CellKind, ...] = ("normal", "reduce")
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class CellSpace:
         candidates: primitive names, in the order of α's columns.
         pool_norm: whether a normalisation follows the pools while searching.
         nodes: number of intermediate nodes.
+        kinds: the kinds of cells, each with α of its own: all normal and all reduction cells share theirs, or those of
+            each of three levels do (Multi-level cells).
 
     Raises:
         UserError: no node, or no candidate that a genotype could choose.
@@ -36,6 +40,9 @@ class CellSpace:
     candidates: tuple[str, ...]
     pool_norm: bool
     nodes: int = 4
+    kinds: tuple[CellKind, ...] = CELL_KINDS
+    inputs: ClassVar[int] = 2
+    """Nodes that are given to the cell; the intermediate ones are counted from here."""
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
@@ -49,14 +56,25 @@ class CellSpace:
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
         """(source, node) of every edge."""
-        return tuple((source, node) for node in range(2, self.nodes + 2) for source in range(node))
+        return tuple((source, node) for node in range(self.inputs, self.nodes + self.inputs) for source in range(node))
 
     def incoming(self, node: int) -> range:
         """The numbers of the edges that enter a node; their order is that of the sources."""
-        first = sum(range(2, node))
+        first = sum(range(self.inputs, node))
         return range(first, first + node)
 
-    def derive(self, op_weights: Mapping[str, Tensor]) -> Genotype:
+    @cached_property
+    def encoding(self) -> Encoding:
+        """Architectures of the space as tuples of numbers."""
+        return CellEncoding(self)
+
+    def kind_of(self, level: int, reduction: bool) -> CellKind:
+        """The kind of a cell after so many reductions."""
+        if self.kinds == CELL_KINDS:
+            return "reduce" if reduction else "normal"
+        return LEVELS[2 * level + reduction]
+
+    def derive(self, op_weights: Mapping[str, Tensor]) -> AnyGenotype:
         """The genotype of the DARTS paper (Liu et al. 2019, section 2.4).
 
         For each node the two incoming edges whose best candidate weighs most, and on each of them that candidate;
@@ -66,9 +84,14 @@ class CellSpace:
         Args:
             op_weights: {"normal": [E, O], "reduce": [E, O]}, for instance softmax(α).
         """
-        cells = {kind: self._strongest(op_weights[kind].detach().cpu().double()) for kind in CELL_KINDS}
+        return self.assemble(tuple(self._strongest(op_weights[kind].detach().cpu().double()) for kind in self.kinds))
+
+    def assemble(self, cells: tuple[tuple[Pair, ...], ...]) -> Genotype:
+        """The genotype of these cells, in the order of `kinds`, whose output is all their nodes."""
         concat = tuple(range(2, self.nodes + 2))
-        return Genotype(normal=cells["normal"], normal_concat=concat, reduce=cells["reduce"], reduce_concat=concat)
+        if self.kinds == LEVELS:
+            return Genotype.multi_level((pairs, concat) for pairs in cells)
+        return Genotype(normal=cells[0], normal_concat=concat, reduce=cells[1], reduce_concat=concat)
 
     def _strongest(self, weights: Tensor) -> tuple[Pair, ...]:  # [E, O]
         allowed = [index for index, name in enumerate(self.candidates) if name != "none"]
@@ -85,4 +108,4 @@ class CellSpace:
     def uniform_alphas(self, scale: float = 1e-3, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Initial α: `scale`·N(0, 1), {"normal": [E, O], "reduce": [E, O]}."""
         shape = (len(self.edges), len(self.candidates))
-        return {kind: scale * torch.randn(shape, generator=generator) for kind in CELL_KINDS}
+        return {kind: scale * torch.randn(shape, generator=generator) for kind in self.kinds}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
-
-from fastnas.genotype import Genotype
-from fastnas.nn.supernet import OpWeights
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from fastnas.engine.search import Search
+    from fastnas.genotype import AnyGenotype
+    from fastnas.nn.supernet import OpWeights
 
 
 class Strategy:
@@ -18,7 +18,8 @@ class Strategy:
 
     A strategy is a dataclass in a file of its own: documented hyper-parameters as fields, state as fields that are not
     part of `__init__`, and those of the following hooks that it needs. `search` is the running `engine.Search`: its
-    network, its batches of the α half (`search.alpha_pipeline`), its clock (`epoch`, `step`), its log (`search.log`).
+    network, its batches of the α half (`search.alpha_pipeline`), its clock (`epoch`, `step`), its log (`search.log`),
+    and in `before_step` and `after_step` the batch of the weight step (`search.batch`).
 
     Everything that a hook changes must be part of the network, of `state_dict()` or of torch's global random state, for
     these are what a checkpoint holds. A hook that runs long calls `search.check_stop()` where its state is complete.
@@ -26,13 +27,40 @@ class Strategy:
 
     name: ClassVar[str]
     default_space: ClassVar[str] = "darts"
+    recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Published options outside the strategy, by group: {"weights": {"epochs": 50}}. Presets, files and flags
+    override."""
 
     def start(self, search: Search) -> None:
         """Once, before the first epoch or before `load_state_dict`: build what needs the network or the data."""
 
+    # --- what the network computes ---
+
     def op_weights(self, search: Search) -> OpWeights | None:
         """Operation weights of the coming weight step; None for softmax(α)."""
         return None
+
+    def logits(self, search: Search, images: Tensor) -> Tensor:
+        """The network's answer in a weight step: images [B, C, H, W] → [B, classes]."""
+        return search.network(images, self.op_weights(search))
+
+    def penalty(self, search: Search) -> Tensor | float:
+        """What is added to the cross-entropy of a weight step, after `logits`."""
+        return 0.0
+
+    def mean_op_weights(self, search: Search) -> OpWeights:
+        """Operation weights without chance, {"normal": [E, O], …}: for the log, and for what is derived of them."""
+        return search.network.op_weights()
+
+    def validation_logits(self, search: Search, images: Tensor) -> Tensor:
+        """The network's answer in validation, in evaluation mode: [B, C, H, W] → [B, classes]."""
+        return search.network(images, self.mean_op_weights(search))
+
+    def genotype(self, search: Search) -> AnyGenotype:
+        """The architecture that the search has arrived at."""
+        return search.network.space.derive(self.mean_op_weights(search))
+
+    # --- when something happens ---
 
     def before_epoch(self, search: Search) -> None:
         """Before the weight steps of an epoch. Called again on resume if it was interrupted."""
@@ -40,20 +68,31 @@ class Strategy:
     def before_step(self, search: Search) -> None:
         """Before each weight step: where gradient strategies move α."""
 
+    def after_step(self, search: Search) -> None:
+        """After each weight step, while its gradients are there."""
+
     def after_epoch(self, search: Search) -> None:
-        """After the weight steps of an epoch, before validation."""
+        """After the weight steps of an epoch, before validation. Called again on resume if it was interrupted."""
+
+    def finished(self, search: Search) -> bool:
+        """After an epoch: whether the search ends before its last one."""
+        return False
+
+    # --- how the weights are trained ---
+
+    def schedule(self, search: Search) -> tuple[int, int]:
+        """(epoch, epochs) by which the learning rate falls; strategies of several stages begin anew in each."""
+        return search.epoch, search.epochs
 
     def clipped_parameters(self, search: Search) -> list[nn.Parameter]:
         """Whose gradient norm is clipped together at each weight step."""
         return search.weight_parameters
 
-    def genotype(self, search: Search) -> Genotype:
-        """The architecture that the search has arrived at."""
-        return search.network.genotype()
+    # --- what a checkpoint holds ---
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers, strings, lists and dicts only: checkpoints are read without unpickling anything else."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`, after `start`."""
+        """The inverse of `state_dict`, after `start` and before the network and the optimiser are restored."""

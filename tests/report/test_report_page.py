@@ -137,7 +137,7 @@ def test_a_run_before_its_first_epoch(tmp_path: Path) -> None:
     assert "Search unfinished" in page.text
     assert page.tiles()["Epochs"] == "0 / 50 done / planned"
     assert "No epoch has ended yet." in page.section("curves")
-    assert "No evolution step was recorded yet." in page.section("population")
+    assert "No population was evaluated." in page.section("population")
     assert "There is no genotype yet" in page.section("cells")
     assert "python -m fastnas.search --data digits" in page.section("repeat")
     assert "genotype.json is not there yet" in page.section("repeat")
@@ -148,7 +148,7 @@ def test_a_run_before_its_first_evolution_step(tmp_path: Path) -> None:
     page = report(write_run(tmp_path, events[:-1], genotype))
     assert "Search unfinished" in page.text
     assert page.tiles()["Epochs"] == "3 / 50 done / planned"
-    assert "No evolution step was recorded yet." in page.section("population")
+    assert "No population was evaluated." in page.section("population")
     assert "From genotype.json, not final." in page.section("cells")
     assert page.tiles()["Validation accuracy"].endswith("after epoch 2")
 

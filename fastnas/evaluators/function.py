@@ -1,0 +1,58 @@
+"""Evaluation by any Python callable."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from fastnas.errors import UserError
+from fastnas.evaluators.base import Evaluation, Evaluator
+from fastnas.evaluators.clock import stopwatch
+from fastnas.spaces.encoding import Code, Encoding
+
+
+class Function(Evaluator):
+    """Calls `function(genotype)`.
+
+    Args:
+        function: gives the accuracy in 0..1, or a mapping with "accuracy", optionally "seconds" (otherwise they are
+            measured), and any costs, lower is better.
+        encoding: of the space whose genotypes it takes.
+    """
+
+    def __init__(self, function: Callable[[Any], float | Mapping[str, float]], encoding: Encoding) -> None:
+        self.function, self.encoding = function, encoding
+
+    def evaluate(self, codes: Sequence[Code]) -> list[Evaluation]:
+        return [self._one(code) for code in codes]
+
+    def _one(self, code: Code) -> Evaluation:
+        with stopwatch() as clock:
+            answer = self.function(self.encoding.decode(code))
+        values = dict(answer) if isinstance(answer, Mapping) else {"accuracy": answer}
+        try:
+            numbers = {str(name): float(value) for name, value in values.items()}
+            accuracy, seconds = numbers.pop("accuracy"), numbers.pop("seconds", clock.seconds)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"the evaluator's function returned {answer!r}: expected the accuracy, or a mapping with 'accuracy'."
+            ) from error
+        if not math.isfinite(accuracy):
+            raise UserError(f"the evaluator's function returned the accuracy {accuracy}: expected a number in 0..1.")
+        return Evaluation(accuracy, seconds, numbers)
+
+
+def load(name: str) -> Callable[[Any], float | Mapping[str, float]]:
+    """The callable MODULE:NAME. UserError if there is none."""
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise UserError(f"evaluator python:{name!r} names no callable: expected python:MODULE:FUNCTION.")
+    try:
+        function = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"evaluator python:{name} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+    if not callable(function):
+        raise UserError(f"evaluator python:{name} is no callable: expected a function of a genotype.")
+    return function

@@ -1,0 +1,101 @@
+"""Evaluation by the shared weights of a supernet."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.evaluators.base import Evaluation, Evaluator
+from fastnas.evaluators.clock import stopwatch
+from fastnas.evaluators.costs import Costs
+from fastnas.nn import Supernet
+from fastnas.nn.batch_norm import individual_statistics
+from fastnas.spaces.encoding import Code
+
+Batches = Iterable[tuple[Tensor, Tensor]]
+RECALIBRATION_BATCHES = 20
+
+
+class SharedWeights(Evaluator):
+    """Accuracy of paths through a supernet (Bender et al., "Understanding and Simplifying One-Shot NAS", ICML 2018).
+
+    Args:
+        network: the supernet; its weights and running statistics stay as they are.
+        batches: gives the validation batches of one call of `evaluate`.
+        bn_mode: "batch" normalises by the validation batch, "running" by the statistics of training, "recalibrate" by
+            statistics of each path alone, taken anew from `training_batches`.
+        training_batches: gives about 20 training batches; for "recalibrate" only.
+        costs: what else is measured of each architecture.
+    """
+
+    def __init__(
+        self,
+        network: Supernet,
+        batches: Callable[[], Batches],
+        bn_mode: Literal["batch", "running", "recalibrate"] = "batch",
+        training_batches: Callable[[], Batches] | None = None,
+        costs: Costs | None = None,
+    ) -> None:
+        self.network = network
+        self.encoding = network.space.encoding
+        self.batches = batches
+        self.bn_mode = bn_mode
+        self.training_batches = training_batches
+        self.costs = costs
+
+    @torch.no_grad()
+    def evaluate(self, codes: Sequence[Code]) -> list[Evaluation]:
+        paths = [self.encoding.op_weights(code) for code in codes]
+        with stopwatch() as clock:
+            correct = torch.zeros(len(codes), dtype=torch.float64)  # [P]
+            count = 0
+            batches = list(self.batches())
+            if self.bn_mode == "recalibrate":
+                for index, path in enumerate(paths):
+                    correct[index] = self._recalibrated(path, batches)
+                count = sum(len(labels) for _, labels in batches)
+            else:
+                for images, labels in batches:
+                    logits = self.network.path_population_logits(images, paths, bn_mode=self.bn_mode)  # [P, B, classes]
+                    correct += (logits.argmax(-1) == labels).sum(1).cpu()
+                    count += len(labels)
+        seconds = clock.seconds / max(1, len(codes))
+        return [
+            Evaluation(hits / count, seconds, self.costs.of(code) if self.costs else {})
+            for code, hits in zip(codes, correct.tolist(), strict=True)
+        ]
+
+    def _recalibrated(self, path: Mapping[str, Tensor], batches: Batches) -> int:
+        """Correct answers under statistics of this path alone; those of the network are put back."""
+        assert self.training_batches is not None
+        layers = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
+        kept = copy.deepcopy([(layer._buffers, layer.momentum) for layer in layers])
+        training = self.network.training
+        try:
+            self.network.train()
+            for number, (images, _) in enumerate(self.training_batches()):
+                for layer in layers:
+                    layer.momentum = 1 / (number + 1)  # together the plain mean over the batches
+                self.network.path_logits(images, path)
+            self.network.eval()
+            hits = [(self.network.path_logits(images, path).argmax(-1) == labels).sum() for images, labels in batches]
+            return int(sum(hits))
+        finally:
+            for layer, (buffers, momentum) in zip(layers, kept, strict=True):
+                for name, buffer in buffers.items():
+                    cast(Tensor, layer._buffers[name]).copy_(cast(Tensor, buffer))
+                layer.momentum = momentum
+            self.network.train(training)
+
+
+@torch.no_grad()
+def path_logits(network: Supernet, images: Tensor, path: Mapping[str, Tensor], batch_statistics: bool) -> Tensor:
+    """[B, classes] of one path, by the statistics of these images or by running ones."""
+    if not batch_statistics:
+        return network.path_logits(images, path)
+    with individual_statistics(network, images=len(images)):
+        return network.path_logits(images, path)

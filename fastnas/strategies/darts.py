@@ -1,0 +1,111 @@
+"""DARTS (Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", ICLR 2019), of first and second order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastnas.errors import UserError
+from fastnas.strategies.gradient import GradientStrategy, gradients
+
+if TYPE_CHECKING:
+    from fastnas.engine.search import Search
+
+Loss = Callable[[Sequence[Tensor]], Tensor]
+"""The loss as a function of the weights ω; it depends on α, too."""
+
+
+def second_order_gradients(
+    alphas: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    momenta: Sequence[Tensor | None],
+    train_loss: Loss,
+    valid_loss: Loss,
+    *,
+    rate: float,
+    momentum: float,
+    weight_decay: float,
+) -> list[Tensor]:
+    """∂L_val(ω', α)/∂α where ω' is ω after one step on L_train (equations 7 and 8).
+
+    The product with ∂²L_train/∂α∂ω is a central difference over ±0.01/‖v‖ along v = ∂L_val/∂ω'. The virtual step is not
+    clipped.
+
+    Args:
+        alphas, weights: α and ω, which require gradients.
+        momenta: SGD's momentum buffer of each weight; None where it has none yet.
+        train_loss, valid_loss: the two losses.
+        rate: ξ, step size of the virtual step.
+        momentum, weight_decay: of the virtual step.
+
+    Returns:
+        The gradient of each of `alphas`.
+    """
+    step = gradients(train_loss(weights), weights)
+    moved = []
+    for weight, gradient, buffer in zip(weights, step, momenta, strict=True):
+        velocity = gradient + weight_decay * weight.detach()
+        if buffer is not None:
+            velocity = velocity + momentum * buffer
+        moved.append((weight.detach() - rate * velocity).requires_grad_())  # ω'
+    found = gradients(valid_loss(moved), [*alphas, *moved])
+    direct, direction = found[: len(alphas)], found[len(alphas) :]  # direction: v
+    radius = 0.01 / torch.sqrt(sum((v.square().sum() for v in direction), torch.zeros_like(direction[0].sum())))
+    sides = []
+    for sign in (1.0, -1.0):
+        shifted = [(w.detach() + sign * radius * v) for w, v in zip(weights, direction, strict=True)]  # ω±
+        sides.append(gradients(train_loss(shifted), alphas))
+    return [g - rate * (plus - minus) / (2 * radius) for g, plus, minus in zip(direct, *sides, strict=True)]
+
+
+@dataclass
+class DARTS(GradientStrategy):
+    """DARTS: before each weight step, Adam moves α on a batch of the other half."""
+
+    name: ClassVar[str] = "darts"
+
+    order: Literal[1, 2] = 2
+    """2: look one weight step ahead (four forward and backward passes); 1: take ω as it is."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order not in (1, 2):
+            raise UserError(f"order is {self.order}, expected 1 or 2.")
+
+    def alpha_gradients(self, search: Search) -> list[Tensor]:
+        if self.order == 1:
+            return super().alpha_gradients(search)
+        network = search.network
+        names = {id(parameter): name for name, parameter in network.named_parameters()}
+        keys = [names[id(parameter)] for parameter in search.weight_parameters]
+        # Looking ahead leaves the running statistics alone.
+        buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+        momenta = [search.optimizer.state[p].get("momentum_buffer") for p in search.weight_parameters]
+
+        def loss_on(batch: tuple[Tensor, Tensor], alpha_counts: bool) -> Loss:
+            images, labels = batch
+
+            def loss(weights: Sequence[Tensor]) -> Tensor:
+                replaced = {**buffers, **dict(zip(keys, weights, strict=True))}
+                logits = torch.func.functional_call(
+                    network, replaced, (images,), self.mixture(search, int(alpha_counts))
+                )
+                return self.alpha_loss(search, logits, labels) if alpha_counts else F.cross_entropy(logits, labels)
+
+            return loss
+
+        return second_order_gradients(
+            self.alpha_parameters,
+            search.weight_parameters,
+            momenta,
+            loss_on(search.batch, alpha_counts=False),
+            loss_on(self.alpha_batch(search), alpha_counts=True),
+            rate=search.optimizer.param_groups[0]["lr"],
+            momentum=search.weights.momentum,
+            weight_decay=search.weights.weight_decay,
+        )

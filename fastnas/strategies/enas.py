@@ -1,0 +1,179 @@
+"""ENAS (Pham et al., "Efficient Neural Architecture Search via Parameter Sharing", ICML 2018), the search for cells
+("micro").
+
+An LSTM chooses sources by attention over the nodes there are, and candidates by a softmax; it and the shared weights
+take turns. Details are those of the released TensorFlow program.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.errors import UserError
+from fastnas.spaces.encoding import CellEncoding, Encoding
+from fastnas.strategies.controller import Policy
+from fastnas.strategies.discrete import Individual
+from fastnas.strategies.policy_strategy import PolicyStrategy
+
+if TYPE_CHECKING:
+    from fastnas.engine.search import Search
+
+FAVOURED = ("sep_conv_3x3", "sep_conv_5x5")
+
+
+@dataclass
+class _Memory:
+    state: Any = None  # (h, c) of the LSTM, [m, H] each
+    keys: list[Tensor] = field(default_factory=list)  # of each node of the cell so far, [m, H]
+    anchors: list[Tensor] = field(default_factory=list)  # what is read after a node was chosen, [m, H]
+
+
+class ENASPolicy(Policy):
+    """The controller of ENAS over the codes of a space of cells.
+
+    Sources are drawn without replacement, so that every code is legal; all nodes are concatenated.
+    """
+
+    def __init__(
+        self, encoding: CellEncoding, seed: int, hidden: int, tanh_constant: float, op_tanh_reduce: float
+    ) -> None:
+        super().__init__(encoding)
+        self.tanh_constant, self.op_tanh_reduce = tanh_constant, op_tanh_reduce
+        self.per_cell = encoding.cells[0].stop
+        self.lstm = nn.LSTMCell(hidden, hidden, bias=False)
+        self.start = nn.Parameter(torch.empty(hidden))
+        self.key = nn.Linear(hidden, hidden, bias=False)  # W1
+        self.query = nn.Linear(hidden, hidden, bias=False)  # W2
+        self.attention = nn.Parameter(torch.empty(hidden))  # v
+        candidates = encoding.candidates
+        self.embedding = nn.Parameter(torch.empty(len(candidates), hidden))
+        self.op_weight = nn.Parameter(torch.empty(len(candidates), hidden))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.uniform_(-0.1, 0.1, generator=generator)
+        favoured = torch.tensor([name in FAVOURED for name in candidates])
+        self.op_bias = nn.Parameter(10.0 * favoured)
+        self.fixed_bias = torch.where(favoured, 0.25, -0.25)  # [candidates]
+
+    def gene_logits(self, gene: int, codes: Tensor, memory: object) -> tuple[Tensor, object]:
+        here = memory if isinstance(memory, _Memory) else _Memory()
+        position, count = gene % 4, len(codes)
+        first = self.start.expand(count, -1)  # [m, H]
+        if position == 0 and gene > 0:
+            hidden = self._step(here, self.embedding[codes[:, gene - 1]])
+            here.anchors.append(hidden)
+            here.keys.append(self.key(hidden))
+        if gene % self.per_cell == 0:
+            here.keys = [self.key(self._step(here, first)) for _ in range(2)]
+            here.anchors = [torch.zeros_like(first)] * 2
+        if position == 0:
+            x = first
+        elif position < 3:
+            x = torch.stack(here.anchors, 1)[torch.arange(count), codes[:, gene - 1]]  # [m, H]
+        else:
+            x = self.embedding[codes[:, gene - 1]]
+        hidden = self._step(here, x)
+        if position < 2:
+            scores = torch.tanh(torch.stack(here.keys, 1) + self.query(hidden)[:, None]) @ self.attention  # [m, nodes]
+            logits = self.tanh_constant * torch.tanh(scores)
+        else:
+            logits = hidden @ self.op_weight.T + self.op_bias  # [m, candidates]
+            logits = self.tanh_constant / self.op_tanh_reduce * torch.tanh(logits)
+            if gene < self.per_cell:
+                logits = logits + self.fixed_bias
+        return nn.functional.pad(logits, (0, self.width - logits.shape[1])), here
+
+    def _step(self, memory: _Memory, x: Tensor) -> Tensor:
+        memory.state = self.lstm(x, memory.state)
+        return memory.state[0]
+
+
+@dataclass
+class ENAS(PolicyStrategy):
+    """ENAS: after every epoch of the shared weights the controller makes its steps; the best of ten samples is
+    derived."""
+
+    name: ClassVar[str] = "enas"
+    recipe: ClassVar = {
+        "weights": {
+            "epochs": 150, "learning_rate": 0.05, "learning_rate_min": 0.0005, "weight_decay": 1e-4, "nesterov": True,
+        },
+        "data": {"batch_size": 160, "split": 0.9},
+        "network": {"channels": 20, "layers": 8, "partial_channels": 1},
+    }  # fmt: skip
+
+    controller_steps: int = 30
+    """Steps of the controller after each epoch."""
+    children_per_update: int = 10
+    """Architectures for one step."""
+    controller_learning_rate: float = 0.0035
+    """Of Adam."""
+    hidden: int = 64
+    """Units of the LSTM."""
+    entropy_weight: float = 1e-4
+    """What a nat of entropy is worth, in accuracy."""
+    baseline_decay: float = 0.99
+    """Of the mean of rewards, which starts at 0."""
+    tanh_constant: float = 1.1
+    """Logits are squashed to ± this."""
+    op_tanh_reduce: float = 2.5
+    """Those of candidates to this part of it."""
+    first_restart: int = 10
+    """Epochs of the first cosine of the learning rate; each further one is twice as long."""
+    derive_samples: int = 10
+    """Architectures that are sampled for the result."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("controller_steps", "children_per_update", "hidden", "first_restart", "derive_samples"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1.")
+
+    @property
+    def children(self) -> int:
+        return self.children_per_update
+
+    def budget(self, epochs: int) -> int:
+        return self.evaluations or self.controller_steps * self.children_per_update * epochs
+
+    def make_policy(self, encoding: Encoding, seed: int) -> Policy:
+        if not isinstance(encoding, CellEncoding):
+            raise UserError("enas chooses the sources of nodes, which this space fixes: use reinforce or nasnet-ppo.")
+        return ENASPolicy(encoding, seed, self.hidden, self.tanh_constant, self.op_tanh_reduce)
+
+    def make_optimizer(self, policy: Policy) -> torch.optim.Optimizer:
+        return torch.optim.Adam(policy.parameters(), lr=self.controller_learning_rate)
+
+    def update(self, codes: Tensor, rewards: Tensor) -> None:
+        log_probability, entropy = self.policy(codes)  # [m] each
+        rewards = rewards + self.entropy_weight * entropy.detach()
+        advantages = []
+        for reward in rewards.tolist():
+            # Before the advantage is formed, as in the program, and without a correction for its start.
+            self.baseline[0] -= (1 - self.baseline_decay) * (self.baseline[0] - reward)
+            advantages.append(reward - self.baseline[0])
+        self.step(-(log_probability * torch.tensor(advantages)).mean())
+
+    def schedule(self, search: Search) -> tuple[int, int]:
+        return restarted(search.epoch, self.first_restart)
+
+    def after_epoch(self, search: Search) -> None:
+        super().after_epoch(search)
+        if search.epoch >= self._first:
+            codes = self.policy.sample(self.derive_samples, self.random.getrandbits(63))
+            results = self._evaluator.evaluate(codes)
+            found = [Individual(code, result) for code, result in zip(codes, results, strict=True)]
+            self.best = max(found, key=lambda individual: individual.accuracy)
+
+
+def restarted(epoch: int, first: int) -> tuple[int, int]:
+    """(epoch within its period, length of the period) where the first period has `first` epochs and each further one is
+    twice as long (Loshchilov, Hutter, "SGDR", ICLR 2017)."""
+    number = int(math.log2(epoch / first + 1) + 1e-9)
+    return epoch - first * (2**number - 1), first * 2**number

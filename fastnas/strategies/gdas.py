@@ -1,0 +1,62 @@
+"""GDAS (Dong, Yang, "Searching for a Robust Neural Architecture in Four GPU Hours", CVPR 2019).
+
+Every step draws one candidate for each edge by the Gumbel-max trick; only these are computed, and α gets the gradient
+of the relaxed choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fastnas.errors import UserError
+from fastnas.strategies.gradient import GradientStrategy
+from fastnas.strategies.gumbel import gumbel_softmax, linear, straight_through
+
+if TYPE_CHECKING:
+    from fastnas.engine.search import Search
+
+
+@dataclass
+class GDAS(GradientStrategy):
+    """GDAS: Adam on α by a batch of the other half, one sampled path for each step of α and of the weights."""
+
+    name: ClassVar[str] = "gdas"
+    recipe: ClassVar = {
+        "weights": {"epochs": 250, "learning_rate": 0.025, "learning_rate_min": 0.001, "nesterov": True},
+        "data": {"batch_size": 64},
+        "network": {"channels": 16, "layers": 8, "partial_channels": 1},
+    }
+
+    temperature: float = 10.0
+    """τ of the relaxed choice at the first epoch."""
+    temperature_min: float = 0.1
+    """Where τ ends, on a straight line."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.temperature_min <= self.temperature < float("inf"):
+            raise UserError(
+                f"temperature is {self.temperature} and temperature_min {self.temperature_min}: expected "
+                "0 < temperature_min ≤ temperature."
+            )
+
+    def mixture(self, search: Search, draw: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(search.seed_for(search.epoch, search.step, draw))
+        temperature = linear(self.temperature, self.temperature_min, search.epoch, search.epochs)
+        alphas = search.network.alphas
+        soft = {kind: gumbel_softmax(torch.log_softmax(a, -1), temperature, generator) for kind, a in alphas.items()}
+        return chosen({kind: straight_through(table) for kind, table in soft.items()})
+
+    def validation_logits(self, search: Search, images: Tensor) -> Tensor:
+        """Of the likeliest candidate of each edge."""
+        tables = {kind: straight_through(table) for kind, table in self.mean_op_weights(search).items()}
+        return search.network(images, **chosen(tables))
+
+
+def chosen(tables: dict[str, Tensor]) -> dict[str, Any]:
+    """One-hot operation weights [E, O], and that only their candidates are to be computed."""
+    return {"op_weights": tables, "active": {kind: (table.detach() > 0.5).cpu() for kind, table in tables.items()}}

@@ -1,0 +1,49 @@
+"""Crossover and mutation of codes, for the strategies that keep a population."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Literal, get_args
+
+from fastnas.spaces.encoding import Code, Encoding
+
+Crossover = Literal["uniform_node", "two_point", "cell_swap"]
+CROSSOVERS = get_args(Crossover)
+
+
+def cross(first: Code, second: Code, kind: Crossover, encoding: Encoding, random: Random) -> Code:
+    """A child of two codes.
+
+    "uniform_node": every node whole from either parent, so nothing can become illegal. "two_point": the genes between
+    two places from the second parent, then repaired. "cell_swap": every cell whole from either parent.
+    """
+    if kind == "two_point":
+        start, stop = sorted(random.sample(range(len(first) + 1), 2))
+        return encoding.repair((*first[:start], *second[start:stop], *first[stop:]), random)
+    child: list[int] = []
+    for part in encoding.nodes if kind == "uniform_node" else encoding.cells:
+        child += random.choice((first, second))[part]
+    return tuple(child)
+
+
+def mutate_genes(code: Code, probability: float, encoding: Encoding, random: Random, *, at_least_one: bool) -> Code:
+    """Every gene is drawn anew with this probability, among its other legal values."""
+    genes = [gene for gene in range(len(code)) if random.random() < probability]
+    if not genes and at_least_one:
+        genes = [random.randrange(len(code))]
+    for gene in genes:
+        if others := encoding.alternatives(code, gene):
+            code = (*code[:gene], random.choice(others), *code[gene + 1 :])
+    return code
+
+
+def unlike(draw: Callable[[], Code], seen: set[Code], encoding: Encoding, tries: int = 20) -> Code:
+    """What `draw()` gives, drawn again while it stands for an architecture in `seen`; after so many tries the last
+    one."""
+    code: Code = ()
+    for _ in range(tries):
+        code = draw()
+        if encoding.canonical(code) not in seen:
+            break
+    return code

@@ -1,0 +1,92 @@
+"""A genetic algorithm: selection, crossover, mutation, survival (Eiben, Smith, "Introduction to Evolutionary
+Computing", 2015, chapters 3 to 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from fastnas.errors import UserError
+from fastnas.spaces.encoding import Code, Encoding
+from fastnas.strategies.discrete import DiscreteStrategy, Individual, individuals_state, load_individuals
+from fastnas.strategies.genes import CROSSOVERS, Crossover, cross, mutate_genes, unlike
+
+
+@dataclass
+class Genetic(DiscreteStrategy):
+    """Tournaments choose parents; children are crossed and mutated; no architecture is evaluated twice if it can be
+    helped."""
+
+    name: ClassVar[str] = "genetic"
+    default_evaluations: ClassVar[int] = 400  # 20 generations
+
+    population: int = 20
+    """Architectures in a generation."""
+    tournament: int = 3
+    """k, competitors for each parent."""
+    elitism: int = 1
+    """Best architectures that stay, in generational survival."""
+    crossover: Crossover = "uniform_node"
+    """Whole nodes from either parent, two points and repair, or whole cells."""
+    crossover_probability: float = 0.9
+    """Otherwise the child is a copy of its first parent, with one gene mutated at least."""
+    mutation_probability: float | None = None
+    """Of each gene; None for 1 / genes."""
+    survival: Literal["plus", "generational"] = "plus"
+    """The best of parents and children, or the children and the elite."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, least in (("population", 2), ("tournament", 1), ("elitism", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least {least}.")
+        if self.elitism >= self.population:
+            raise UserError(f"elitism is {self.elitism}, expected less than the population of {self.population}.")
+        for name in ("crossover_probability", "mutation_probability"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"{name} is {value}, expected a probability from 0 to 1.")
+        if self.crossover not in CROSSOVERS:
+            raise UserError(f"unknown crossover {self.crossover!r}: expected one of {', '.join(CROSSOVERS)}.")
+        if self.survival not in ("plus", "generational"):
+            raise UserError(f"unknown survival {self.survival!r}: expected plus or generational.")
+
+    def begin(self, encoding: Encoding, seed: int) -> None:
+        super().begin(encoding, seed)
+        self.parents: list[Individual] = []
+        self.seen: set[Code] = set()
+
+    def ask(self) -> list[Code]:
+        children: list[Code] = []
+        draw = self._child if self.parents else lambda: self.encoding.sample(self.random)
+        for _ in range(self.population):
+            child = unlike(draw, self.seen, self.encoding)
+            self.seen.add(self.encoding.canonical(child))
+            children.append(child)
+        return children
+
+    def _child(self) -> Code:
+        crossed = self.random.random() < self.crossover_probability
+        child = self._winner()
+        if crossed:
+            child = cross(child, self._winner(), self.crossover, self.encoding, self.random)
+        probability = 1 / len(child) if self.mutation_probability is None else self.mutation_probability
+        return mutate_genes(child, probability, self.encoding, self.random, at_least_one=not crossed)
+
+    def _winner(self) -> Code:
+        rivals = [self.random.choice(self.parents) for _ in range(self.tournament)]
+        return max(rivals, key=lambda individual: individual.accuracy).code
+
+    def tell(self, individuals: Sequence[Individual]) -> None:
+        ranked = sorted(self.parents, key=lambda individual: -individual.accuracy)
+        candidates = [*(ranked if self.survival == "plus" else ranked[: self.elitism]), *individuals]
+        candidates.sort(key=lambda individual: -individual.accuracy)  # stable: among equals the older ones first
+        self.parents = candidates[: self.population]
+
+    def own_state(self) -> dict[str, Any]:
+        return {"parents": individuals_state(self.parents), "seen": [list(code) for code in sorted(self.seen)]}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        self.parents = load_individuals(state["parents"])
+        self.seen = {tuple(code) for code in state["seen"]}

@@ -1,0 +1,148 @@
+"""What the gradient strategies share: α and its optimiser, and a step on a batch of the α half before each weight
+step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastnas.errors import UserError
+from fastnas.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from fastnas.engine.search import Search
+    from fastnas.nn.supernet import OpWeights
+
+
+@dataclass
+class GradientStrategy(Strategy):
+    """Base of the strategies that differentiate α: Adam on the loss of a validation batch, first order.
+
+    A subclass may change what the network computes (`mean_mixture`, `mixture`), the loss of α (`alpha_loss`), or what
+    else is optimised with α (`extra_parameters`).
+    """
+
+    recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "weights": {"epochs": 50, "learning_rate": 0.025, "learning_rate_min": 0.001},
+        "data": {"batch_size": 64},
+        "network": {"channels": 16, "layers": 8, "partial_channels": 1},
+    }
+
+    alpha_learning_rate: float = 3e-4
+    """Of Adam, for α."""
+    alpha_beta1: float = 0.5
+    """Of Adam: decay of the mean of gradients; that of squares is 0.999."""
+    alpha_weight_decay: float = 1e-3
+    """L2 penalty on α."""
+    warm_up: int = 0
+    """Epochs before α moves for the first time."""
+
+    def __post_init__(self) -> None:
+        if self.warm_up < 0:
+            raise UserError(f"warm_up is {self.warm_up}, expected at least 0 epochs.")
+        for name in ("alpha_learning_rate", "alpha_weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError(f"{name} is {getattr(self, name)}, expected a finite number of at least 0.")
+        if not 0 <= self.alpha_beta1 < 1:
+            raise UserError(f"alpha_beta1 is {self.alpha_beta1}, expected at least 0 and less than 1.")
+
+    def start(self, search: Search) -> None:
+        if self.warm_up >= search.epochs:
+            raise UserError(
+                f"warm_up is {self.warm_up} epochs, but the search has {search.epochs}: α would never move. "
+                "Lower the warm-up or raise the epochs."
+            )
+        self._search = search
+        self._pipeline = search.alpha_pipeline(
+            min(search.weight_pipeline.batch_size, len(search.valid_pipeline.indices))
+        )
+        self._optimize(search)
+
+    def _optimize(self, search: Search) -> None:
+        self.alpha_parameters = [*search.network.alphas.values(), *self.extra_parameters(search)]
+        self.alpha_optimizer = self.make_alpha_optimizer()
+
+    def make_alpha_optimizer(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(
+            self.alpha_parameters,
+            lr=self.alpha_learning_rate,
+            betas=(self.alpha_beta1, 0.999),
+            weight_decay=self.alpha_weight_decay,
+        )
+
+    def extra_parameters(self, search: Search) -> list[nn.Parameter]:
+        """What is optimised together with α."""
+        return []
+
+    # --- what the network computes ---
+
+    def mean_mixture(self, search: Search) -> dict[str, Any]:
+        """Arguments of the network besides the images, differentiable, without chance."""
+        return {"op_weights": search.network.op_weights()}
+
+    def mixture(self, search: Search, draw: int) -> dict[str, Any]:
+        """The same for a step, chance included: draw 0 is that of the weight step, 1 that of the α step."""
+        return self.mean_mixture(search)
+
+    def logits(self, search: Search, images: Tensor) -> Tensor:
+        with torch.no_grad():  # a weight step leaves α alone
+            mixture = self.mixture(search, 0)
+        return search.network(images, **mixture)
+
+    def mean_op_weights(self, search: Search) -> OpWeights:
+        return self.mean_mixture(search)["op_weights"]
+
+    def validation_logits(self, search: Search, images: Tensor) -> Tensor:
+        return search.network(images, **self.mean_mixture(search))
+
+    def alpha_loss(self, search: Search, logits: Tensor, labels: Tensor) -> Tensor:
+        """What α minimises: [B, classes], [B] → []."""
+        return F.cross_entropy(logits, labels)
+
+    # --- how α moves ---
+
+    def alpha_batch(self, search: Search) -> tuple[Tensor, Tensor]:
+        """The validation batch of the step in progress: images [B, C, H, W] and labels [B]."""
+        return self._pipeline.batch(search.epoch, search.step)
+
+    def alpha_moves(self, search: Search) -> bool:
+        """Whether α has a step before the coming weight step."""
+        return search.epoch >= self.warm_up
+
+    def before_step(self, search: Search) -> None:
+        if not self.alpha_moves(search):
+            return
+        for parameter, gradient in zip(self.alpha_parameters, self.alpha_gradients(search), strict=True):
+            parameter.grad = gradient
+        self.alpha_optimizer.step()
+        self.alpha_optimizer.zero_grad(set_to_none=True)
+
+    def alpha_gradients(self, search: Search) -> list[Tensor]:
+        """The gradient of each of `alpha_parameters`."""
+        images, labels = self.alpha_batch(search)
+        loss = self.alpha_loss(search, search.network(images, **self.mixture(search, 1)), labels)
+        return gradients(loss, self.alpha_parameters)
+
+    # --- what a checkpoint holds ---
+
+    def state_dict(self) -> dict[str, Any]:
+        extra = [parameter.detach() for parameter in self.alpha_parameters[len(self._search.network.alphas) :]]
+        return {"alpha_optimizer": self.alpha_optimizer.state_dict(), "extra": extra}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        with torch.no_grad():
+            extra = self.alpha_parameters[len(self._search.network.alphas) :]
+            for parameter, value in zip(extra, state["extra"], strict=True):
+                parameter.copy_(value)
+
+
+def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """∂loss/∂parameter of each; zeros where it does not depend on one. Nothing is accumulated in `.grad`."""
+    found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
+    return [torch.zeros_like(p) if grad is None else grad for p, grad in zip(parameters, found, strict=True)]

@@ -1,0 +1,52 @@
+"""Multi-level cells with architecture entropy: DARTS of first order with five tables of α (normal and reduction cells
+of a low and a middle level, normal cells of a high one), whose loss pays for undecided α."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastnas.errors import UserError
+from fastnas.strategies.gradient import GradientStrategy
+
+if TYPE_CHECKING:
+    from fastnas.engine.search import Search
+
+
+def architecture_entropy(alphas: Mapping[str, Tensor], reduction: Literal["sum", "mean_edge"]) -> Tensor:
+    """-Σ p ln p over all candidates of all edges, p = softmax(α), in nats; "mean_edge" divides by the number of edges.
+
+    alphas: tables [E, O] of each kind of cell.
+    """
+    logs = torch.log_softmax(torch.cat(list(alphas.values())), -1)  # [edges of all kinds, O]
+    total = -(logs.exp() * logs).sum()
+    return total / len(logs) if reduction == "mean_edge" else total
+
+
+@dataclass
+class MultiLevel(GradientStrategy):
+    """α minimises L_val + γ·L_ent, the weights L_train."""
+
+    name: ClassVar[str] = "multi-level"
+    default_space: ClassVar[str] = "multi-level"
+
+    gamma: float = 1.0
+    """γ, weight of the architecture entropy."""
+    reduction: Literal["sum", "mean_edge"] = "sum"
+    """The entropy of all edges, or their mean."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.gamma >= 0:
+            raise UserError(f"gamma is {self.gamma}, expected at least 0.")
+        if self.reduction not in ("sum", "mean_edge"):
+            raise UserError(f"unknown reduction {self.reduction!r}: expected sum or mean_edge.")
+
+    def alpha_loss(self, search: Search, logits: Tensor, labels: Tensor) -> Tensor:
+        entropy = architecture_entropy(dict(search.network.alphas), self.reduction)
+        return F.cross_entropy(logits, labels) + self.gamma * entropy

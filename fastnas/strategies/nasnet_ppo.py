@@ -1,0 +1,67 @@
+"""NASNet's controller: an LSTM trained by proximal policy optimisation (Zoph et al., "Learning Transferable
+Architectures for Scalable Image Recognition", CVPR 2018; Schulman et al., "Proximal Policy Optimization Algorithms",
+2017)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fastnas.errors import UserError
+from fastnas.spaces.encoding import Encoding
+from fastnas.strategies.controller import Policy, RecurrentPolicy
+from fastnas.strategies.policy_strategy import PolicyStrategy
+
+
+def clipped_objective(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """min(ρ·A, clip(ρ, 1 - ε, 1 + ε)·A) of each sample, [m] (Schulman et al. 2017, equation 7)."""
+    return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
+
+
+@dataclass
+class NASNetPPO(PolicyStrategy):
+    """PPO with an exponential mean of rewards as the baseline."""
+
+    name: ClassVar[str] = "nasnet-ppo"
+    default_evaluations: ClassVar[int] = 1000
+
+    children_per_update: int = 20
+    """Architectures for one update."""
+    controller_learning_rate: float = 3.5e-4
+    """Of Adam."""
+    entropy_weight: float = 1e-5
+    """Reward for a policy that is undecided."""
+    baseline_decay: float = 0.95
+    """Of the exponential mean of rewards."""
+    ppo_clip: float = 0.2
+    """ε: how far the probability of an architecture may move at an update."""
+    ppo_epochs: int = 4
+    """Steps of the optimiser on the same architectures."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("children_per_update", "ppo_epochs"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1.")
+
+    @property
+    def children(self) -> int:
+        return self.children_per_update
+
+    def make_policy(self, encoding: Encoding, seed: int) -> Policy:
+        return RecurrentPolicy(encoding, seed, hidden=100, layers=1, scale=0.1)
+
+    def make_optimizer(self, policy: Policy) -> torch.optim.Optimizer:
+        return torch.optim.Adam(policy.parameters(), lr=self.controller_learning_rate)
+
+    def update(self, codes: Tensor, rewards: Tensor) -> None:
+        advantage = rewards - self.follow(rewards.mean().item(), self.baseline_decay)  # [m]
+        with torch.no_grad():
+            before, _ = self.policy(codes)  # [m]
+        for _ in range(self.ppo_epochs):
+            log_probability, entropy = self.policy(codes)  # [m]
+            gain = clipped_objective(torch.exp(log_probability - before), advantage, self.ppo_clip)
+            self.step(-(gain + self.entropy_weight * entropy).mean())

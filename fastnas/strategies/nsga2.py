@@ -1,0 +1,162 @@
+"""NSGA-II (Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm", IEEE TEC 2002) as NSGA-Net uses it (Lu et
+al.,
+"NSGA-Net: Neural Architecture Search using Multi-Objective Genetic Algorithm", GECCO 2019): error against cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from fastnas.errors import UserError
+from fastnas.spaces.encoding import Code, Encoding
+from fastnas.strategies.discrete import DiscreteStrategy, Individual, individuals_state, load_individuals
+from fastnas.strategies.genes import cross, unlike
+
+if TYPE_CHECKING:
+    from fastnas.engine.search import Search
+
+
+def ranks_and_crowding(objectives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The number of the non-dominated front of each point, from 0, and its crowding distance within that front.
+
+    Args:
+        objectives: [n, m], minimised.
+
+    Returns:
+        [n] int64, and [n] float64; the ends of a front are infinitely far away. Distances are means over the
+        objectives.
+    """
+    # Imported here: it takes a second, and only this strategy needs it.
+    from pymoo.operators.survival.rank_and_crowding.metrics import calc_crowding_distance
+    from pymoo.util.nds.non_dominated_sorting import NonDominatedSorting
+
+    ranks = np.zeros(len(objectives), dtype=np.int64)
+    crowding = np.zeros(len(objectives))
+    for rank, front in enumerate(NonDominatedSorting().do(objectives)):
+        ranks[front] = rank
+        crowding[front] = calc_crowding_distance(objectives[front]) if len(front) > 2 else np.inf
+    return ranks, crowding
+
+
+def survivors(objectives: np.ndarray, count: int) -> list[int]:
+    """The `count` points [n, m] that survive: front by front, in the last one the least crowded first."""
+    ranks, crowding = ranks_and_crowding(objectives)
+    return np.lexsort((np.arange(len(ranks)), -crowding, ranks))[:count].tolist()
+
+
+@dataclass
+class NSGA2(DiscreteStrategy):
+    """NSGA-II. The whole first front is logged at the end of every epoch; the genotype is its most accurate member."""
+
+    name: ClassVar[str] = "nsga2"
+    default_evaluations: ClassVar[int] = 1200  # 30 generations
+
+    population: int = 40
+    """Architectures in a generation."""
+    cost: Literal["macs", "parameters", "latency"] = "macs"
+    """The second objective, of the architecture as a network of its own: millions, or milliseconds for one image."""
+    mutation_eta: float = 3.0
+    """η of the polynomial mutation; a large one stays close."""
+    crossover_probability: float = 0.9
+    """Of two-point crossover; otherwise a child is a copy of its first parent before mutation."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.population < 2:
+            raise UserError(f"population is {self.population}, expected at least 2.")
+        if self.cost not in ("macs", "parameters", "latency"):
+            raise UserError(f"unknown cost {self.cost!r}: expected macs, parameters or latency.")
+        if not 0 <= self.crossover_probability <= 1:
+            raise UserError(f"crossover_probability is {self.crossover_probability}, expected a number from 0 to 1.")
+        if not self.mutation_eta >= 0:
+            raise UserError(f"mutation_eta is {self.mutation_eta}, expected at least 0.")
+
+    def costs(self) -> tuple[str, ...]:
+        return (self.cost,)
+
+    def begin(self, encoding: Encoding, seed: int) -> None:
+        super().begin(encoding, seed)
+        self.parents: list[Individual] = []
+        self.seen: set[Code] = set()
+
+    def objectives(self, individuals: Sequence[Individual]) -> np.ndarray:
+        """[n, 2]: error in %, cost. UserError where the evaluator does not measure the cost."""
+        try:
+            return np.array([[100 - 100 * i.accuracy, i.evaluation.costs[self.cost]] for i in individuals])
+        except KeyError as error:
+            raise UserError(
+                f"nsga2 minimises {self.cost}, which the evaluator does not give: choose another --cost or evaluator."
+            ) from error
+
+    @property
+    def front(self) -> list[Individual]:
+        """The population's non-dominated members, cheapest first."""
+        if not self.parents:
+            return []
+        ranks, _ = ranks_and_crowding(self.objectives(self.parents))
+        first = [individual for individual, rank in zip(self.parents, ranks, strict=True) if rank == 0]
+        return sorted(first, key=lambda individual: individual.evaluation.costs[self.cost])
+
+    def ask(self) -> list[Code]:
+        draw = lambda: self.encoding.sample(self.random)  # noqa: E731
+        if self.parents:
+            ranks, crowding = ranks_and_crowding(self.objectives(self.parents))
+            draw = lambda: self._child(ranks, crowding)  # noqa: E731
+        children: list[Code] = []
+        for _ in range(self.population):
+            child = unlike(draw, self.seen, self.encoding)
+            self.seen.add(self.encoding.canonical(child))
+            children.append(child)
+        return children
+
+    def _child(self, ranks: np.ndarray, crowding: np.ndarray) -> Code:
+        child = self._winner(ranks, crowding)
+        if self.random.random() < self.crossover_probability:
+            child = cross(child, self._winner(ranks, crowding), "two_point", self.encoding, self.random)
+        return self.encoding.repair(self._polynomial(child), self.random)
+
+    def _winner(self, ranks: np.ndarray, crowding: np.ndarray) -> Code:
+        """Of a tournament of two: the better front, then the less crowded one, then chance."""
+        a, b = (self.random.randrange(len(self.parents)) for _ in range(2))
+        keys = [(ranks[i], -crowding[i]) for i in (a, b)]
+        chosen = self.random.choice((a, b)) if keys[0] == keys[1] else (a if keys[0] < keys[1] else b)
+        return self.parents[chosen].code
+
+    def _polynomial(self, code: Code) -> Code:
+        return tuple(
+            polynomial_mutation(value, size, self.mutation_eta, self.random.random())
+            if self.random.random() < 1 / len(code)
+            else value
+            for value, size in zip(code, self.encoding.sizes, strict=True)
+        )
+
+    def tell(self, individuals: Sequence[Individual]) -> None:
+        everyone = [*self.parents, *individuals]
+        self.parents = [everyone[index] for index in survivors(self.objectives(everyone), self.population)]
+
+    def after_epoch(self, search: Search) -> None:
+        super().after_epoch(search)
+        if self.parents:
+            front = [
+                {"accuracy": i.accuracy, self.cost: i.evaluation.costs[self.cost],
+                 "genotype": self.encoding.decode(i.code).to_dict()}
+                for i in self.front
+            ]  # fmt: skip
+            search.log.write("front", after_epoch=search.epoch, members=front)
+
+    def own_state(self) -> dict[str, Any]:
+        return {"parents": individuals_state(self.parents), "seen": [list(code) for code in sorted(self.seen)]}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        self.parents = load_individuals(state["parents"])
+        self.seen = {tuple(code) for code in state["seen"]}
+
+
+def polynomial_mutation(value: int, size: int, eta: float, u: float) -> int:
+    """A gene of `size` values moved by Deb's polynomial mutation, rounded and clamped; u is uniform in [0, 1)."""
+    power = 1 / (eta + 1)
+    delta = (2 * u) ** power - 1 if u < 0.5 else 1 - (2 * (1 - u)) ** power
+    return min(max(round(value + delta * (size - 1)), 0), size - 1)

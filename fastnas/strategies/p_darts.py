@@ -1,0 +1,240 @@
+"""P-DARTS (Chen et al., "Progressive Differentiable Architecture Search: Bridging the Depth Gap between Search and
+Evaluation", ICCV 2019).
+
+Three stages with fresh weights and fresh α each: the network grows, the candidates of every edge become fewer, and the
+outputs of skip connections are dropped out. At the end a normal cell keeps a limited number of skip connections.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.errors import UserError
+from fastnas.genotype import Genotype, Pair
+from fastnas.nn import Supernet
+from fastnas.nn.cell import SearchCell
+from fastnas.nn.mixed_op import MixedOp
+from fastnas.spaces import CellSpace
+from fastnas.strategies.gradient import GradientStrategy
+
+if TYPE_CHECKING:
+    from fastnas.engine.search import Search
+
+STAGES = 3
+
+
+def skip_dropout(initial: float, epoch: int, epochs: int, warm_up: int) -> float:
+    """Probability that a value of a skip connection is dropped in an epoch of a stage: linear while α rests, then
+    exponential decay from its initial value."""
+    if epoch < warm_up:
+        return initial * (epochs - epoch - 1) / epochs
+    return initial * math.exp(-0.2 * (epoch - warm_up))
+
+
+def prune(probabilities: Tensor, active: Tensor, count: int) -> Tensor:
+    """`active` [E, O] without the `count` least probable candidates of every edge; "none" competes like the others."""
+    order = probabilities.masked_fill(~active, math.inf).sort(dim=-1, stable=True).indices  # [E, O]
+    return active.scatter(-1, order[:, :count], False)
+
+
+def strongest_pairs(probabilities: Tensor, space: CellSpace) -> tuple[Pair, ...]:
+    """A cell by P-DARTS' rule: each edge's best candidate but "none"; of every node the two edges whose best is most
+    probable, in the order of their sources. Ties of edges go to the higher one.
+
+    Args:
+        probabilities: [E, O], 0 where a candidate was removed.
+    """
+    allowed = [column for column, name in enumerate(space.candidates) if name != "none"]
+    best, winners = probabilities[:, allowed].max(-1)  # [E] each; the first of equals
+    pairs: list[Pair] = []
+    for node in range(2, space.nodes + 2):
+        edges = list(space.incoming(node))
+        kept = sorted(sorted(edges, key=lambda edge: (best[edge].item(), edge))[-2:])
+        pairs += [(space.candidates[allowed[int(winners[edge])]], space.edges[edge][0]) for edge in kept]
+    return tuple(pairs)
+
+
+def limit_skips(probabilities: Tensor, space: CellSpace, most: int) -> tuple[Pair, ...]:
+    """`strongest_pairs` with at most so many skip connections: the least probable one that is kept is ruled out, and
+    the cell derived anew, until they are few enough.
+
+    An edge that has no other candidate left can still not be chosen: its probability is 0 then.
+    """
+    probabilities = probabilities.clone()
+    skip = space.candidates.index("skip_connect")
+    while True:
+        pairs = strongest_pairs(probabilities, space)
+        kept = [
+            space.incoming(place // 2 + 2).start + source
+            for place, (name, source) in enumerate(pairs)
+            if name == "skip_connect"
+        ]
+        if len(kept) <= most:
+            return pairs
+        probabilities[min(kept, key=lambda edge: (probabilities[edge, skip].item(), edge)), skip] = -1.0
+
+
+@dataclass
+class PDARTS(GradientStrategy):
+    """P-DARTS. The epochs are those of all three stages together, the layers those of the first."""
+
+    name: ClassVar[str] = "p-darts"
+    recipe: ClassVar = {
+        "weights": {"epochs": 75, "learning_rate": 0.025, "learning_rate_min": 0.0},
+        "data": {"batch_size": 96},
+        "network": {"channels": 16, "layers": 5, "partial_channels": 1},
+    }
+
+    alpha_learning_rate: float = 6e-4
+    """Of Adam, for α."""
+    warm_up: int = 10
+    """Epochs of each stage before α moves."""
+    alpha_clip: float = 5.0
+    """Largest gradient norm of α."""
+    add_layers_2: int = 6
+    """Cells that the second stage has more than the first."""
+    add_layers_3: int = 12
+    """Cells that the third stage has more than the first."""
+    drop_1: int = 3
+    """Candidates of an edge that leave after the first stage."""
+    drop_2: int = 2
+    """Candidates of an edge that leave after the second stage."""
+    dropout_1: float = 0.0
+    """Initial dropout of skip connections in the first stage."""
+    dropout_2: float = 0.4
+    """Of the second stage; the paper has 0.2 for CIFAR-100."""
+    dropout_3: float = 0.7
+    """Of the third stage; the paper has 0.3 for CIFAR-100."""
+    skip_limit: int = 2
+    """M, most skip connections of a normal cell."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("add_layers_2", "add_layers_3", "drop_1", "drop_2", "skip_limit"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} is {getattr(self, name)}, expected at least 0.")
+        for name in ("dropout_1", "dropout_2", "dropout_3"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}, expected a probability from 0 to below 1.")
+
+    def start(self, search: Search) -> None:
+        space = search.network.space
+        if search.epochs % STAGES or search.epochs < STAGES:
+            raise UserError(
+                f"epochs is {search.epochs}, but p-darts has {STAGES} equal stages: give a multiple of them."
+            )
+        self.length = search.epochs // STAGES
+        if self.warm_up >= self.length:
+            raise UserError(
+                f"warm_up is {self.warm_up} epochs, but a stage has {self.length}: α would never move. Lower the "
+                "warm-up or raise the epochs."
+            )
+        if space.inputs != 2 or "skip_connect" not in space.candidates:
+            raise UserError(f"p-darts limits skip connections of cells with two inputs, unlike space {space.name}.")
+        if len(space.candidates) - self.drop_1 - self.drop_2 < 3:
+            raise UserError(
+                f"after dropping {self.drop_1} and {self.drop_2} of {len(space.candidates)} candidates fewer than 3 "
+                "are left for the last stage: lower drop_1 or drop_2."
+            )
+        self._first_layers = search.network.layers
+        self.stage = 0
+        shape = next(iter(search.network.alphas.values())).shape
+        self.active = {kind: torch.ones(shape, dtype=torch.bool) for kind in space.kinds}  # [E, O]
+        super().start(search)
+        self._install_dropout(search)
+
+    # --- stages ---
+
+    def stage_epoch(self, search: Search) -> int:
+        return search.epoch % self.length
+
+    def schedule(self, search: Search) -> tuple[int, int]:
+        return self.stage_epoch(search), self.length
+
+    def alpha_moves(self, search: Search) -> bool:
+        return self.stage_epoch(search) >= self.warm_up
+
+    def before_epoch(self, search: Search) -> None:
+        while self.stage < search.epoch // self.length:
+            count = (self.drop_1, self.drop_2)[self.stage]
+            with torch.no_grad():
+                tables = {kind: table.cpu() for kind, table in self.mean_op_weights(search).items()}
+            self.active = {kind: prune(table, self.active[kind], count) for kind, table in tables.items()}
+            self._enter(search, self.stage + 1)
+        probability = skip_dropout(self._initial_dropout, self.stage_epoch(search), self.length, self.warm_up)
+        for module in self._dropouts:
+            module.p = probability
+
+    def _enter(self, search: Search, stage: int) -> None:
+        self.stage = stage
+        search.rebuild(layers=self._first_layers + (0, self.add_layers_2, self.add_layers_3)[stage])
+        self._optimize(search)
+        self._install_dropout(search)
+
+    @property
+    def _initial_dropout(self) -> float:
+        return (self.dropout_1, self.dropout_2, self.dropout_3)[self.stage]
+
+    def _install_dropout(self, search: Search) -> None:
+        """Replaces the identities of skip connections by dropout, where there is any."""
+        self._dropouts: list[nn.Dropout] = []
+        if self._initial_dropout > 0:
+            for cell in search.network.cells:
+                assert isinstance(cell, SearchCell)
+                for edge in cast(Iterable[MixedOp], cell.edges):
+                    for column, candidate in enumerate(edge.candidates):
+                        if isinstance(candidate, nn.Identity):
+                            dropout = nn.Dropout(self._initial_dropout)
+                            edge.candidates[column] = dropout
+                            self._dropouts.append(dropout)
+
+    # --- what the network computes ---
+
+    def mean_mixture(self, search: Search) -> dict[str, Any]:
+        return {"op_weights": self._surviving(search.network), "active": self.active}
+
+    def _surviving(self, network: Supernet) -> dict[str, Tensor]:
+        """softmax of α over the candidates that are left, [E, O]; 0 for the others."""
+        masks = {kind: mask.to(network.alphas[kind].device) for kind, mask in self.active.items()}
+        return {kind: torch.softmax(a.masked_fill(~masks[kind], -torch.inf), -1) for kind, a in network.alphas.items()}
+
+    def alpha_gradients(self, search: Search) -> list[Tensor]:
+        found = super().alpha_gradients(search)
+        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in found]))
+        factor = (self.alpha_clip / (norm + 1e-6)).clamp(max=1.0)
+        return [factor * gradient for gradient in found]
+
+    # --- what comes out ---
+
+    def genotype(self, search: Search) -> Genotype:
+        """At every time as if the stage were the last one."""
+        return self._derive(self._surviving(search.network), search.network.space)
+
+    def _derive(self, tables: Mapping[str, Tensor], space: CellSpace) -> Genotype:
+        cells = []
+        for kind in space.kinds:
+            table = tables[kind].detach().cpu().double()  # [E, O]
+            cells.append(
+                limit_skips(table, space, self.skip_limit) if kind.endswith("normal") else strongest_pairs(table, space)
+            )
+        return space.assemble(tuple(cells))
+
+    # --- what a checkpoint holds ---
+
+    def state_dict(self) -> dict[str, Any]:
+        dropout = self._dropouts[0].p if self._dropouts else 0.0
+        return {**super().state_dict(), "stage": self.stage, "active": dict(self.active), "dropout": dropout}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.active = dict(state["active"])
+        if state["stage"] > 0:
+            self._enter(self._search, state["stage"])
+        super().load_state_dict(state)
+        for module in self._dropouts:
+            module.p = state["dropout"]

@@ -1,0 +1,62 @@
+"""PC-DARTS (Xu et al., "PC-DARTS: Partial Channel Connections for Memory-Efficient Architecture Search", ICLR 2020).
+
+Candidates see 1/K of the channels, which the supernet does; edges have weights β of their own, which are here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.spaces import CellSpace
+from fastnas.strategies.gradient import GradientStrategy
+
+if TYPE_CHECKING:
+    from fastnas.engine.search import Search
+    from fastnas.nn.supernet import OpWeights
+
+
+def edge_softmax(beta: Tensor, space: CellSpace) -> Tensor:
+    """softmax of β over the incoming edges of each node (equation 3): [E] → [E]."""
+    nodes = range(space.inputs, space.inputs + space.nodes)
+    return torch.cat([torch.softmax(beta[space.incoming(node)], -1) for node in nodes])
+
+
+@dataclass
+class PCDARTS(GradientStrategy):
+    """PC-DARTS: α and β share one Adam, first order; a candidate's rank is softmax(α) times its edge's softmax(β)."""
+
+    name: ClassVar[str] = "pc-darts"
+    recipe: ClassVar = {
+        "weights": {"epochs": 50, "learning_rate": 0.1, "learning_rate_min": 0.0},
+        "data": {"batch_size": 256},
+        "network": {"channels": 16, "layers": 8, "partial_channels": 4},
+    }
+
+    alpha_learning_rate: float = 6e-4
+    """Of Adam, for α and β."""
+    warm_up: int = 15
+    """Epochs before α and β move for the first time."""
+
+    def extra_parameters(self, search: Search) -> list[nn.Parameter]:
+        space = search.network.space
+        generator = torch.Generator().manual_seed(search.seed_for(0))
+        self.betas = {
+            kind: nn.Parameter((1e-3 * torch.randn(len(space.edges), generator=generator)).to(search.device))  # [E]
+            for kind in space.kinds
+        }
+        return list(self.betas.values())
+
+    def edge_weights(self, search: Search) -> dict[str, Tensor]:
+        """softmax(β) of each kind of cell, [E]: 1 in all over the edges of a node."""
+        return {kind: edge_softmax(beta, search.network.space) for kind, beta in self.betas.items()}
+
+    def mean_mixture(self, search: Search) -> dict[str, Any]:
+        return {"op_weights": search.network.op_weights(), "edge_weights": self.edge_weights(search)}
+
+    def mean_op_weights(self, search: Search) -> OpWeights:
+        edges = self.edge_weights(search)
+        return {kind: edges[kind][:, None] * table for kind, table in search.network.op_weights().items()}  # [E, O]

@@ -1,0 +1,81 @@
+"""What the reinforcement strategies share: a policy is sampled, its architectures are rewarded, a baseline follows."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fastnas.spaces.encoding import Code, Encoding
+from fastnas.strategies.controller import Policy, codes_tensor
+from fastnas.strategies.discrete import DiscreteStrategy, Individual
+
+
+@dataclass
+class PolicyStrategy(DiscreteStrategy):
+    """Base of `reinforce`, `nasnet-ppo` and `enas`: they say which policy, which optimiser, and how it is updated."""
+
+    default_warm_up: ClassVar[float] = 0.0
+
+    @abstractmethod
+    def make_policy(self, encoding: Encoding, seed: int) -> Policy: ...
+
+    @abstractmethod
+    def make_optimizer(self, policy: Policy) -> torch.optim.Optimizer: ...
+
+    @abstractmethod
+    def update(self, codes: Tensor, rewards: Tensor) -> None:
+        """One update of the policy from codes [m, genes] and rewards [m]."""
+
+    @property
+    @abstractmethod
+    def children(self) -> int:
+        """m, architectures for one update."""
+
+    def begin(self, encoding: Encoding, seed: int) -> None:
+        super().begin(encoding, seed)
+        self.policy = self.make_policy(encoding, self.random.getrandbits(63))
+        self.optimizer = self.make_optimizer(self.policy)
+        self.baseline = [0.0, 0.0]  # exponential sums of rewards and of their weights
+
+    def ask(self) -> list[Code]:
+        return self.policy.sample(self.children, self.random.getrandbits(63))
+
+    def training_code(self, rng: Random) -> Code:
+        return self.policy.sample(1, rng.getrandbits(63))[0]
+
+    def reward(self, individual: Individual) -> float:
+        return individual.accuracy
+
+    def tell(self, individuals: Sequence[Individual]) -> None:
+        rewards = torch.tensor([self.reward(individual) for individual in individuals])  # [m]
+        self.update(codes_tensor([individual.code for individual in individuals]), rewards)
+
+    def follow(self, reward: float, decay: float) -> float:
+        """Moves the baseline towards a reward and returns it: an exponential mean without the bias of its start."""
+        total, weight = self.baseline
+        self.baseline = [decay * total + (1 - decay) * reward, decay * weight + (1 - decay)]
+        return self.baseline[0] / self.baseline[1]
+
+    def step(self, loss: Tensor) -> None:
+        """One step of the policy's optimiser."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+    def own_state(self) -> dict[str, Any]:
+        return {
+            "policy": self.policy.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "baseline": list(self.baseline),
+        }
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.baseline = list(state["baseline"])

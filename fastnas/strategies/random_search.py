@@ -1,0 +1,28 @@
+"""Random search: the baseline that every search must beat (Li, Talwalkar, "Random Search and Reproducibility for NAS",
+UAI 2019; with shared weights this is their RandomNAS)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from fastnas.spaces.encoding import Code
+from fastnas.strategies.discrete import DiscreteStrategy, Individual
+
+
+@dataclass
+class RandomSearch(DiscreteStrategy):
+    """Uniformly random architectures; the most accurate one is the result."""
+
+    name: ClassVar[str] = "random"
+    default_evaluations: ClassVar[int] = 1000
+
+    batch: int = 10
+    """Architectures that are evaluated at a time."""
+
+    def ask(self) -> list[Code]:
+        return [self.encoding.sample(self.random) for _ in range(self.batch)]
+
+    def tell(self, individuals: Sequence[Individual]) -> None:
+        pass

@@ -1,0 +1,77 @@
+"""REINFORCE (Zoph, Le, "Neural Architecture Search with Reinforcement Learning", ICLR 2017), also in the form of
+NAS-Bench-201 (Dong, Yang, ICLR 2020), whose policy is a table of logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from fastnas.errors import UserError
+from fastnas.spaces.encoding import Encoding
+from fastnas.strategies.controller import IndependentLogits, Policy, RecurrentPolicy
+from fastnas.strategies.policy_strategy import PolicyStrategy
+
+
+@dataclass(frozen=True)
+class Defaults:
+    learning_rate: float
+    children: int
+    baseline_decay: float
+
+
+CONTROLLERS = {
+    "autoregressive": Defaults(learning_rate=6e-4, children=8, baseline_decay=0.95),
+    "independent": Defaults(learning_rate=0.01, children=1, baseline_decay=0.9),
+}
+
+
+@dataclass
+class Reinforce(PolicyStrategy):
+    """REINFORCE. Where the default is None, the controller decides."""
+
+    name: ClassVar[str] = "reinforce"
+    default_evaluations: ClassVar[int] = 400
+
+    controller: Literal["autoregressive", "independent"] = "autoregressive"
+    """An LSTM of 2 layers of 35 units that reads its own choices, or one row of logits per choice."""
+    controller_learning_rate: float | None = None
+    """Of Adam: 6e-4, or 0.01."""
+    children_per_update: int | None = None
+    """m, architectures for one update: 8, or 1."""
+    baseline_decay: float | None = None
+    """Of the exponential mean of rewards: 0.95, or 0.9."""
+    reward_power: float = 1.0
+    """The reward is accuracy to this power; the paper cubed it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.controller not in CONTROLLERS:
+            raise UserError(f"unknown controller {self.controller!r}: expected {' or '.join(CONTROLLERS)}.")
+        if self.children_per_update is not None and self.children_per_update < 1:
+            raise UserError(f"children_per_update is {self.children_per_update}, expected at least 1.")
+        if self.baseline_decay is not None and not 0 <= self.baseline_decay < 1:
+            raise UserError(f"baseline_decay is {self.baseline_decay}, expected at least 0 and less than 1.")
+        own = CONTROLLERS[self.controller]
+        self._decay = own.baseline_decay if self.baseline_decay is None else self.baseline_decay
+        self._rate = own.learning_rate if self.controller_learning_rate is None else self.controller_learning_rate
+
+    @property
+    def children(self) -> int:
+        return self.children_per_update or CONTROLLERS[self.controller].children
+
+    def make_policy(self, encoding: Encoding, seed: int) -> Policy:
+        if self.controller == "independent":
+            return IndependentLogits(encoding, seed)
+        return RecurrentPolicy(encoding, seed, hidden=35, layers=2, scale=0.08)
+
+    def make_optimizer(self, policy: Policy) -> torch.optim.Optimizer:
+        return torch.optim.Adam(policy.parameters(), lr=self._rate)
+
+    def update(self, codes: Tensor, rewards: Tensor) -> None:
+        rewards = rewards**self.reward_power
+        baseline = self.follow(rewards.mean().item(), self._decay)
+        log_probability, _ = self.policy(codes)  # [m]
+        self.step(-(log_probability * (rewards - baseline)).mean())

@@ -1,0 +1,145 @@
+"""SNAS (Xie et al., "SNAS: Stochastic Neural Architecture Search", ICLR 2019).
+
+One level: the same batch moves weights and α, through a relaxed random choice whose temperature falls. The loss may
+charge for expected resources.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.counting import count_macs, count_parameters
+from fastnas.errors import UserError
+from fastnas.nn.cell import SearchCell
+from fastnas.nn.mixed_op import MixedOp
+from fastnas.nn.primitives import Zero
+from fastnas.strategies.gradient import GradientStrategy
+from fastnas.strategies.gumbel import gumbel_softmax, linear
+
+if TYPE_CHECKING:
+    from fastnas.engine.search import Search
+
+CLIP = 10.0  # of α's gradient norm
+COSTS = 3  # parameters, operations, memory access
+
+
+def resource(choice: Tensor, costs: Tensor, log: bool) -> Tensor:
+    """What a cell of this choice is expected to cost: [] from choice [E, O] and costs [3, E, O] (size, operations,
+    memory).
+
+    log: Σ_e (ln S_e + ln F_e + ln M_e) / 3, each at least 1 before the logarithm; otherwise Σ_e 0.43·(2·S + F/4000 +
+        M/100).
+    """
+    size, operations, memory = (choice * costs).sum(-1)  # [E] each
+    if log:
+        return torch.log(torch.stack([size, operations, memory]).clamp(min=1)).sum() / COSTS
+    return 0.43 * (2 * size + operations / 4000 + memory / 100).sum()
+
+
+@dataclass
+class SNAS(GradientStrategy):
+    """SNAS with Adam for α. A part of the images is kept back to validate, which the published program did on test
+    images."""
+
+    name: ClassVar[str] = "snas"
+    recipe: ClassVar = {
+        "weights": {"epochs": 150, "learning_rate": 0.025, "learning_rate_min": 0.001},
+        "data": {"batch_size": 64, "split": 0.9},
+        "network": {"channels": 16, "layers": 8, "partial_channels": 1},
+    }
+
+    temperature: float = 1.0
+    """τ of the relaxed choice at the first epoch."""
+    temperature_min: float = 0.03
+    """Where τ ends, on a straight line."""
+    resource: Literal["log", "linear", "none"] = "log"
+    """What expected parameters, operations and memory access cost: their logarithms, themselves, or nothing."""
+    resource_weight: float = 1e-2
+    """λ of that term; 1e-4 to 1e-5 for linear."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.temperature_min <= self.temperature < float("inf"):
+            raise UserError(
+                f"temperature is {self.temperature} and temperature_min {self.temperature_min}: expected "
+                "0 < temperature_min ≤ temperature."
+            )
+        if self.resource not in ("log", "linear", "none"):
+            raise UserError(f"unknown resource {self.resource!r}: expected log, linear or none.")
+
+    def start(self, search: Search) -> None:
+        super().start(search)
+        if self.resource != "none" and search.network.space.inputs != 2:
+            raise UserError("resources are counted for cells with two inputs: give --resource none in this space.")
+        generator = torch.Generator().manual_seed(search.seed_for(0))
+        with torch.no_grad():
+            for alpha in search.network.alphas.values():
+                alpha.copy_(1 + 0.01 * torch.randn(alpha.shape, generator=generator))
+        self._costs = cell_costs(search) if self.resource != "none" else {}
+
+    def temperature_at(self, epoch: int, epochs: int) -> float:
+        return linear(self.temperature, self.temperature_min, epoch, epochs)
+
+    def mixture(self, search: Search, draw: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(search.seed_for(search.epoch, search.step, draw))
+        temperature = self.temperature_at(search.epoch, search.epochs)
+        alphas = search.network.alphas
+        return {"op_weights": {kind: gumbel_softmax(a, temperature, generator) for kind, a in alphas.items()}}
+
+    def logits(self, search: Search, images: Tensor) -> Tensor:
+        mixture = self.mixture(search, 0)
+        self._choice = mixture["op_weights"]
+        return search.network(images, **mixture)
+
+    def penalty(self, search: Search) -> Tensor | float:
+        total: Tensor | float = 0.0
+        for kind, cells in self._costs.items():
+            log = self.resource == "log"
+            total = total + sum(resource(self._choice[kind], costs, log) for costs in cells) / len(cells)
+        return self.resource_weight * total
+
+    def before_step(self, search: Search) -> None:
+        """α has no step of its own."""
+
+    def after_step(self, search: Search) -> None:
+        if self.alpha_moves(search):
+            nn.utils.clip_grad_norm_(self.alpha_parameters, CLIP)
+            self.alpha_optimizer.step()
+        self.alpha_optimizer.zero_grad(set_to_none=True)
+
+
+def cell_costs(search: Search) -> dict[str, list[Tensor]]:
+    """Of each kind of cell the costs [3, E, O] of its candidates in each cell: parameters, multiply-accumulate
+    operations, and values read and written, for one image."""
+    found: dict[str, list[Tensor]] = {}
+    known: dict[Any, list[float]] = {}
+    shrink = 8 if search.network.stem_name == "imagenet" else 1
+    height, width = (-(-side // shrink) for side in search.weight_pipeline.source.image_size)
+    for cell in search.network.cells:
+        assert isinstance(cell, SearchCell)
+        table = torch.zeros(COSTS, len(cell.edges), len(cell.space.candidates))
+        smaller = (-(-height // 2), -(-width // 2)) if cell.reduction else (height, width)
+        for edge, (source, _) in enumerate(cell.space.edges):
+            sides = (height, width) if source < 2 else smaller
+            mixed = cast(MixedOp, cell.edges[edge])
+            for column, candidate in enumerate(mixed.candidates):
+                key = (cell.space.candidates[column], mixed.processed, mixed.stride, sides)
+                if key not in known:
+                    known[key] = _candidate_costs(candidate, mixed.processed, mixed.stride, sides)
+                table[:, edge, column] = torch.tensor(known[key])
+        found.setdefault(cell.kind, []).append(table.to(search.device))
+        height, width = smaller
+    return found
+
+
+def _candidate_costs(candidate: nn.Module, channels: int, stride: int, sides: tuple[int, int]) -> list[float]:
+    if isinstance(candidate, Zero):
+        return [0.0, 0.0, 0.0]
+    parameters = count_parameters(candidate)
+    read = channels * sides[0] * sides[1]
+    written = channels * -(-sides[0] // stride) * -(-sides[1] // stride)
+    return [float(parameters), float(count_macs(candidate, (channels, *sides))), float(read + written + parameters)]

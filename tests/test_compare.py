@@ -1,0 +1,152 @@
+"""Comparisons: the same numbers however they were cut into processes and pieces."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from fastnas import compare
+from fastnas.errors import UserError
+from fastnas.evaluators.clock import Stopwatch
+from fastnas.report.comparison import Result, read_results, summarise, write_comparison
+
+SCORES = '''
+def score(genotype):
+    """A simulated clock: every evaluation takes 3 seconds."""
+    return {"accuracy": sum("conv" in name for name, _ in genotype.normal) / 8, "seconds": 3.0, "macs": 1.0}
+'''
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "scores_to_compare.py").write_text(SCORES)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def run(out: str, *flags: str) -> int:
+        begin = ["--evaluator", "python:scores_to_compare:score", "--out", str(tmp_path / out), "--budget", "60"]
+        return compare.main([*begin, "--processes", "1", *flags])
+
+    return run
+
+
+def lines(path: Path) -> list[str]:
+    return sorted((path / "runs.jsonl").read_text().splitlines())
+
+
+def test_runs_go_on_where_they_were_stopped(command, tmp_path, monkeypatch, capsys):
+    assert command("whole", "--strategies", "random,aging-evolution", "--runs", "4") == 0
+    out = capsys.readouterr().out
+    assert "random" in out
+    assert "±" in out
+    real, calls = compare.run_once, 0
+
+    def stop(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(compare, "run_once", stop)
+    assert command("cut", "--strategies", "random,aging-evolution", "--runs", "4") == 130
+    assert "go on with: python -m fastnas.compare" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setattr(compare, "run_once", real)
+    with (tmp_path / "cut" / "runs.jsonl").open("a") as file:
+        file.write('{"strategy": "torn')
+    assert command("cut", "--strategies", "random", "--runs", "2") == 0
+    assert command("cut", "--strategies", "random,aging-evolution", "--runs", "4") == 0
+    assert "runs of 8 are there already" in capsys.readouterr().out
+    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+
+
+def test_processes_change_nothing(command, tmp_path):
+    assert command("one", "--strategies", "random,genetic", "--runs", "3") == 0
+    assert command("two", "--strategies", "random,genetic", "--runs", "3", "--processes", "2") == 0
+    assert lines(tmp_path / "two") == lines(tmp_path / "one")
+
+
+def test_only_runs_that_can_be_compared_are_joined(command, capsys):
+    assert command("run", "--strategies", "random", "--runs", "1") == 0
+    assert command("run", "--strategies", "random", "--runs", "1", "--space", "darts") == 2
+    assert "had space='egnas', not 'darts'" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--strategies darts --runs 1", "darts moves α of a supernet"),
+        ("--strategies randm --runs 1", "did you mean 'random'"),
+        ("--strategies random --runs 0", "runs is 0"),
+        ("--strategies , --runs 1", "no strategy"),
+        ("--strategies random --runs 1 --budget 1", "a budget of 1 seconds does not suffice"),
+        ("--strategies random --runs 1 --evaluator table.csv", "unknown evaluator 'table.csv'"),
+        ("--strategies random --runs 1 --evaluator nb201:nowhere.csv", "cannot read the table"),
+    ],
+)
+def test_what_cannot_be_compared_is_explained(command, capsys, flags, message):
+    assert command("run", *shlex.split(flags)) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_options_of_strategies_stand_in_the_list():
+    names = compare.split_names("random, reinforce:controller=independent,reward_power=2,enas,random")
+    assert names == ["random", "reinforce:controller=independent,reward_power=2", "enas"]
+
+
+def test_short_training_is_an_evaluator_of_comparisons(tmp_path, monkeypatch):
+    @contextmanager
+    def one_second():
+        yield Stopwatch(1.0)
+
+    monkeypatch.setattr("fastnas.evaluators.training.stopwatch", one_second)
+    flags = (
+        "--evaluator training:digits --limit 60 --batch-size 10 --channels 4 --layers 3 --runs 1 --budget 2 "
+        f"--strategies nsga2:population=2,random --processes 1 --out {tmp_path / 'run'}"
+    )
+    assert compare.main(shlex.split(flags)) == 0
+    results = read_results(tmp_path / "run")
+    assert {result.strategy for result in results} == {"nsga2:population=2", "random"}
+    assert all((result.judged, result.seconds, result.evaluations) == (None, 2.0, 2) for result in results)
+
+
+def result(strategy: str, seed: int, scores: list[float]) -> Result:
+    curve = [(10.0 * (i + 1), score, None) for i, score in enumerate(scores)]
+    return Result(strategy, seed, len(scores), 10.0 * len(scores), scores[-1], None, {}, curve)
+
+
+def test_means_deviations_and_curves_are_those_of_the_runs(tmp_path):
+    results = [result("a", 0, [0.5, 0.6]), result("a", 1, [0.4, 0.8]), result("b", 0, [0.9])]
+    first, second = summarise(results)
+    assert (first.strategy, second.strategy) == ("b", "a")
+    assert (second.runs, second.mean, second.std) == (2, pytest.approx(70), pytest.approx(10))
+    assert (second.worst, second.best) == (pytest.approx(60), pytest.approx(80))
+    curve = results[0].score_at(np.array([0.0, 9.9, 10.0, 19.9, 20.0, 99.0]))
+    np.testing.assert_array_equal(curve, [np.nan, np.nan, 0.5, 0.5, 0.6, 0.6])
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(vars(r)) + "\n" for r in results))
+    (tmp_path / "comparison.json").write_text(json.dumps({"clock": "simulated", "evaluator": "x:<y>", "budget": 30}))
+    page = write_comparison(tmp_path).read_text()
+    assert page == write_comparison(tmp_path).read_text()
+    assert "70.00 ± 10.00" in page
+    assert "x:&lt;y&gt;" in page
+    assert "<y>" not in page
+
+
+def test_directories_without_runs_are_explained(tmp_path):
+    with pytest.raises(UserError, match="holds no finished run"):
+        write_comparison(tmp_path)
+    (tmp_path / "runs.jsonl").write_text('{"torn\n{"strategy"')
+    with pytest.raises(UserError, match="line 1 is damaged"):
+        read_results(tmp_path)
+
+
+def test_the_table_is_aligned():
+    console = Console(width=200, record=True)
+    compare.print_table(summarise([result("a", 0, [0.5]), result("a-long-name:x=1", 0, [0.25])]), console)
+    table = console.export_text().splitlines()
+    assert len({len(line.rstrip()) for line in table}) == 1
