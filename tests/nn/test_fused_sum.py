@@ -176,3 +176,19 @@ def test_backend_is_an_attribute_and_copies_keep_it() -> None:
     network.backend = "reference"
     assert copy.deepcopy(network).backend == "reference"
     assert {cell.backend for cell in network.cells} == {"reference"}
+
+
+@pytest.mark.parametrize(
+    "reduce", [lambda y: y.sum(), lambda y: y.mean((2, 3)).square().sum(), lambda y: y[:, 1:3].sum()]
+)
+def test_gradients_of_any_layout(reduce: Any) -> None:
+    """Sums give gradients without memory of their own, slices give wide ones."""
+    module = make_primitive("sep_conv_3x3", 4, 1, norm=nn.BatchNorm2d).double()
+    expected = copy.deepcopy(module)
+    x = torch.randn(3, 4, 6, 6, dtype=torch.float64)
+    total = fused_sum([module], [x])
+    assert total is not None
+    reduce(total).backward()
+    reduce(expected(x)).backward()
+    for parameter, same in zip(module.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, same.grad)
