@@ -329,3 +329,22 @@ def test_setting_an_impossible_drop_path_keeps_the_old_one() -> None:
     with pytest.raises(UserError, match="drop path probability is 1"):
         net.drop_path_prob = 1
     assert net.drop_path_prob == 0.1
+
+
+def test_torch_compile_takes_every_drop_path_with_one_program() -> None:
+    programs: list[Any] = []
+
+    def backend(program: Any, inputs: Any) -> Any:
+        programs.append(program)
+        return program.forward
+
+    net = small(layers=1, channels=2, auxiliary=False).train()
+    compiled = torch.compile(net, backend=backend)
+    x = images(64, size=8)
+    outputs = []
+    for probability in (0.0, 0.2, 0.4, 0.9):
+        net.drop_path_prob = probability
+        outputs.append(compiled(x))
+    assert len(programs) == 1
+    torch.testing.assert_close(outputs[0], small(layers=1, channels=2, auxiliary=False).train()(x))
+    assert all(not torch.equal(output, outputs[0]) for output in outputs[1:])
