@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastnas.errors import UserError
-from fastnas.genotype import Genotype
+from fastnas.genotype import LEVELS, Genotype
 from fastnas.nn import DerivedNetwork
 from fastnas.nn.primitives import PRIMITIVES
 
@@ -38,8 +38,22 @@ def cells(draw: st.DrawFn) -> tuple[list[tuple[str, int]], list[int]]:
 
 
 @st.composite
+def nested_cells(draw: st.DrawFn) -> tuple[list[list[tuple[str, int]]], list[int]]:
+    """Nodes with one to four inputs."""
+    nodes = draw(st.integers(1, 5))
+    primitive = st.sampled_from(list(PRIMITIVES))
+    cell = [
+        draw(st.lists(st.tuples(primitive, st.integers(0, node + 1)), min_size=1, max_size=4)) for node in range(nodes)
+    ]
+    return cell, draw(st.lists(st.integers(2, nodes + 1), min_size=1, unique=True))
+
+
+@st.composite
 def genotypes(draw: st.DrawFn) -> Genotype:
-    (normal, normal_concat), (reduce, reduce_concat) = draw(cells()), draw(cells())
+    cell = st.one_of(cells(), nested_cells())
+    if draw(st.booleans()):
+        return Genotype.multi_level([draw(cell) for _ in LEVELS])
+    (normal, normal_concat), (reduce, reduce_concat) = draw(cell), draw(cell)
     return Genotype(normal, normal_concat, reduce, reduce_concat)
 
 
@@ -51,6 +65,46 @@ def test_lists_become_tuples() -> None:
     assert genotype.normal == tuple(CELL)
     assert genotype.normal_concat == (2, 3)
     assert all(type(pair) is tuple for pair in genotype.normal)
+
+
+def test_nodes_may_have_any_number_of_inputs() -> None:
+    cell = [[("sep_conv_3x3", 0)], [("skip_connect", 1), ("none", 2), ("skip_connect", 0)]]
+    genotype = make(normal=cell, normal_concat=[3])
+    assert genotype.pairs("normal") == (tuple(cell[0]), tuple(cell[1]))
+    assert genotype.normal == genotype.pairs("normal")
+    assert genotype.skip_count("normal") == 2
+    assert make(normal=[CELL[:2], CELL[2:]]) == make(), "one spelling for each cell"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"normal": [CELL[:2], []]}, "normal node 3 has no"),
+        ({"normal": [[("skip_connect", 0)], [("skip_connect", 3)]]}, "normal node 3: 'skip_connect' reads node 3"),
+        ({"normal": [CELL[:2], ("none", 0)], "normal_concat": [2]}, "every .primitive, source. must be a list"),
+        ({"normal": [CELL[:1]], "normal_concat": [3]}, "normal_concat lists node 3, but .* are 2 to 2"),
+        ({"levels": [(CELL, [2])] * 4}, "levels has 4 cells, expected 5"),
+        ({"levels": [(CELL, [2])] * 5}, "levels does not begin with the normal and the reduction cell"),
+        ({"levels": [(CELL, [2]), 1, 1, 1, 1]}, r"low_reduce: expected a cell .pairs, concat., got 1"),
+        ({"levels": [(CELL, [7])] * 5}, "the concat of low_normal lists node 7"),
+    ],
+)
+def test_invalid_nodes_and_levels(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make(**changes)
+
+
+def test_levels() -> None:
+    cells = [([(name, 0), (name, 1)], [2]) for name in list(PRIMITIVES)[:5]]
+    genotype = Genotype.multi_level(cells)
+    assert genotype.kinds == LEVELS
+    assert [genotype.pairs(kind)[0][0][0] for kind in LEVELS] == list(PRIMITIVES)[:5]
+    assert genotype.pairs("normal") == genotype.pairs("low_normal")
+    assert make().kinds == ("normal", "reduce")
+    with pytest.raises(UserError, match="'mid_normal' does not exist: use 'normal' or 'reduce'"):
+        make().pairs("mid_normal")
+    with pytest.raises(UserError, match="needs 5 cells"):
+        Genotype.multi_level([])
 
 
 def test_integers_of_numpy_and_torch_become_int() -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
@@ -81,8 +82,8 @@ class DerivedNetwork(nn.Module):
         drop_path_by_depth: cell i of L drops with `(i + 1) / L` of that probability (Zoph et al., "Learning
             Transferable Architectures", CVPR 2018: ScheduledDropPath).
         backend: "fused" computes every node in one pass of our operators, on a CPU (elsewhere, and under
-            `torch.compile`, it is plain torch; forward hooks of the modules within a cell do not run); "reference" is
-            plain torch; "auto" is "fused".
+            `torch.compile`, it is plain torch; forward hooks of the modules within a cell do not run, and those of a
+            cell see its nodes as a tuple); "reference" is plain torch; "auto" is "fused".
 
     Attributes:
         drop_path_prob: probability in [0, 1) that the output of an operation is dropped for a sample in training;
@@ -109,10 +110,13 @@ class DerivedNetwork(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
+        self._drop_path: Tensor
         numbers = {"channels": channels, "layers": layers, "num_classes": num_classes, "in_channels": in_channels}
         for name, value in numbers.items():
             if value < 1:
                 raise UserError(f"{name} is {value}, expected at least 1.")
+        # torch.compile makes a number part of the program, but takes a tensor as it comes.
+        self.register_buffer("_drop_path", torch.zeros(()), persistent=False)
         self.drop_path_prob = drop_path
         self.drop_path_by_depth = drop_path_by_depth
         self.genotype = genotype
@@ -159,6 +163,7 @@ class DerivedNetwork(nn.Module):
         if not 0 <= value < 1:
             raise UserError(f"drop path probability is {value}, expected at least 0 and less than 1.")
         self._drop_path_prob = value
+        self._drop_path.fill_(value)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:  # [B, in_channels, H, W]
         """Logits `[B, num_classes]`; in training with an auxiliary head `(logits, auxiliary logits)`.
@@ -170,12 +175,13 @@ class DerivedNetwork(nn.Module):
         s1: States
         s0, s1 = self.stem(x)
         join = self.backend == "reference" or not can_fuse(x)
+        drop_path = self._drop_path if torch.compiler.is_compiling() else self._drop_path_prob
         auxiliary_logits = None
         for index, cell in enumerate(self.cells):
             depth = (index + 1) / len(self.cells) if self.drop_path_by_depth else 1.0
             s0, s1 = (
                 s1,
-                cell(s0, s1, self.drop_path_prob * depth, join),
+                cell(s0, s1, drop_path * depth, join),
             )  # [B, concat * C, H', W'], or the nodes of that
             if index == self.auxiliary_after and self.training and self.auxiliary_head is not None:
                 auxiliary_logits = self.auxiliary_head(joined(s1))  # [B, num_classes]

@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from fastnas.genotype import CellKind, Genotype
 
 
-def drop_path_mask(x: Tensor, probability: float) -> Tensor:
+def drop_path_mask(x: Tensor, probability: float | Tensor) -> Tensor:
     """[B]: 0 with this probability, else `1 / (1 - probability)`, for the images of x [B, C, H, W]."""
-    kept = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - probability)
+    if isinstance(probability, Tensor):
+        probability = probability.to(x.dtype)  # []
+        kept = torch.bernoulli((1 - probability).expand(x.shape[0], 1, 1, 1))
+    else:
+        kept = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - probability)
     return kept.view(-1) / (1 - probability)
 
 
@@ -73,7 +77,7 @@ class DerivedCell(nn.Module):
         )
         self.concat = genotype.concat(kind)
 
-    def forward(self, s0: States, s1: States, drop_path_prob: float = 0.0, join: bool = True) -> States:
+    def forward(self, s0: States, s1: States, drop_path_prob: float | Tensor = 0.0, join: bool = True) -> States:
         """States [B, channels_in[i], H_i, W_i] → [B, len(concat) * C, H', W'], or its nodes without `join`."""
         states = [self._sum([self.preprocess0], [s0]), self._sum([self.preprocess1], [s1])]  # [B, C, H, W] each
         for first, last in zip(self.first_edge, self.first_edge[1:], strict=False):
@@ -83,9 +87,11 @@ class DerivedCell(nn.Module):
         nodes = tuple(states[node] for node in self.concat)
         return torch.cat(nodes, dim=1) if join else nodes
 
-    def _sum(self, modules: Sequence[nn.Module], inputs: Sequence[States], drop_path_prob: float = 0.0) -> Tensor:
+    def _sum(
+        self, modules: Sequence[nn.Module], inputs: Sequence[States], drop_path_prob: float | Tensor = 0.0
+    ) -> Tensor:
         """Σ of the modules' outputs, each of its own input, without the images that drop path drops."""
-        dropping = self.training and drop_path_prob > 0
+        dropping = self.training and (isinstance(drop_path_prob, Tensor) or drop_path_prob > 0)
         masks = [
             drop_path_mask(joined(x), drop_path_prob) if dropping and not isinstance(module, nn.Identity) else None
             for module, x in zip(modules, inputs, strict=True)

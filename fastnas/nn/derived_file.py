@@ -40,7 +40,7 @@ def save_network(network: Any, path: Path, about: dict[str, Any]) -> Path:
     # Both are written under other names first, so that a crash leaves the old pair.
     partial = [file.with_name(file.name + ".partial") for file in (weights, path)]
     try:
-        partial[0].write_bytes(save(tensors, metadata={"kind": KIND, "format": str(FORMAT)}))
+        partial[0].write_bytes(save(tensors, metadata={"kind": KIND}))
         partial[1].write_text(text + "\n", encoding="utf-8")
         for file, final in zip(partial, (weights, path), strict=True):
             os.replace(file, final)

@@ -54,7 +54,7 @@ def render(run: Run) -> str:
     with matplotlib.style.context("default", after_reset=True):  # whatever style the user's own plots have
         parts = _parts_of_training(run) if run.is_training else _parts_of_search(run)
     name = run.path.resolve().name
-    what = str(run.network.get("genotype", "")) if run.is_training else run.strategy
+    what = training.genotype_name(run) if run.is_training else run.strategy
     subject = " · ".join(text for text in (_data_name(run), what) if text) or name
     return fill(f"{subject}: {name}", subject, _lead(run, name), _tiles(run), parts, run.problems)
 

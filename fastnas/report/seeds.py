@@ -16,7 +16,7 @@ from fastnas.report.curves import Curve, line_chart
 from fastnas.report.page import DASH, fill, write_page
 from fastnas.report.run import Run, is_number, mapping, read_run
 from fastnas.report.sections import cells, charts, note
-from fastnas.report.training import comparison, data_table
+from fastnas.report.training import comparison, data_table, genotype_name
 
 SUMMARY = "results.json"
 
@@ -67,7 +67,7 @@ def _mean(results: Mapping[str, Any]) -> str:
 
 def _render(directory: Path, runs: Mapping[int, Run], results: Mapping[str, Any]) -> str:
     first = next(iter(runs.values()))
-    heading = f"{first.network.get('genotype', directory.name)}, {len(runs)} seeds"
+    heading = f"{genotype_name(first) or directory.name}, {len(runs)} seeds"
     tested = results["mean"] is not None
     tiles = [
         ("Test accuracy", _mean(results).replace("%", " %") if tested else DASH, "mean ± deviation of the seeds"),

@@ -24,6 +24,11 @@ def test_of(run: Run) -> Record:
     return mapping((run.ending or {}).get("test"))
 
 
+def genotype_name(run: Run) -> str:
+    """The name of a published genotype, or that of the file without its folder and its ending."""
+    return Path(str(run.network.get("genotype", ""))).stem
+
+
 def result(run: Run) -> str:
     """Which weights were tested on what, each class, and which classes are confused."""
     test, classes = test_of(run), run.data.get("classes")

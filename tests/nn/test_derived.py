@@ -69,7 +69,7 @@ def test_any_image_size_and_number_of_channels(genotype: Genotype, size: int, ch
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 4, 5, 8])
 def test_reductions_at_one_and_two_thirds(layers: int) -> None:
-    net = small(layers=layers).eval()
+    net = small(layers=layers, backend="reference").eval()
     kinds = ["reduce" if isinstance(cell.primitives[0], nn.MaxPool2d) else "normal" for cell in net.cells]
     assert {index for index, kind in enumerate(kinds) if kind == "reduce"} == {layers // 3, 2 * layers // 3}
     channels, height, shapes = 4, 16, []
@@ -158,7 +158,7 @@ def test_auxiliary_head_averages_5x5_windows() -> None:
 
 
 def test_auxiliary_head_reads_the_cell_at_two_thirds() -> None:
-    net = small(layers=6).train()
+    net = small(layers=6, backend="reference").train()
     seen: dict[str, Tensor] = {}
     net.cells[4].register_forward_hook(lambda cell, args, output: seen.update(cell=output))
     assert net.auxiliary_head is not None
@@ -172,6 +172,31 @@ def test_small_images_need_no_auxiliary_head() -> None:
     assert net.eval()(images(size=8)).shape == (2, 10)
     with pytest.raises(UserError, match=r"feature maps of 2×2, expected 8×8 \(images of 32×32 .* auxiliary=False"):
         net.train()(images(size=8))
+
+
+# Multi-level genotypes
+
+
+def multi_level() -> Genotype:
+    """Five cells that differ in their primitives: the levels and kinds can be told apart."""
+    primitives = ("sep_conv_3x3", "max_pool_3x3", "sep_conv_5x5", "avg_pool_3x3", "dil_conv_3x3")
+    return Genotype.multi_level(([(name, 0), (name, 1)], [2]) for name in primitives)
+
+
+@pytest.mark.parametrize(("layers", "reductions"), [(20, (6, 13)), (14, (4, 9)), (3, (1, 2))])
+def test_levels_have_cells_of_their_own(layers: int, reductions: tuple[int, int]) -> None:
+    genotype = multi_level()
+    net = small(genotype, layers=layers, channels=2, auxiliary=False).eval()
+    expected = []
+    for index in range(layers):
+        level = sum(place < index for place in reductions)
+        expected.append(genotype.kinds[2 * level + (index in reductions)])
+    assert list(genotype.layout(layers)) == expected
+    for cell, kind in zip(net.cells, expected, strict=True):
+        assert {type(primitive) for primitive in cell.primitives} == {
+            type(make_primitive(name, 2, 1, norm=nn.BatchNorm2d)) for name, _ in genotype.pairs(kind)[0]
+        }
+    assert net(images(size=16)).shape == (2, 10)
 
 
 # Drop path
@@ -304,3 +329,22 @@ def test_setting_an_impossible_drop_path_keeps_the_old_one() -> None:
     with pytest.raises(UserError, match="drop path probability is 1"):
         net.drop_path_prob = 1
     assert net.drop_path_prob == 0.1
+
+
+def test_torch_compile_takes_every_drop_path_with_one_program() -> None:
+    programs: list[Any] = []
+
+    def backend(program: Any, inputs: Any) -> Any:
+        programs.append(program)
+        return program.forward
+
+    net = small(layers=1, channels=2, auxiliary=False).train()
+    compiled = torch.compile(net, backend=backend)
+    x = images(64, size=8)
+    outputs = []
+    for probability in (0.0, 0.2, 0.4, 0.9):
+        net.drop_path_prob = probability
+        outputs.append(compiled(x))
+    assert len(programs) == 1
+    torch.testing.assert_close(outputs[0], small(layers=1, channels=2, auxiliary=False).train()(x))
+    assert all(not torch.equal(output, outputs[0]) for output in outputs[1:])

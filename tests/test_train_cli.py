@@ -1,0 +1,159 @@
+"""fastnas.train, fastnas.evaluate and fastnas.export as commands: what they write, print and refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastnas import evaluate, export, report, train
+from fastnas.engine.retrain import Retrain
+from fastnas.nn import DerivedNetwork
+
+SMALL = [
+    *("--data", "digits", "--limit", "120", "--image-size", "8", "--genotype", "DARTS_V2", "--channels", "2"),
+    *("--layers", "3", "--batch-size", "16", "--epochs", "1", "--cutout", "0", "--device", "cpu"),
+]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished training."""
+    out = tmp_path_factory.mktemp("train") / "run"
+    assert train.main([*SMALL, "--out", str(out)]) == 0
+    return out
+
+
+def test_several_seeds_are_summed_up(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "seeds"
+    assert train.main([*SMALL, "--seeds", "3,5", "--out", str(out)]) == 0
+    results = json.loads((out / "results.json").read_text())
+    accuracies = [row["top1"] for row in results["runs"]]
+    assert [row["seed"] for row in results["runs"]] == [3, 5]
+    assert results["mean"] == pytest.approx(sum(accuracies) / 2)
+    assert results["std"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2**0.5)
+    assert results["best"] == max(accuracies)
+    assert "over 2 seeds" in capsys.readouterr().out
+    page = (out / "report.html").read_text()
+    assert all(f'href="seed-{seed}/report.html"' in page for seed in (3, 5))
+    assert (out / "seed-3" / "report.html").exists()
+    (out / "report.html").unlink()
+    from fastnas.report.__main__ import main
+
+    assert main([str(out)]) == 0
+    assert (out / "report.html").read_text() == page
+
+
+def test_resume_goes_on_with_the_seed_that_was_stopped(tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "run"
+    assert train.main([*SMALL, "--epochs", "2", "--seeds", "1,2", "--stop-after", "1", "--out", str(out)]) == 0
+    assert "go on with: python -m fastnas.train --resume" in capsys.readouterr().out.replace("\n", " ")
+    assert not (out / "seed-2").exists()
+    assert train.main(["--resume", str(out)]) == 0
+    assert len(json.loads((out / "results.json").read_text())["runs"]) == 2
+    assert train.main(["--resume", str(out)]) == 0
+    assert "seed 1 is done" in capsys.readouterr().out
+
+
+def test_a_failure_leaves_the_run_resumable(tmp_path: Path, monkeypatch: Any) -> None:
+    def fail(self: Retrain, images: Any, labels: Any) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Retrain, "_step", fail)
+        with pytest.raises(KeyboardInterrupt):
+            train.main([*SMALL, "--out", str(tmp_path / "run")])
+    assert train.main(["--resume", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--genotype", "DARTS_V9"], "neither a published genotype nor an existing file: did you mean DARTS_V"),
+        (["--data", "digitz"], "unknown data source"),
+        (["--select", "best_valid"], "--select best_valid needs held-out images"),
+        (["--select", "best_test", "--test", "none"], "--select best_test needs test images"),
+        (["--auxiliary", "True"], "--auxiliary needs images of 29 to 40 pixels"),
+        (["--preset", "darts"], "unknown preset 'darts': expected one of darts-cifar10"),
+        (["--resume", "gone"], "nothing to resume in gone"),
+        (["--test", "folder:gone"], "Or train without a test: --test none"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_leaves_nothing(
+    tmp_path: Path, capsys: Any, monkeypatch: Any, flags: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.main([*SMALL, *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_never_overwritten(run: Path, capsys: Any) -> None:
+    assert train.main([*SMALL, "--out", str(run)]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+
+
+def test_evaluate_repeats_the_test_of_the_run(run: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "evaluation.json"
+    flags = ["--data", "digits", "--image-size", "8", "--runs", "3", "--json", str(out)]
+    assert evaluate.main([str(run), *flags]) == 0
+    found = json.loads(out.read_text())
+    tested = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["test"]
+    assert found["evaluation"]["confusion"] == tested["confusion"]
+    assert found["evaluation"]["loss"] == pytest.approx(tested["loss"])
+    assert [(each["batch"], each["runs"]) for each in found["latency"]] == [(1, 3), (64, 3)]
+    assert all(0 < each["median"] <= each["p95"] for each in found["latency"])
+    assert found["peak_memory_mb"] > 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"top-1 {tested['top1']:.2%}" in text
+    assert f"{found['parameters']:,} parameters" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{run}", "--data", "npz:{other}"], "the classes of npz:"),
+        (["gone.json"], "cannot read the network"),
+        (["{run}", "--data", "digits", "--image-size", "8", "--runs", "0", "--json", "gone/x.json"], "cannot write"),
+    ],
+)
+def test_evaluate_explains(
+    run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any, arguments: list[str], message: str
+) -> None:
+    import numpy as np
+
+    other = tmp_path / "other.npz"
+    images, labels = np.zeros((4, 8, 8), np.uint8), np.array([0, 1, 0, 1])
+    np.savez(other, images=images, labels=labels, test_images=images, test_labels=labels)
+    monkeypatch.chdir(tmp_path)
+    assert evaluate.main([word.format(run=run, other=other) for word in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_export_writes_what_is_asked(run: Path, tmp_path: Path, capsys: Any) -> None:
+    assert export.main([str(run), "--save", str(tmp_path / "saved.json")]) == 0
+    assert DerivedNetwork.load(tmp_path / "saved.json").about == DerivedNetwork.load(run).about
+    assert export.main([str(run)]) == 2
+    assert "nothing to write: give --onnx FILE" in capsys.readouterr().err
+
+
+def test_print_config_is_a_config(tmp_path: Path, capsys: Any) -> None:
+    assert train.main(["--preset", "egnas-imagenet", "--genotype", "PDARTS", "--print-config"]) == 0
+    path = tmp_path / "config.yaml"
+    path.write_text(capsys.readouterr().out)
+    assert train.main(["--config", str(path), "--print-config"]) == 0
+    assert capsys.readouterr().out == path.read_text()
+
+
+def test_the_report_of_a_training(run: Path) -> None:
+    page = report.write_report(run).read_text()
+    for words in ("Training finished", "Test accuracy", "Confusion matrix", "The weights of epoch 1, the last one"):
+        assert words in page
+    assert "Operation weights" not in page
