@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,7 +23,7 @@ from benchmarks.harness.networks import SPACES, Options
 from benchmarks.harness.output import show, write
 from fastnas.env import environment
 from fastnas.errors import UserError
-from fastnas.search import resolve_device
+from fastnas.process import resolve_device
 
 HERE = Path(__file__).parent
 
@@ -43,11 +44,13 @@ def _stems(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("__"))
 
 
-def run(name: str, device: torch.device, seconds: float, options: Options) -> list[Row]:
-    """The rows of one benchmark. Operators have their sizes in their file; `options` are for the end-to-end ones."""
+def run(name: str, device: torch.device, seconds: float, sizes: dict[str, Any]) -> list[Row]:
+    """The rows of one benchmark. Operators have their sizes in their file; `sizes` are for the end-to-end ones, which
+    may have SIZES of their own for what is not given."""
     if name in operators():
         return importlib.import_module(f"benchmarks.ops.{name}").measure(device, seconds)
-    return importlib.import_module(f"benchmarks.{name}").measure(device, seconds, options)
+    module = importlib.import_module(f"benchmarks.{name}")
+    return module.measure(device, seconds, Options(**(getattr(module, "SIZES", {}) | sizes)))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -69,13 +72,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="write OUT.csv and OUT.json")
     sizes = parser.add_argument_group(f"end to end ({', '.join(end_to_end())})")
     sizes.add_argument("--space", choices=SPACES, help="only this space (default: all that a benchmark has)")
-    sizes.add_argument("--batch", type=_positive, help="images of a batch (default: 64; population: 128)")
-    sizes.add_argument("--channels", type=_positive, help="C of the first cell (default: 16)")
-    sizes.add_argument("--layers", type=_positive, help="cells (default: 8; cell has one)")
+    sizes.add_argument(
+        "--batch", type=_positive, help="images of a batch (default: 64; population: 128; derived_step: 32)"
+    )
+    sizes.add_argument("--channels", type=_positive, help="C of the first cell (default: 16; derived_step: 36)")
+    sizes.add_argument("--layers", type=_positive, help="cells (default: 8; cell has one; derived_step: 20)")
     sizes.add_argument("--size", type=_positive, help="pixels a side (default: 32)")
     sizes.add_argument("--individuals", type=_positive, help="of a population (default: 50; search_epoch: 4)")
     sizes.add_argument("--timed", type=_positive, help="individuals that plain torch is timed with (default: 3)")
-    sizes.add_argument("--images", type=_positive, help="of search_epoch (default: 512)")
+    sizes.add_argument("--images", type=_positive, help="of search_epoch (default: 512), of each set of data")
     sizes.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -96,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         parser.error(str(error))
     values = {field.name: getattr(given, field.name) for field in fields(Options)}
-    options = Options(**{name: value for name, value in values.items() if value is not None})
+    given_sizes = {name: value for name, value in values.items() if value is not None}
     console = Console()
     about = environment(device)
     origin = ", ".join(f"{key} {about[key]}" for key in ("commit", "torch", "cpu", "threads", "isa", "device"))
@@ -104,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[Row] = []
     for name in names:
         try:
-            new = run(name, device, given.seconds, options)
+            new = run(name, device, given.seconds, given_sizes)
         except UserError as error:
             parser.error(f"{name}: {error}")
         show(new, console)

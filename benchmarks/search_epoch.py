@@ -22,6 +22,7 @@ from fastnas.search import prepare
 BACKENDS = {CHANNELS_LAST: "reference", FASTNAS: "fused"}
 SPACE = "egnas"
 BATCH = 64
+IMAGES = 512
 FITNESS_BATCH = 128
 # As in a search on CIFAR-10, where the weights see 25,000 images an epoch and 50 individuals × 3 samples are scored on
 # 128 images each, the evolution step evaluates about as many images as the weight steps train on.
@@ -31,14 +32,15 @@ INDIVIDUALS = 4
 def measure(device: torch.device, seconds: float, options: Options) -> list[Row]:
     space, batch = options.space or SPACE, options.batch or BATCH
     individuals = options.individuals or INDIVIDUALS
-    half = options.images // 2
+    count = options.images or IMAGES
+    half = count // 2
     fitness_batch = min(FITNESS_BATCH, half)
     steps = half // batch
     step = work(space, options.channels, options.layers, batch, options.size)
     scored = work(space, options.channels, options.layers, fitness_batch, options.size)
     calls = (1, individuals, 1)  # what the engine evaluates in one go: α, the population, the winner
     with TemporaryDirectory() as folder:
-        data = write_images(Path(folder), options)
+        data = write_images(Path(folder), count, options.size)
         searches = {
             name: Epoch(
                 Path(folder, backend),
@@ -51,7 +53,7 @@ def measure(device: torch.device, seconds: float, options: Options) -> list[Row]
         }  # fmt: skip
         return compare(
             "search_epoch",
-            f"{describe(space, batch, options)}, {options.images} images, population {individuals}",
+            f"{describe(space, batch, options)}, {count} images, population {individuals}",
             f"{steps} steps + evolution",
             {name: search.run for name, search in searches.items()},
             baseline=CHANNELS_LAST,
@@ -96,10 +98,10 @@ class Epoch:
         return prepare(parse(arguments, "benchmark", ""), arguments)
 
 
-def write_images(folder: Path, options: Options) -> Path:
+def write_images(folder: Path, count: int, size: int) -> Path:
     """Noise, with as many images of each class."""
     generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, (options.images, options.size, options.size, 3), dtype=np.uint8)  # [N, H, W, 3]
+    images = generator.integers(0, 256, (count, size, size, 3), dtype=np.uint8)  # [N, H, W, 3]
     path = folder / "images.npz"
-    np.savez(path, images=images, labels=np.arange(options.images) % CLASSES)
+    np.savez(path, images=images, labels=np.arange(count) % CLASSES)
     return path

@@ -7,6 +7,9 @@ import sys
 
 COMMANDS = {
     "search": "search an architecture for your images",
+    "train": "train the network of a genotype",
+    "evaluate": "accuracy, size and speed of a trained network",
+    "export": "a trained network as ONNX or as a torch.export program",
     "report": "write the report page of a run again",
     "env": "versions, build and devices",
 }

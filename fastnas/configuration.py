@@ -13,7 +13,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 import yaml
@@ -22,6 +22,8 @@ from fastnas import strategies
 from fastnas.engine.options import DataOptions, NetworkOptions, RunOptions, WeightOptions
 from fastnas.errors import UserError
 from fastnas.strategies import Strategy
+
+Options = TypeVar("Options")
 
 PRESETS = Path(__file__).with_name("presets")
 GROUPS = ("strategy", "network", "data", "weights", "run")
@@ -33,6 +35,7 @@ RESUMABLE = {
     ("run", "threads"),
     ("run", "stop_after"),
     ("data", "workers"),
+    ("data", "prefetch"),
 }
 
 
@@ -65,15 +68,15 @@ class SearchOptions:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by group, as config.yaml holds them."""
-        groups = {name: _plain(getattr(self, name)) for name in GROUPS}
+        groups = {name: plain_options(getattr(self, name)) for name in GROUPS}
         return {**groups, "strategy": {"name": self.strategy.name, **groups["strategy"]}}
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
 
-def preset_names() -> list[str]:
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+def preset_names(folder: Path = PRESETS) -> list[str]:
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def parse(arguments: Sequence[str], program: str, description: str) -> SearchOptions:
@@ -84,33 +87,57 @@ def parse(arguments: Sequence[str], program: str, description: str) -> SearchOpt
         SystemExit: --help, or a flag with a wrong value (the parser has explained it).
     """
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("preset", "config", "strategy", "resume"):
+    peek.add_argument("--strategy")
+    first, _ = peek.parse_known_args(arguments)
+    files = option_files(arguments, PRESETS, GROUPS)
+    names = [content["strategy"]["name"] for _, content in files if "name" in content.get("strategy", {})]
+    strategy = strategies.create(first.strategy or (names[-1] if names else CommandOptions.strategy))
+    defaults = SearchOptions(
+        CommandOptions(strategy=strategy.name), RunOptions(), DataOptions(), NetworkOptions(), WeightOptions(), strategy
+    )
+    return parse_layers(defaults, GROUPS, files, arguments, program, description)
+
+
+OptionFile = tuple[str, dict[str, Any]]  # where the options come from, and the options by group
+
+
+def option_files(arguments: Sequence[str], presets: Path, groups: Sequence[str]) -> list[OptionFile]:
+    """What --preset, --config and --resume name, in the order in which each overrides the one before."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("preset", "config", "resume"):
         peek.add_argument(f"--{name}")
     first, _ = peek.parse_known_args(arguments)
-    files: list[tuple[str, dict[str, Any]]] = []
+    files: list[OptionFile] = []
     if first.preset is not None:
-        if first.preset not in preset_names():
-            raise UserError(f"unknown preset {first.preset!r}: expected one of {', '.join(preset_names())}.")
-        files.append((f"preset {first.preset}", _read(PRESETS / f"{first.preset}.yaml")))
+        if first.preset not in preset_names(presets):
+            raise UserError(f"unknown preset {first.preset!r}: expected one of {', '.join(preset_names(presets))}.")
+        files.append((f"preset {first.preset}", _read(presets / f"{first.preset}.yaml", groups)))
     if first.config is not None:
-        files.append((first.config, _read(Path(first.config))))
+        files.append((first.config, _read(Path(first.config), groups)))
     if first.resume is not None:
         if first.config or first.preset:
             raise UserError("--resume takes its options from the run: leave out --preset and --config.")
         path = Path(first.resume, "config.yaml")
         if not path.exists():
             raise UserError(f"nothing to resume in {first.resume}: it has no config.yaml; give a run directory.")
-        content = _read(path)
+        content = _read(path, groups)
         content.get("run", {}).pop("stop_after", None)  # it was about the process that stopped
         files.append((str(path), content))
-    names = [content["strategy"]["name"] for _, content in files if "name" in content.get("strategy", {})]
-    strategy = strategies.create(first.strategy or (names[-1] if names else CommandOptions.strategy))
-    defaults = SearchOptions(
-        CommandOptions(strategy=strategy.name), RunOptions(), DataOptions(), NetworkOptions(), WeightOptions(), strategy
-    )
-    flags = [flag for origin, content in files for flag in _flags(origin, content, defaults)]
+    return files
+
+
+def parse_layers(
+    defaults: Options,
+    groups: Sequence[str],
+    files: Sequence[OptionFile],
+    arguments: Sequence[str],
+    program: str,
+    description: str,
+) -> Options:
+    """Options of a command: `defaults`, then those of files, then flags."""
+    flags = [flag for origin, content in files for flag in _flags(origin, content, defaults, groups)]
     return tyro.cli(
-        SearchOptions,
+        type(defaults),
         args=[*flags, *arguments],
         default=defaults,
         prog=program,
@@ -119,10 +146,14 @@ def parse(arguments: Sequence[str], program: str, description: str) -> SearchOpt
     )
 
 
-def differences(run: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
+def differences(
+    run: dict[str, dict[str, Any]],
+    now: dict[str, dict[str, Any]],
+    groups: Sequence[str] = GROUPS,
+) -> list[str]:
     """Options that differ between a run and its continuation although they must not, in words."""
     changed = []
-    for group in GROUPS:
+    for group in groups:
         for name in {**run.get(group, {}), **now.get(group, {})}:
             before, after = run.get(group, {}).get(name), now.get(group, {}).get(name)
             if before != after and (group, name) not in RESUMABLE:
@@ -130,7 +161,7 @@ def differences(run: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) 
     return changed
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, groups: Sequence[str]) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -139,15 +170,15 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"config {path} is not YAML: {str(error).splitlines()[0]}.") from error
     content = {} if content is None else content
     if not isinstance(content, dict) or not all(isinstance(group, dict) for group in content.values()):
-        raise UserError(f"config {path}: expected groups ({', '.join(GROUPS)}) of options, as --print-config prints.")
+        raise UserError(f"config {path}: expected groups ({', '.join(groups)}) of options, as --print-config prints.")
     return content
 
 
-def _flags(origin: str, content: dict[str, Any], defaults: SearchOptions) -> list[str]:
+def _flags(origin: str, content: dict[str, Any], defaults: Any, groups: Sequence[str]) -> list[str]:
     """A file's options as flags; options of another strategy than the chosen one are left out."""
     flags: list[str] = []
     for group, options in content.items():
-        _check_known(f"{origin}: group", group, GROUPS)
+        _check_known(f"{origin}: group", group, groups)
         target = getattr(defaults, group)
         if group == "strategy":
             options = dict(options)
@@ -173,6 +204,6 @@ def _check_known(what: str, name: str, known: Sequence[str]) -> None:
     raise UserError(f"{what} {name!r} is unknown: {advice}")
 
 
-def _plain(options: Any) -> dict[str, Any]:
+def plain_options(options: Any) -> dict[str, Any]:
     values = {item.name: getattr(options, item.name) for item in dataclasses.fields(options) if item.init}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

@@ -5,20 +5,30 @@ from __future__ import annotations
 import difflib
 import functools
 import json
-import operator
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from fastnas.errors import UserError
+from fastnas.genotype_cell import (
+    Cell,
+    CellGenotype,
+    Pair,
+    brief,
+    checked_cell,
+    json_of_nodes,
+    lists_of,
+    nodes_of,
+    repr_of_nodes,
+    sequence,
+)
 
-CellKind = Literal["normal", "reduce"]
-Pair = tuple[str, int]  # (primitive, source node)
-
+CellKind = Literal["normal", "reduce", "low_normal", "low_reduce", "mid_normal", "mid_reduce", "high_normal"]
 FORMAT = 1
+LEVELS: tuple[CellKind, ...] = ("low_normal", "low_reduce", "mid_normal", "mid_reduce", "high_normal")
 _KINDS: tuple[CellKind, ...] = ("normal", "reduce")
 _FIELDS = ("normal", "normal_concat", "reduce", "reduce_concat")
 _PUBLISHED = Path(__file__).with_name("published_genotypes.json")
@@ -26,7 +36,7 @@ _PUBLISHED = Path(__file__).with_name("published_genotypes.json")
 
 @dataclass(frozen=True, repr=False)
 class Genotype:
-    """A normal cell and a reduction cell.
+    """A normal cell and a reduction cell, or the five cells of a multi-level genotype.
 
     In a cell, node 0 is the output of the cell before the last, node 1 that of the last cell. Nodes 2, 3, ... are
     intermediate: each is the sum of two operations, listed as two consecutive `(primitive, source)` pairs, where the
@@ -34,68 +44,113 @@ class Genotype:
 
     Args:
         normal: the pairs of the normal cell, two per intermediate node, in node order; lists are turned into tuples.
+            Where a node is the sum of one operation or of more than two, every node is a list of its own pairs:
+            `[[("skip_connect", 0)], [("sep_conv_3x3", 0), ("none", 1), ("sep_conv_3x3", 2)]]`.
         normal_concat: the intermediate nodes that form its output, counted from 2.
         reduce: the pairs of the reduction cell, in which operations that read node 0 or 1 have stride 2.
         reduce_concat: the intermediate nodes that form its output.
+        levels: empty, or the five `CellGenotype` of a network whose cells differ between its levels: normal and
+            reduction cell of the low and of the middle level, normal cell of the high one (`LEVELS`). The first two
+            must be the four fields above; `multi_level` sees to that.
 
-    The two cells may differ in their number of nodes. Values are immutable, hashable and equal by value; the order of
-    the pairs counts.
+    Cells may differ in their number of nodes. Values are immutable, hashable and equal by value; the order of the pairs
+    counts.
 
     Raises:
         UserError: an unknown primitive, a source that is not an earlier node, an odd number of pairs, no pair at all,
-            or a concatenated node that does not exist or is listed twice.
+            a concatenated node that does not exist or is listed twice, or other than five levels.
 
     Source: the notation of Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019.
     """
 
-    normal: tuple[Pair, ...]
+    normal: Cell
     normal_concat: tuple[int, ...]
-    reduce: tuple[Pair, ...]
+    reduce: Cell
     reduce_concat: tuple[int, ...]
+    levels: tuple[CellGenotype, ...] = ()
 
     def __post_init__(self) -> None:
         for kind in _KINDS:
-            pairs = _checked_pairs(kind, getattr(self, kind))
-            concat = _checked_concat(f"{kind}_concat", getattr(self, f"{kind}_concat"), nodes=len(pairs) // 2)
-            object.__setattr__(self, kind, pairs)
-            object.__setattr__(self, f"{kind}_concat", concat)
+            cell = checked_cell(kind, getattr(self, kind), f"{kind}_concat", getattr(self, f"{kind}_concat"))
+            object.__setattr__(self, kind, cell.pairs)
+            object.__setattr__(self, f"{kind}_concat", cell.concat)
+        object.__setattr__(self, "levels", _checked_levels(self.levels))
+        low = ((self.normal, self.normal_concat), (self.reduce, self.reduce_concat))
+        if self.levels and self.levels[:2] != low:
+            raise UserError(
+                "levels does not begin with the normal and the reduction cell: build it with Genotype.multi_level."
+            )
+
+    @classmethod
+    def multi_level(cls, cells: Iterable[Any]) -> Self:
+        """A genotype of five cells, each (pairs, concat), in the order of `LEVELS`.
+
+        Source: "Neural architecture search with multi-level cells and architecture entropy": cells of one level share
+        their genotype, and a reduction cell ends the low and the middle level.
+        """
+        levels = _checked_levels(cells)
+        if not levels:
+            raise UserError(f"a multi-level genotype needs {len(LEVELS)} cells: {', '.join(LEVELS)}; got none.")
+        normal, reduce = levels[:2]
+        return cls(normal.pairs, normal.concat, reduce.pairs, reduce.concat, levels)
+
+    @property
+    def kinds(self) -> tuple[CellKind, ...]:
+        """The cells that there are: normal and reduce, or `LEVELS`."""
+        return LEVELS if self.levels else _KINDS
+
+    def layout(self, layers: int) -> tuple[CellKind, ...]:
+        """Which cell stands at each place of a network of so many: reductions at one third and at two thirds."""
+        thirds = (layers // 3, 2 * layers // 3)
+        if not self.levels:
+            return tuple("reduce" if index in thirds else "normal" for index in range(layers))
+        return tuple(
+            LEVELS[2 * sum(third < index for third in dict.fromkeys(thirds)) + (index in thirds)]
+            for index in range(layers)
+        )
 
     def pairs(self, kind: CellKind) -> tuple[tuple[Pair, ...], ...]:
-        """The two pairs of each intermediate node: `pairs("normal")[i]` makes node `i + 2`."""
-        pairs = self._cell(kind)
-        return tuple(pairs[i : i + 2] for i in range(0, len(pairs), 2))
+        """The pairs of each intermediate node: `pairs("normal")[i]` makes node `i + 2`."""
+        return nodes_of(self._cell(kind).pairs)
 
     def concat(self, kind: CellKind) -> tuple[int, ...]:
         """The nodes that form the output of the cell, in the order of their channels."""
-        self._cell(kind)
-        return self.normal_concat if kind == "normal" else self.reduce_concat
+        return self._cell(kind).concat
 
     def skip_count(self, kind: CellKind) -> int:
         """How many operations of the cell are `skip_connect` (many are the sign of a collapsed search)."""
-        return sum(primitive == "skip_connect" for primitive, _ in self._cell(kind))
+        return sum(primitive == "skip_connect" for node in self.pairs(kind) for primitive, _ in node)
 
-    def _cell(self, kind: CellKind) -> tuple[Pair, ...]:
-        if kind not in _KINDS:
-            raise UserError(f"cell kind {kind!r} does not exist: use 'normal' or 'reduce'.")
-        return self.normal if kind == "normal" else self.reduce
+    def _cell(self, kind: CellKind) -> CellGenotype:
+        if kind == "normal":
+            return CellGenotype(self.normal, self.normal_concat)
+        if kind == "reduce":
+            return CellGenotype(self.reduce, self.reduce_concat)
+        if kind not in self.kinds:
+            raise UserError(f"cell kind {kind!r} does not exist: use {' or '.join(map(repr, self.kinds))}.")
+        return self.levels[LEVELS.index(kind)]
 
     def __repr__(self) -> str:
         lines = ["Genotype("]
         for kind in _KINDS:
-            lines.append(f"    {kind}=[")
-            lines += [f"        {', '.join(map(repr, node))}," for node in self.pairs(kind)]
-            lines += ["    ],", f"    {kind}_concat={list(self.concat(kind))},"]
+            lines += [f"    {kind}=[", *repr_of_nodes(self._cell(kind).pairs, " " * 8), "    ],"]
+            lines.append(f"    {kind}_concat={list(self.concat(kind))},")
+        if self.levels:
+            lines.append("    levels=[")
+            for cell in self.levels:
+                lines += ["        ([", *repr_of_nodes(cell.pairs, " " * 12), f"        ], {list(cell.concat)}),"]
+            lines.append("    ],")
         return "\n".join([*lines, ")"])
 
     def to_dict(self) -> dict[str, Any]:
-        """The four fields as lists that JSON can hold, and `"format"`, the version of this layout."""
-        return {
-            "format": FORMAT,
-            "normal": [list(pair) for pair in self.normal],
-            "normal_concat": list(self.normal_concat),
-            "reduce": [list(pair) for pair in self.reduce],
-            "reduce_concat": list(self.reduce_concat),
-        }
+        """The fields as lists that JSON can hold, and `"format"`, the version of this layout; `"levels"`, a list of
+        `{"pairs": …, "concat": …}`, only where there are levels."""
+        result: dict[str, Any] = {"format": FORMAT}
+        for kind in _KINDS:
+            result |= {kind: lists_of(self._cell(kind).pairs), f"{kind}_concat": list(self.concat(kind))}
+        if self.levels:
+            result["levels"] = [{"pairs": lists_of(cell.pairs), "concat": list(cell.concat)} for cell in self.levels]
+        return result
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
@@ -105,7 +160,7 @@ class Genotype:
             UserError: not a mapping, a key that is missing or unknown, a newer format, or an invalid genotype.
         """
         if not isinstance(data, Mapping):
-            raise UserError(f"a genotype must be a mapping with the keys {', '.join(_FIELDS)}, got {_brief(data)}.")
+            raise UserError(f"a genotype must be a mapping with the keys {', '.join(_FIELDS)}, got {brief(data)}.")
         if data.get("format", FORMAT) != FORMAT:
             raise UserError(
                 f"genotype format {data['format']!r} is not readable, this version reads format {FORMAT}: "
@@ -113,25 +168,33 @@ class Genotype:
             )
         if missing := [name for name in _FIELDS if name not in data]:
             raise UserError(f"the key {missing[0]!r} is missing: a genotype needs {', '.join(_FIELDS)}.")
-        if unknown := sorted(map(repr, set(data) - {"format", *_FIELDS})):
+        if unknown := sorted(map(repr, set(data) - {"format", "levels", *_FIELDS})):
             raise UserError(f"the key {unknown[0]} is unknown: a genotype has {', '.join(_FIELDS)}.")
-        return cls(**{name: data[name] for name in _FIELDS})
+        return cls(**{name: data[name] for name in _FIELDS}, levels=data.get("levels", ()))
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes the genotype to `path`, completely or not at all; an existing file is replaced.
 
-        The file holds one object: `"format"` (1), `"normal"` and `"reduce"` (lists of `[primitive, source]`, one line
-        per intermediate node), `"normal_concat"` and `"reduce_concat"` (lists of node numbers).
+        The file holds what `to_dict` gives, one line per intermediate node.
 
         Raises:
             UserError: `path` cannot be written.
         """
+        _write_atomically(Path(path), self.to_text() + "\n")
+
+    def to_text(self) -> str:
+        """`to_dict` as JSON with one line per intermediate node."""
         lines = [f'  "format": {FORMAT}']
         for kind in _KINDS:
-            nodes = [", ".join(json.dumps(pair) for pair in node) for node in self.pairs(kind)]
-            lines.append(f'  "{kind}": [\n    ' + ",\n    ".join(nodes) + "\n  ]")
+            lines.append(f'  "{kind}": {json_of_nodes(self._cell(kind).pairs, "  ")}')
             lines.append(f'  "{kind}_concat": {json.dumps(self.concat(kind))}')
-        _write_atomically(Path(path), "{\n" + ",\n".join(lines) + "\n}\n")
+        if self.levels:
+            cells = [
+                f'    {{"pairs": {json_of_nodes(cell.pairs, "    ")}, "concat": {json.dumps(cell.concat)}}}'
+                for cell in self.levels
+            ]
+            lines.append('  "levels": [\n' + ",\n".join(cells) + "\n  ]")
+        return "{\n" + ",\n".join(lines) + "\n}"
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Self:
@@ -194,65 +257,18 @@ class Genotype:
         return cls.from_json(text)
 
 
-def _checked_pairs(kind: CellKind, value: Any) -> tuple[Pair, ...]:
-    # Imported late: networks need Genotype, so `fastnas.nn` must be able to import this module first.
-    from fastnas.nn.primitives import check_primitive
-
-    pairs: list[Pair] = []
-    for position, item in enumerate(_sequence(kind, value)):
-        node = position // 2 + 2
-        pair = _sequence(f"{kind} node {node}: every (primitive, source)", item)
-        if len(pair) != 2:
-            raise UserError(f"{kind} node {node}: expected a pair (primitive, source), got {_brief(item)}.")
-        primitive, source = pair
-        try:
-            check_primitive(primitive)
-        except UserError as error:
-            raise UserError(f"{kind} node {node}: {error}") from error
-        source = _integer(f"{kind} node {node}: the source of {primitive!r}", source)
-        if not 0 <= source < node:
-            raise UserError(
-                f"{kind} node {node}: {primitive!r} reads node {source}, expected an earlier node, 0 to {node - 1}."
-            )
-        pairs.append((primitive, source))
-    if not pairs:
-        raise UserError(f"{kind} is empty: a cell needs at least one node, that is two (primitive, source) pairs.")
-    if len(pairs) % 2:
-        raise UserError(f"{kind} has {len(pairs)} pairs: every node has two inputs, so give an even number of pairs.")
-    return tuple(pairs)
-
-
-def _checked_concat(name: str, value: Any, nodes: int) -> tuple[int, ...]:
-    concat = tuple(_integer(f"{name}: every item", item) for item in _sequence(name, value))
-    if not concat:
-        raise UserError(f"{name} is empty: list the nodes that form the output of the cell, such as 2 to {nodes + 1}.")
-    for node in concat:
-        if not 2 <= node < nodes + 2:
-            raise UserError(f"{name} lists node {node}, but the intermediate nodes of this cell are 2 to {nodes + 1}.")
-    if len(set(concat)) < len(concat):
-        raise UserError(f"{name} lists a node twice: {list(concat)}; list every node once.")
-    return concat
-
-
-def _sequence(name: str, value: Any) -> tuple[Any, ...]:
-    if isinstance(value, str | bytes | Mapping | Set) or not isinstance(value, Iterable):
-        raise UserError(f"{name} must be a list, got {_brief(value)}.")
-    return tuple(value)
-
-
-def _integer(what: str, value: Any) -> int:
-    # operator.index takes the integers of numpy and torch, too, but no float and no digit string.
-    try:
-        if not isinstance(value, bool):
-            return operator.index(value)
-    except TypeError:
-        pass
-    raise UserError(f"{what} must be an integer, got {_brief(value)}.")
-
-
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+def _checked_levels(value: Any) -> tuple[CellGenotype, ...]:
+    cells = sequence("levels", value)
+    if cells and len(cells) != len(LEVELS):
+        raise UserError(f"levels has {len(cells)} cells, expected {len(LEVELS)}: {', '.join(LEVELS)}.")
+    checked = []
+    for kind, cell in zip(LEVELS, cells, strict=False):
+        if isinstance(cell, Mapping) and set(cell) == {"pairs", "concat"}:
+            cell = (cell["pairs"], cell["concat"])
+        if not isinstance(cell, list | tuple) or len(cell) != 2:
+            raise UserError(f"{kind}: expected a cell (pairs, concat), got {brief(cell)}.")
+        checked.append(checked_cell(kind, cell[0], f"the concat of {kind}", cell[1]))
+    return tuple(checked)
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import os
-import random
-import re
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,9 +22,10 @@ from fastnas.engine.search import Outcome, Search
 from fastnas.env import environment
 from fastnas.errors import UserError
 from fastnas.nn import Supernet
+from fastnas.process import create_directory, given, make_deterministic, name_directory, resolve_device, seed_everything
 from fastnas.report import print_genotype, write_report
 
-T = TypeVar("T")
+LISTED = 10  # files that were left out
 
 DESCRIPTION = """Searches a network architecture for your images.
 
@@ -61,9 +59,11 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
         image_size=options.data.image_size,
         download=options.data.download,
         limit=options.data.limit,
+        skip_unreadable=options.data.skip_unreadable,
     )
     weight_half, alpha_half = source.search_split(options.data.split)
-    augmentation = data.Augmentation(
+    augmentation = replace(
+        source.augmentation,
         crop_padding=given(options.data.crop_padding, source.augmentation.crop_padding),
         flip=given(options.data.flip, source.augmentation.flip),
         cutout=options.data.cutout,
@@ -80,6 +80,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
             augmentation=augmentation,
             device=device,
             workers=options.data.workers,
+            prefetch=options.data.prefetch,
         )
 
     seed, batch_size = options.run.seed, options.data.batch_size
@@ -99,7 +100,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
     )
     network.to(device).to(memory_format=torch.channels_last)
 
-    directory = resume or new_directory(options)
+    directory = resume or create_directory(name_directory(options.run.out, options.strategy.name, options.data.data))
     search = Search(
         network=network,
         strategy=options.strategy,
@@ -139,62 +140,10 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
             "channels": source.channels,
             "weight_images": len(weight_half),
             "alpha_images": len(alpha_half),
+            "left_out": list(source.left_out),
         },
     )
     return search
-
-
-def given(value: T | None, default: T) -> T:
-    return default if value is None else value
-
-
-def resolve_device(name: str) -> torch.device:
-    """ "auto" → CUDA where there is a GPU. UserError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N.") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"there is no device {name!r}: {torch.cuda.device_count()} CUDA devices were found; use cpu.")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device {name!r} is not supported: use cpu or cuda.")
-    return device
-
-
-def seed_everything(seed: int) -> None:
-    """The global generators, for whatever draws from them; fastnas' own draws name their seeds."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def make_deterministic(strictly: bool) -> None:
-    """PyTorch's global switches; without `strictly` a GPU may choose the fastest algorithm."""
-    torch.use_deterministic_algorithms(strictly)
-    torch.backends.cudnn.benchmark = not strictly
-    if strictly:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-def new_directory(options: SearchOptions) -> Path:
-    """Creates the run directory. UserError if a run is in it already."""
-    if options.run.out:
-        directory = Path(options.run.out)
-        if (directory / "checkpoint.pt").exists():
-            raise UserError(f"{directory} holds a run already: continue it with --resume, or give another --out.")
-    else:
-        label = re.sub(r"[^A-Za-z0-9.]+", "-", Path((options.data.data or "").rstrip("/")).name).strip("-")
-        stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{options.strategy.name}-{label}"
-        directory = Path("runs", stem)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot create the run directory {directory}: {error.strerror}; give another --out."
-        ) from error
-    return directory
 
 
 def introduce(search: Search, console: Console) -> None:
@@ -214,6 +163,13 @@ def introduce(search: Search, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if source.left_out:
+        left_out = len(source.left_out)
+        console.print(f"{left_out:,} unreadable {'file' if left_out == 1 else 'files'} left out:", highlight=False)
+        for problem in source.left_out[:LISTED]:
+            console.print(f"  {problem}", highlight=False, markup=False, soft_wrap=True)
+        if left_out > LISTED:
+            console.print(f"  and {left_out - LISTED:,} more, all in metrics.jsonl and the report", highlight=False)
     if search.resumed:
         console.print(f"resumed after {search.epoch} epochs and {search.step} steps", highlight=False)
 

@@ -33,7 +33,7 @@ class Options:
     space: str | None = None  # one of SPACES; None for all that a benchmark has
     individuals: int | None = None  # of a population
     timed: int = 3  # individuals that the baseline of `population` is timed with
-    images: int = 512  # of `search_epoch`
+    images: int | None = None  # of `search_epoch` and of every set of `data`
     compile: bool = False  # let torch.compile take part in `cell`
     memory: bool = True  # measure peak memory, too
 
@@ -192,6 +192,11 @@ def work(space: str, channels: int, layers: int, batch: int, size: int) -> Work:
             partial_channels=SPACES[space],
             backend="reference",
         )
+    return work_of(network, batch, size, network.space.edges)
+
+
+def work_of(network: nn.Module, batch: int, size: int, edges: tuple[tuple[int, int], ...] = ()) -> Work:
+    """Of any network on the meta device whose modules are named as those of `Supernet` and `DerivedNetwork`."""
     macs: dict[str, int] = {}
     states: dict[str, int] = {}
 
@@ -211,7 +216,7 @@ def work(space: str, channels: int, layers: int, batch: int, size: int) -> Work:
     with torch.no_grad():
         network(torch.empty(batch, 3, size, size, device="meta"))
     parameters = {name: parameter.nbytes for name, parameter in network.named_parameters()}
-    return Work(macs, states, parameters, 4 * batch * 3 * size**2, network.space.edges)
+    return Work(macs, states, parameters, 4 * batch * 3 * size**2, edges)
 
 
 def is_state(name: Sequence[str]) -> bool:

@@ -19,13 +19,15 @@ from numpy.typing import ArrayLike
 
 from fastnas.data.augmentation import Augmentation
 from fastnas.data.cifar import open_cifar10, open_cifar100
+from fastnas.data.dali import DaliPipeline, is_installed
 from fastnas.data.digits import open_digits
 from fastnas.data.folder import open_folder
+from fastnas.data.imagenet import open_imagenet
 from fastnas.data.npz import open_npz
 from fastnas.data.pipeline import Pipeline
 from fastnas.data.source import Source, check_same_classes
 from fastnas.data.split import balanced
-from fastnas.data.tensor import TensorPipeline, fits
+from fastnas.data.tensor import TensorPipeline, fits, serves
 from fastnas.data.torchvision import TorchvisionPipeline
 from fastnas.errors import UserError
 
@@ -38,11 +40,16 @@ SOURCES: dict[str, tuple[str, Callable[..., Source]]] = {
     "cifar100": ("ROOT", open_cifar100),
     "folder": ("ROOT", open_folder),
     "npz": ("FILE", open_npz),
+    "imagenet": ("ROOT", open_imagenet),
 }
-PIPELINES: dict[str, Callable[..., Pipeline]] = {"tensor": TensorPipeline, "torchvision": TorchvisionPipeline}
+PIPELINES: dict[str, Callable[..., Pipeline]] = {
+    "dali": DaliPipeline,
+    "tensor": TensorPipeline,
+    "torchvision": TorchvisionPipeline,
+}
 
 # Training splits in use, so that a test split finds their statistics instead of measuring them again.
-_TRAINING: WeakValueDictionary[tuple[str, int | None], Source] = WeakValueDictionary()
+_TRAINING: WeakValueDictionary[tuple[str, int | None, bool], Source] = WeakValueDictionary()
 
 
 def open(
@@ -52,15 +59,18 @@ def open(
     image_size: int | None = None,
     download: bool = False,
     limit: int | None = None,
+    skip_unreadable: bool = False,
 ) -> Source:
     """Opens a set of images.
 
     Args:
-        spec: `digits`, `cifar10:ROOT`, `cifar100:ROOT`, `folder:ROOT` or `npz:FILE`.
+        spec: `digits`, `cifar10:ROOT`, `cifar100:ROOT`, `folder:ROOT`, `imagenet:ROOT` or `npz:FILE`.
         split: "train" or "test".
         image_size: pixels a side. Images are resized (shorter side) and cropped (centre) to it; None keeps their size.
         download: whether missing files of cifar10 and cifar100 may be downloaded; the others need no download.
         limit: at most this many images, spread evenly over the classes, the same ones every time; None for all.
+        skip_unreadable: leave out image files that cannot be read instead of raising; `source.left_out` names them. To
+            find them, every file is decoded once. Arrays have none.
 
     Raises:
         UserError: the spec, an option or the data cannot be used; the message names the file or folder.
@@ -77,11 +87,12 @@ def open(
         raise UserError(f"unknown split '{split}'; give train or test")
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size is {image_size}; give a number of pixels, 1 or more")
-    source = open_source(location, split, image_size, download)
+    more = {"skip_unreadable": skip_unreadable} if kind in ("folder", "imagenet") else {}
+    source = open_source(location, split, image_size, download, **more)
     if split == "train":
-        _TRAINING[spec, image_size] = source
+        _TRAINING[spec, image_size, skip_unreadable] = source
     else:
-        source.training = partial(_training, spec, image_size)
+        source.training = partial(_training, spec, image_size, skip_unreadable)
     if limit is not None and limit < len(source.classes):
         raise UserError(
             f"limit is {limit}, but {spec} has {len(source.classes)} classes; give at least one image for each class"
@@ -99,19 +110,26 @@ def pipeline(
     seed: int = 0,
     augmentation: Augmentation | None = None,
     device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
     drop_last: bool | None = None,
-    workers: int = 0,
+    workers: int | None = None,
+    prefetch: int = 2,
     shuffle: bool | None = None,
     augment: bool | None = None,
+    shard: int = 0,
+    shards: int = 1,
 ) -> Pipeline:
     """Serves a source in batches of normalised images.
 
-    All kinds give the same batches (up to the rounding of the normalisation); they differ in speed and memory.
+    All kinds give the same batches; they differ in speed and memory. (Where files are resized or colours jittered, DALI
+    and our operators round differently from Pillow and torchvision.)
 
     Args:
         source: what `open` gave.
-        kind: "tensor" keeps all images on the device as uint8; "torchvision" reads them one by one through a
-            DataLoader; "auto" takes tensor if that needs at most a quarter of the free memory, else torchvision.
+        kind: "tensor" keeps all images on the device as uint8; "dali" reads and decodes files as they are needed, in
+            threads and, on a GPU, there, with NVIDIA DALI; "torchvision" reads them one by one through a DataLoader.
+            "auto" takes tensor if that needs at most a quarter of the free memory and the augmentation allows it, else
+            dali if it is installed, else torchvision.
         batch_size: images in a batch.
         indices: which images of the source (integers or a mask), for example a part of `source.search_split()`; None
             for all.
@@ -123,7 +141,12 @@ def pipeline(
         seed: number from 0 upwards. Pipelines that should draw differently need different seeds.
         augmentation: None for the source's own.
         device: where the batches shall be.
-        workers: processes that read for the torchvision pipeline, 0 for none; the tensor pipeline reads only once.
+        dtype: of the images: float32, bfloat16 or float16.
+        workers: what reads and decodes beside the caller: threads of the dali pipeline (None: one for each core, at
+            most 8), processes of the torchvision pipeline (None: none). The tensor pipeline needs none.
+        prefetch: batches that the dali pipeline, and each process of the torchvision pipeline, prepares ahead.
+        shard, shards: serve part `shard` (from 0) of `shards` equal ones, for distributed training. Each epoch is dealt
+            out anew; the parts are disjoint and together hold all images (with drop_last: all but those left out).
 
     Raises:
         UserError: an option cannot be used, an epoch would have no batch, or (tensor) an image cannot be read.
@@ -132,7 +155,8 @@ def pipeline(
         choices = ["auto", *PIPELINES]
         raise UserError(f"unknown pipeline '{kind}'{_meant(kind, choices)}; known are {', '.join(choices)}")
     if kind == "auto":
-        kind = "tensor" if fits(source, torch.device(device)) else "torchvision"
+        augments = train if augment is None else augment
+        kind = _fastest(source, torch.device(device), (augmentation or source.augmentation) if augments else None)
     return PIPELINES[kind](
         source,
         batch_size=batch_size,
@@ -144,12 +168,24 @@ def pipeline(
         seed=seed,
         augmentation=augmentation,
         device=device,
+        dtype=dtype,
         workers=workers,
+        prefetch=prefetch,
+        shard=shard,
+        shards=shards,
     )
 
 
-def _training(spec: str, image_size: int | None) -> Source:
-    return _TRAINING.get((spec, image_size)) or open(spec, image_size=image_size)
+def _fastest(source: Source, device: torch.device, augmentation: Augmentation | None) -> str:
+    if (augmentation is None or serves(augmentation)) and fits(source, device):
+        return "tensor"
+    return "dali" if is_installed() else "torchvision"
+
+
+def _training(spec: str, image_size: int | None, skip_unreadable: bool) -> Source:
+    return _TRAINING.get((spec, image_size, skip_unreadable)) or open(
+        spec, image_size=image_size, skip_unreadable=skip_unreadable
+    )
 
 
 def _form(kind: str) -> str:

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NoReturn, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastnas.data.augmentation import Augmentation
-from fastnas.data.image import EXTENSIONS, decode, size_of
+from fastnas.data.image import EXTENSIONS, decode, encoded, size_of
 from fastnas.data.source import Source
 from fastnas.data.split import chosen
 from fastnas.errors import UserError
@@ -28,10 +28,18 @@ Result = TypeVar("Result")
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class FolderSource(Source):
-    """A source whose images are files, decoded to RGB when they are asked for."""
+    """A source whose images are files, decoded to RGB when they are asked for.
+
+    Attributes:
+        files: one for each image.
+        sizes: heights and widths of the files, upright, int64 [N, 2].
+        shorter_side: pixels that the shorter side is resized to before the centre is cropped to `image_size`; None: the
+            files have this size as they are.
+    """
 
     files: tuple[Path, ...]
-    resize_to: int | None
+    sizes: np.ndarray  # [N, 2]
+    shorter_side: int | None
     _images: np.ndarray | None = field(init=False, default=None)  # [N, H, W, 3]
 
     @property
@@ -54,26 +62,51 @@ class FolderSource(Source):
     def image(self, index: int) -> np.ndarray:
         if self._images is not None:
             return self._images[index]
-        path = self.files[index]
-        image = decode(path, self.resize_to)  # [H, W, 3]
-        if image.shape[:2] != self.image_size:
-            raise _other_size(path, image.shape[:2], "the others", self.image_size)
-        return image
+        image = decode(self.files[index], None if self.shorter_side is None else self.image_size[0], self.shorter_side)
+        self.check_size(index, image.shape[:2])
+        return image  # [H, W, 3]
+
+    def original(self, index: int) -> np.ndarray:
+        pixels = decode(self.files[index])  # [H', W', 3]
+        if pixels.shape[:2] != tuple(self.sizes[index]):
+            raise _changed(self.files[index])
+        return pixels
+
+    def original_sizes(self) -> np.ndarray:
+        return self.sizes
+
+    def encoded(self, indices: np.ndarray) -> list[np.ndarray]:
+        """Some files for decoders other than Pillow, each uint8 [n]; see `fastnas.data.image.encoded`."""
+        return [encoded(self.files[index]) for index in indices]
+
+    def check_size(self, index: int, size: tuple[int, ...]) -> None:
+        """Raises UserError where an image that was read has not the size of the others."""
+        if size != self.image_size:
+            raise _other_size(self.files[index], size, "the others", self.image_size)
 
     def subset(self, indices: ArrayLike) -> Self:
         rows = chosen(len(self), indices)
         files = tuple(self.files[row] for row in rows)
-        part = replace(self, labels=self.labels[rows], files=files, training=self.training or self._whole)
+        part = replace(
+            self, labels=self.labels[rows], files=files, sizes=self.sizes[rows], training=self.training or self._whole
+        )
         if self._images is not None:
             part._images = self._images[rows]
         return part
 
 
-def open_folder(location: str, split: str, image_size: int | None = None, download: bool = False) -> FolderSource:
+def open_folder(
+    location: str,
+    split: str,
+    image_size: int | None = None,
+    download: bool = False,
+    skip_unreadable: bool = False,
+) -> FolderSource:
     """Opens ROOT/<class>/**/*.jpg (or another image format), or ROOT/train/<class>/… and ROOT/test/<class>/….
 
     Classes and files are sorted by name. Everything becomes 8-bit RGB. What can be told without decoding (folders,
-    file headers, sizes) is checked here; a damaged image shows when it is decoded, at the latest by `images()`.
+    file headers, sizes, missing ends) is checked here; other damage shows when an image is decoded, at the latest by
+    `images()`.
 
     Args:
         location: ROOT. With a subfolder train, and test (or val), each split is read from its own.
@@ -81,6 +114,7 @@ def open_folder(location: str, split: str, image_size: int | None = None, downlo
         image_size: if given, images are resized (shorter side) and cropped (centre) to this many pixels a side;
             otherwise they must all have one size.
         download: not needed.
+        skip_unreadable: decode every file here, and leave out those that cannot be decoded (`left_out` names them).
 
     Raises:
         UserError: a folder is missing, unreadable or empty, a file is no image, or sizes differ.
@@ -90,21 +124,37 @@ def open_folder(location: str, split: str, image_size: int | None = None, downlo
     class_folders = _subfolders(base)
     if not class_folders:
         raise UserError(f"{base} has no class folders; put the images of each class in a subfolder named after it")
-    found = [_image_files(folder) for folder in class_folders]
-    files = tuple(path for paths in found for path in paths)
-    labels = np.repeat(np.arange(len(found), dtype=np.int64), [len(paths) for paths in found])  # [N]
-    size = _common_size(files, image_size)
+    left_out: list[str] = []
+    files: list[Path] = []
+    sizes: list[tuple[int, int]] = []
+    labels: list[int] = []
+    for label, folder in enumerate(class_folders):
+        found = _image_files(folder, left_out if skip_unreadable else None)
+        for path, size in zip(found, _in_threads(_size_or_error if skip_unreadable else size_of, found), strict=True):
+            if isinstance(size, UserError):
+                left_out.append(str(size))
+                continue
+            files.append(path)
+            sizes.append(size)
+            labels.append(label)
+        if label not in labels[-1:]:
+            raise UserError(f"no image of the class folder {folder} can be read; the last error: {left_out[-1]}")
+    if image_size is None:
+        _check_common_size(files, sizes)
+    common = sizes[0] if image_size is None else (image_size, image_size)
     return FolderSource(
         spec=f"folder:{location}",
         name=root.resolve().name,
         split=split,
         classes=tuple(folder.name for folder in class_folders),
-        labels=labels,
-        files=files,
-        resize_to=image_size,
+        labels=np.array(labels, dtype=np.int64),
+        files=tuple(files),
+        sizes=np.array(sizes),
+        shorter_side=image_size,
         channels=3,
-        image_size=size,
-        augmentation=Augmentation(crop_padding=min(size) // 8, flip=True),
+        image_size=common,
+        augmentation=Augmentation(crop_padding=min(common) // 8, flip=True),
+        left_out=tuple(left_out),
     )
 
 
@@ -128,16 +178,21 @@ def _subfolders(folder: Path) -> list[Path]:
     try:
         return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
     except OSError as error:
-        _unreadable_folder(folder, error)
+        raise _unreadable_folder(folder, error) from error
 
 
-def _image_files(folder: Path) -> list[Path]:
-    def stop(error: OSError) -> NoReturn:
-        _unreadable_folder(Path(error.filename), error)
+def _image_files(folder: Path, left_out: list[str] | None) -> list[Path]:
+    """Images in a class folder and below. Unreadable folders below it go to `left_out`, or stop where that is None."""
+
+    def missed(error: OSError) -> None:
+        problem = _unreadable_folder(Path(error.filename), error)
+        if left_out is None or Path(error.filename) == folder:
+            raise problem from error
+        left_out.append(str(problem))
 
     files = [
         Path(parent, name)
-        for parent, _, names in os.walk(folder, onerror=stop, followlinks=True)
+        for parent, _, names in os.walk(folder, onerror=missed, followlinks=True)
         for name in names
         if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
     ]
@@ -147,18 +202,28 @@ def _image_files(folder: Path) -> list[Path]:
     return sorted(files)
 
 
-def _unreadable_folder(folder: Path, error: OSError) -> NoReturn:
-    raise UserError(f"cannot read the folder {folder}: {error.strerror}; give a readable folder of images") from error
+def _unreadable_folder(folder: Path, error: OSError) -> UserError:
+    return UserError(f"cannot read the folder {folder}: {error.strerror}; give a readable folder of images")
 
 
-def _common_size(files: tuple[Path, ...], image_size: int | None) -> tuple[int, int]:
-    sizes = list(_in_threads(size_of, files))
-    if image_size is not None:
-        return image_size, image_size
+def _size_or_error(path: Path) -> tuple[int, int] | UserError:
+    """Height and width of an image that was decoded as a proof that it can be."""
+    try:
+        height, width, _ = decode(path).shape
+        return height, width
+    except UserError as error:
+        return error
+
+
+def _changed(path: Path) -> UserError:
+    """What to raise where a file is another one than when the source was opened."""
+    return UserError(f"the image {path} has changed its size since the folder was opened; restore it and resume")
+
+
+def _check_common_size(files: Sequence[Path], sizes: Sequence[tuple[int, int]]) -> None:
     for path, size in zip(files, sizes, strict=True):
         if size != sizes[0]:
             raise _other_size(path, size, str(files[0]), sizes[0])
-    return sizes[0]
 
 
 def _other_size(path: Path, size: tuple[int, ...], other: str, other_size: tuple[int, int]) -> UserError:

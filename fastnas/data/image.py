@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,23 @@ TURNS = {
 }
 
 
+# Formats whose files say where they end: what must stand near the end of a complete one.
+ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+TAIL = 64  # bytes; some programs write a little behind the end
+
+
 def size_of(path: Path) -> tuple[int, int]:
     """Height and width of an image file once it is upright, from its header.
 
+    A file that seems to be cut off, or whose format does not tell, is decoded to find out.
+
     Raises:
-        UserError: the file cannot be read or is no image.
+        UserError: the file cannot be read, is no image or is truncated.
     """
     try:
-        with Image.open(path) as image:
-            if image.format == "TIFF":
-                image.load()  # Pillow turns these upright itself, but not before
+        with path.open("rb") as file, Image.open(file) as image:
+            if not _seems_complete(image, file):
+                image.load()
             width, height = image.size
             # Looking the orientation up takes time, and a square has the same size in all of them.
             on_its_side = width != height and _orientation(image) >= 5
@@ -44,7 +52,18 @@ def size_of(path: Path) -> tuple[int, int]:
         raise _unreadable(path, error) from error
 
 
-def decode(path: Path, image_size: int | None = None) -> np.ndarray:
+def _seems_complete(image: Image.Image, file: io.BufferedReader) -> bool:
+    if image.format not in ENDS:
+        return False
+    place = file.tell()  # where Pillow goes on
+    length = file.seek(0, io.SEEK_END)
+    file.seek(max(0, length - TAIL))
+    complete = ENDS[image.format] in file.read()
+    file.seek(place)
+    return complete
+
+
+def decode(path: Path, image_size: int | None = None, shorter_side: int | None = None) -> np.ndarray:
     """Decodes an image file, upright, to RGB.
 
     Transparent parts are laid on white, 16-bit grey is scaled to 8 bits, and of an animation the first frame counts.
@@ -52,6 +71,7 @@ def decode(path: Path, image_size: int | None = None) -> np.ndarray:
     Args:
         path: the file.
         image_size: if given, the image is resized (shorter side) and cropped (centre) to this many pixels a side.
+        shorter_side: what to resize the shorter side to; None for image_size.
 
     Returns:
         uint8 array [H, W, 3].
@@ -60,14 +80,77 @@ def decode(path: Path, image_size: int | None = None) -> np.ndarray:
         UserError: the file cannot be read, is no image, is truncated or has pixels that are no 8- or 16-bit colours.
     """
     try:
-        with Image.open(path) as image:
-            rgb = _to_rgb(image)
-            orientation = _orientation(image)
-            if orientation > 1:
-                rgb = rgb.transpose(TURNS[orientation])
-            return np.array(rgb if image_size is None else _fit(rgb, image_size))
+        return _decode(path, image_size, shorter_side)
     except Exception as error:  # damaged files make Pillow's readers raise nearly anything
         raise _unreadable(path, error) from error
+
+
+def _decode(file: Path | io.BytesIO, image_size: int | None = None, shorter_side: int | None = None) -> np.ndarray:
+    with Image.open(file) as image:
+        rgb = _to_rgb(image)
+        orientation = _orientation(image)
+        if orientation > 1:
+            rgb = rgb.transpose(TURNS[orientation])
+        return np.array(rgb if image_size is None else _fit(rgb, image_size, shorter_side or image_size))
+
+
+def encoded(path: Path) -> np.ndarray:
+    """An image file for decoders other than Pillow: uint8 [n].
+
+    That is its content where all decoders read it alike: a complete JPEG or PNG, upright, opaque, 8-bit grey or RGB.
+    Anything else is decoded as `decode` does and written as PPM, which leaves no choice.
+
+    Raises:
+        UserError: as `decode`.
+    """
+    try:
+        content = path.read_bytes()
+        if not (_is_plain_jpeg(content) or _is_plain_png(content)):
+            pixels = _decode(io.BytesIO(content))  # [H, W, 3]
+            content = b"P6 %d %d 255\n" % (pixels.shape[1], pixels.shape[0]) + pixels.tobytes()
+        return np.frombuffer(content, dtype=np.uint8)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _is_plain_png(content: bytes) -> bool:
+    grey_or_rgb = content[24:26] in (b"\x08\x00", b"\x08\x02")  # bits a channel, type of colours
+    if content[:8] != b"\x89PNG\r\n\x1a\n" or not grey_or_rgb or b"IEND" not in content[-TAIL:]:
+        return False
+    return b"tRNS" not in content and b"eXIf" not in content  # by chance in the pixels: only slower
+
+
+def _is_plain_jpeg(content: bytes) -> bool:
+    if content[:2] != b"\xff\xd8" or ENDS["JPEG"] not in content[-TAIL:]:
+        return False
+    place, has_exif = 2, False
+    while place + 10 <= len(content) and content[place] == 0xFF:
+        marker = content[place + 1]
+        if marker in (0xC0, 0xC1, 0xC2):  # start of a baseline, extended or progressive frame
+            bits, channels = content[place + 4], content[place + 9]
+            return bits == 8 and channels in (1, 3) and not (has_exif and _is_turned(content))
+        has_exif |= marker == 0xE1
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(content[place + 2 : place + 4], "big")
+    return False
+
+
+def _is_turned(content: bytes) -> bool:
+    with Image.open(io.BytesIO(content)) as image:
+        return _orientation(image) > 1
+
+
+def fitted_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+    """Height and width of an image whose shorter side is resized to `shorter_side`, as torchvision rounds them."""
+    height, width = size
+    if height <= width:
+        return shorter_side, int(shorter_side * width / height)
+    return int(shorter_side * height / width), shorter_side
+
+
+def centre(size: tuple[int, int], image_size: int) -> tuple[int, int]:
+    """Top and left of the middle square of `image_size` pixels, as torchvision rounds them."""
+    height, width = size
+    return round((height - image_size) / 2), round((width - image_size) / 2)
 
 
 def resize(images: np.ndarray, image_size: int) -> np.ndarray:
@@ -77,13 +160,13 @@ def resize(images: np.ndarray, image_size: int) -> np.ndarray:
     for start in range(0, count, 1000):  # in blocks: the float copy needs four times the memory
         block = torch.from_numpy(images[start : start + 1000]).permute(0, 3, 1, 2)  # [n, C, H, W]
         # Float, because the integer kernel rounds differently from one processor to the next.
-        resized = _fit(block.float(), image_size).round_().clamp_(0, 255)  # [n, C, S, S]
+        resized = _fit(block.float(), image_size, image_size).round_().clamp_(0, 255)  # [n, C, S, S]
         result[start : start + 1000] = resized.to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return result
 
 
-def _fit(image: Any, size: int) -> Any:
-    resized = transforms.resize(image, [size], transforms.InterpolationMode.BILINEAR, antialias=True)
+def _fit(image: Any, size: int, shorter_side: int) -> Any:
+    resized = transforms.resize(image, [shorter_side], transforms.InterpolationMode.BILINEAR, antialias=True)
     return transforms.center_crop(resized, [size, size])
 
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from fastnas.data.augmentation import ORDER, Augmentation, Draws, generator
+from fastnas.data.augmentation import LARGEST_SEED, Augmentation, Draws, order_generator
 from fastnas.data.source import Source
 from fastnas.data.split import chosen
 from fastnas.errors import UserError
@@ -32,12 +32,14 @@ class Pipeline(ABC):
     """Serves a source in batches. `fastnas.data.pipeline` makes one; its docstring explains the arguments.
 
     A pipeline keeps no position: any batch can be had at any time, so an interrupted run continues with
-    `epoch(e, start=s)` and nothing of the data needs to be in a checkpoint.
+    `epoch(e, start=s)`, and epoch and step are all that a checkpoint needs.
 
     Attributes:
         kind: the name of the implementation.
-        source, batch_size, seed, shuffle, augment, augmentation, drop_last, device: as given or resolved.
-        indices: the images of the source that are served, int64 [n].
+        source, batch_size, seed, shuffle, augment, augmentation, drop_last, device, dtype, workers, prefetch, shard,
+        shards: as given or resolved.
+        indices: the images of the source that all shards together serve, int64 [N].
+        count: images of an epoch of this shard, before an incomplete batch is left out.
     """
 
     kind: ClassVar[str]
@@ -55,30 +57,51 @@ class Pipeline(ABC):
         seed: int = 0,
         augmentation: Augmentation | None = None,
         device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        workers: int | None = None,
+        prefetch: int = 2,
+        shard: int = 0,
+        shards: int = 1,
     ) -> None:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; give the number of images in a batch, 1 or more")
-        if seed < 0:
-            raise UserError(f"seed is {seed}; give a number from 0 upwards")
+        if not 0 <= seed <= LARGEST_SEED:
+            raise UserError(f"seed is {seed}; give a number from 0 to {LARGEST_SEED}")
+        if workers is not None and workers < 0:
+            raise UserError(f"workers is {workers}; give a number from 0 upwards, or None for what suits the pipeline")
+        if prefetch < 1:
+            raise UserError(f"prefetch is {prefetch}; give the number of batches to prepare ahead, 1 or more")
+        if not 0 <= shard < shards:
+            raise UserError(f"shard is {shard} of {shards}; give a number from 0 to shards - 1")
         self.source = source
         self.batch_size = batch_size
-        self.indices = np.arange(len(source)) if indices is None else chosen(len(source), indices)  # [n]
+        self.indices = np.arange(len(source)) if indices is None else chosen(len(source), indices)  # [N]
         self.shuffle = train if shuffle is None else shuffle
         self.augment = train if augment is None else augment
         self.drop_last = train if drop_last is None else drop_last
         self.seed = seed
         self.augmentation = source.augmentation if augmentation is None else augmentation
         self.device = torch.device(device)
+        self.dtype = dtype
+        self.workers = workers
+        self.prefetch = prefetch
+        self.shard = shard
+        self.shards = shards
+        # With drop_last all shards have as many batches, so that no process waits for another at the end.
+        served = len(self.indices) - (len(self.indices) % shards if self.drop_last else 0)
+        self.count = len(range(shard, served, shards))
+        if self.augment and self.augmentation.changes_colours and source.channels != 3:
+            raise UserError(f"color_jitter needs colour images, but {source.spec} has {source.channels} channels")
         if len(self) == 0:
             raise UserError(
-                f"{source.spec}: {len(self.indices)} images do not fill a batch of {batch_size}, so an epoch would be "
+                f"{source.spec}: {self.count} images do not fill a batch of {batch_size}, so an epoch would be "
                 "empty; use a smaller batch_size or more images"
             )
         self._plan: tuple[int, Plan] | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        whole, rest = divmod(len(self.indices), self.batch_size)
+        whole, rest = divmod(self.count, self.batch_size)
         return whole if self.drop_last or rest == 0 else whole + 1
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -89,11 +112,12 @@ class Pipeline(ABC):
             start: batches to skip, 0..len(self); skipped batches cost nothing.
 
         Returns:
-            An iterator over (images, labels): float32 [B, C, H, W] in channels-last memory format, int64 [B].
+            An iterator over (images, labels): `dtype` [B, C, H, W] in channels-last memory format, int64 [B].
 
         Raises:
             ValueError: `epoch` is negative or `start` out of range.
-            UserError: while iterating, if an image cannot be read.
+            UserError: while iterating, if an image cannot be read; it names the file, and all batches before the one
+                with this image have been served.
         """
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}; epochs count from 0")
@@ -110,16 +134,23 @@ class Pipeline(ABC):
             yield self.batch(epoch, step)
 
     def plan(self, epoch: int) -> Plan:
-        """Order and draws of an epoch."""
+        """Order and draws of an epoch of this shard.
+
+        Shard s gets the positions s, s + shards, … of the order that all shards share: they are disjoint, and step t of
+        all shards together holds the images, with the draws, of step t without shards and with the batch size of all.
+        """
         if self._plan is None or self._plan[0] != epoch:
-            order = generator(self.seed, epoch, ORDER).permutation(self.indices) if self.shuffle else self.indices
+            order = order_generator(self.seed, epoch).permutation(self.indices) if self.shuffle else self.indices
+            positions = np.arange(self.count) * self.shards + self.shard  # [n]
+            order = order[positions]  # [n]
             draws = None
             if self.augment:
-                draws = self.augmentation.draw(self.seed, epoch, len(order), self.source.image_size)
+                originals = None if self.augmentation.crop_area is None else self.source.original_sizes()[order]
+                draws = self.augmentation.draw(self.seed, epoch, positions, self.source.image_size, originals)
             self._plan = epoch, Plan(order, draws)
         return self._plan[1]
 
     def positions(self, step: int) -> slice:
-        """The positions within an epoch that make up batch `step` (modulo len(self))."""
+        """The positions within an epoch of this shard that make up batch `step` (modulo len(self))."""
         first = step % len(self) * self.batch_size
-        return slice(first, min(first + self.batch_size, len(self.indices)))
+        return slice(first, min(first + self.batch_size, self.count))

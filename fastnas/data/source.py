@@ -34,6 +34,7 @@ class Source(ABC):
         augmentation: what suits these images while training.
         published: mean and standard deviation that everybody uses for this data set; measured where None.
         training: opens the whole training split, whose statistics normalise this source; None: this source is it.
+        left_out: files that could not be read and were to be skipped, each with the reason.
     """
 
     spec: str
@@ -46,6 +47,7 @@ class Source(ABC):
     augmentation: Augmentation
     published: Statistics | None = None
     training: Callable[[], Source] | None = None
+    left_out: tuple[str, ...] = ()
     _measured: Statistics | None = field(init=False, default=None)
 
     def __len__(self) -> int:
@@ -84,6 +86,14 @@ class Source(ABC):
     def image(self, index: int) -> np.ndarray:
         """One image, uint8 [H, W, C]. Raises UserError where it cannot be read."""
         return self.read(np.array([index]))[0]
+
+    def original(self, index: int) -> np.ndarray:
+        """One image before it was brought to the common size, uint8 [H', W', C]. UserError where it cannot be read."""
+        return self.image(index)
+
+    def original_sizes(self) -> np.ndarray:
+        """Heights and widths of the originals, int64 [N, 2]."""
+        return np.broadcast_to(np.array(self.image_size), (len(self), 2))
 
     def statistics(self) -> Statistics:
         """Mean and standard deviation of each channel, in units where white is 1. No deviation is 0.

@@ -11,26 +11,23 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms
 
-from fastnas.data.augmentation import Augmentation
+from fastnas.data.augmentation import Augmentation, Draws
 from fastnas.data.pipeline import Batch, Pipeline, Plan
 from fastnas.data.source import Source, Statistics
 from fastnas.errors import UserError
 
 
 class TorchvisionPipeline(Pipeline):
-    """Reads, augments and normalises one image at a time, in worker processes if `workers` is not 0.
+    """Reads, augments and normalises one image at a time, in worker processes if `workers` is not 0 (the default).
 
-    Takes the arguments of `Pipeline`, and `workers`. The transforms get their random numbers from the epoch's plan, so
-    batches equal those of the `tensor` pipeline, however many workers there are, and no global generator is touched.
+    Takes the arguments of `Pipeline`. The transforms get their random numbers from the epoch's plan, so batches equal
+    those of the other pipelines, however many workers there are, and no global generator is touched.
     """
 
     kind: ClassVar[str] = "torchvision"
 
-    def __init__(self, source: Source, *, workers: int = 0, **options: Any) -> None:
+    def __init__(self, source: Source, **options: Any) -> None:
         super().__init__(source, **options)
-        if workers < 0:
-            raise UserError(f"workers is {workers}; give a number of processes, 0 for none")
-        self.workers = workers
         self._statistics = source.statistics()
 
     def batch(self, epoch: int, step: int) -> Batch:
@@ -41,7 +38,8 @@ class TorchvisionPipeline(Pipeline):
             self._images(epoch),
             batch_size=None,  # an item of the data set is a batch already
             sampler=[self.positions(step) for step in range(start, len(self))],
-            num_workers=self.workers,
+            num_workers=self.workers or 0,
+            prefetch_factor=self.prefetch if self.workers else None,
             collate_fn=_as_it_is,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator(),  # otherwise the loader takes a number from the global one
@@ -50,7 +48,7 @@ class TorchvisionPipeline(Pipeline):
             yield self._deliver(item)
 
     def _images(self, epoch: int) -> _Images:
-        return _Images(self.source, self.plan(epoch), self.augmentation, self._statistics)
+        return _Images(self.source, self.plan(epoch), self.augmentation, self._statistics, self.dtype)
 
     def _deliver(self, item: Batch | UserError) -> Batch:
         if isinstance(item, UserError):
@@ -67,32 +65,47 @@ class _Images(Dataset[Batch | UserError]):
     plan: Plan
     augmentation: Augmentation
     statistics: Statistics
+    dtype: torch.dtype
 
     def __getitem__(self, positions: slice) -> Batch | UserError:
         order = self.plan.order[positions]  # [B]
         size = (len(order), self.source.channels, *self.source.image_size)
-        images = torch.empty(size, dtype=torch.float32, memory_format=torch.channels_last)  # [B, C, H, W]
+        images = torch.empty(size, dtype=self.dtype, memory_format=torch.channels_last)  # [B, C, H, W]
         for place, (position, index) in enumerate(zip(range(positions.start, positions.stop), order, strict=True)):
             try:
-                pixels = self.source.image(index)  # [H, W, C]
+                images[place] = self._image(position, index)
             except UserError as error:  # returned, because the loader would wrap a worker's traceback around it
                 return error
-            images[place] = self._transform(transforms.to_image(pixels), position)
         return images, torch.from_numpy(self.source.labels[order])  # [B, C, H, W], [B]
 
-    def _transform(self, image: Tensor, position: int) -> Tensor:
-        """uint8 [C, H, W] → float32 [C, H, W]."""
-        draws, padding, side = self.plan.draws, self.augmentation.crop_padding, self.augmentation.cutout
+    def _image(self, position: int, index: int) -> Tensor:
+        """float32 [C, H, W]."""
+        draws, side = self.plan.draws, self.augmentation.cutout
+        if draws is not None and draws.boxes is not None:
+            image = transforms.to_image(self.source.original(index))  # [C, H', W']
+        else:
+            image = transforms.to_image(self.source.image(index))  # [C, H, W]
         if draws is not None:
-            top, left = draws.crop[position].tolist()
-            image = transforms.crop(transforms.pad(image, [padding]), top, left, *self.source.image_size)
-            if draws.flip[position]:
-                image = transforms.horizontal_flip(image)
+            image = self._move(image, draws, position)
         image = transforms.normalize(transforms.to_dtype(image, torch.float32, scale=True), *self.statistics)
         if draws is not None:
             rows, columns = (slice(max(0, start), start + side) for start in draws.cutout[position] - side // 2)
             image[:, rows, columns] = 0
         return image
+
+    def _move(self, image: Tensor, draws: Draws, position: int) -> Tensor:
+        """Crop, colours and flip: uint8 [C, H', W'] → uint8 [C, H, W]."""
+        size = self.source.image_size
+        if draws.boxes is not None:
+            image = transforms.resized_crop(image, *draws.boxes[position].tolist(), list(size), antialias=True)
+        if draws.colours is not None:
+            brightness, contrast, saturation, hue = draws.colours[position].tolist()
+            image = transforms.adjust_contrast(transforms.adjust_brightness(image, brightness), contrast)
+            image = transforms.adjust_hue(transforms.adjust_saturation(image, saturation), hue)
+        if draws.boxes is None:
+            top, left = draws.crop[position].tolist()
+            image = transforms.crop(transforms.pad(image, [self.augmentation.crop_padding]), top, left, *size)
+        return transforms.horizontal_flip(image) if draws.flip[position] else image
 
 
 def _as_it_is(item: Any) -> Any:

@@ -32,9 +32,10 @@ class DataOptions:
     """The images."""
 
     data: str | None = None
-    """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT or npz:FILE; always the training split."""
-    pipeline: Literal["auto", "tensor", "torchvision"] = "auto"
-    """tensor: the whole set in memory; torchvision: a DataLoader; auto: tensor where it fits."""
+    """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE; always the training split."""
+    pipeline: Literal["auto", "dali", "tensor", "torchvision"] = "auto"
+    """tensor: the whole set in memory; dali: NVIDIA DALI; torchvision: a DataLoader; auto: the first that can, of
+    tensor, dali, torchvision."""
     batch_size: int = 256
     """Images per weight step."""
     split: float = 0.5
@@ -49,8 +50,13 @@ class DataOptions:
     """Random horizontal flips; None for what suits the data."""
     cutout: int = 0
     """Side of the square that is cut out, in pixels; 0 for none."""
-    workers: int = 0
-    """Processes that read images (torchvision pipeline)."""
+    workers: int | None = None
+    """Threads that read and decode images (dali; None for one each core, at most 8) or processes (torchvision; None
+    for none)."""
+    prefetch: int = 2
+    """Batches that dali, or each torchvision process, prepares ahead."""
+    skip_unreadable: bool = False
+    """Decode every image file once before the search, and leave out those that cannot be read."""
     download: bool = False
     """Download cifar10 or cifar100 if missing."""
 

@@ -1,22 +1,23 @@
-"""What a person sees while a search runs: one line per epoch, and on a terminal a bar for the phase in progress."""
+"""What a person sees while a run goes on: one line per epoch, and on a terminal a bar for the phase in progress."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from fastnas.engine.search import Search
+from fastnas.engine.loop import Loop
 
 HEADER = (
     f"{'epoch':>7} {'rate':>7} {'train loss':>11} {'acc':>6} {'valid loss':>11} {'acc':>6} "
-    f"{'H(α)':>6} {'skips':>5} {'time':>7}"
+    f"{'H(α)':>6} {'skips':>5} {'time':>7} {'wait':>4}"
 )
-"""At most 79 columns, as `epoch_line`."""
+"""At most 79 columns, as `epoch_line`. `wait` is the share of the weight steps' time that went into waiting for images.
+"""
 
 
 def epoch_line(record: dict[str, Any], epochs: int) -> str:
@@ -33,9 +34,34 @@ def epoch_line(record: dict[str, Any], epochs: int) -> str:
         f"{alpha_entropy:>6.3f}",
         f"{skips:>5}",
         f"{sum(record['seconds'].values()):>6.1f}s",
+        f"{waiting_share(record['seconds']):>4.0%}",
     ]
-    waiting = waiting_share(record["seconds"])
-    return " ".join(columns) + (f"  waited {waiting:.0%} for data" if waiting >= 0.05 else "")
+    return " ".join(columns)
+
+
+TRAIN_HEADER = (
+    f"{'epoch':>9} {'rate':>8} {'drop':>6} {'train loss':>11} {'acc':>6} {'valid loss':>11} {'acc':>6} {'time':>8}"
+)
+
+
+def train_line(record: dict[str, Any], epochs: int) -> str:
+    """One row of the table under `TRAIN_HEADER`, from an "epoch" event of a retraining."""
+    columns = [
+        f"{record['epoch'] + 1:>4}/{epochs:<4}",
+        f"{record['learning_rate']:>8.5f}",
+        f"{record['drop_path']:>6.3f}",
+        f"{_number(record['train_loss'], '.4f'):>11}",
+        f"{_number(record['train_accuracy'], '.1%'):>6}",
+        f"{_number(record['valid_loss'], '.4f'):>11}",
+        f"{_number(record['valid_accuracy'], '.1%'):>6}",
+        f"{sum(record['seconds'].values()):>7.1f}s",
+    ]
+    test, waiting = record["test_accuracy"], waiting_share(record["seconds"])
+    return (
+        " ".join(columns)
+        + ("" if test is None else f"  test {test:.2%}")
+        + (f"  waited {waiting:.0%} for data" if waiting >= 0.05 else "")
+    )
 
 
 def waiting_share(seconds: dict[str, float]) -> float:
@@ -53,8 +79,13 @@ def update_line(record: dict[str, Any]) -> str:
 
 
 @contextmanager
-def shown(search: Search, console: Console) -> Iterator[None]:
-    """Shows the progress of `search` on `console` while the context is open."""
+def shown(
+    loop: Loop,
+    console: Console,
+    header: str = HEADER,
+    line: Callable[[dict[str, Any], int], str] = epoch_line,
+) -> Iterator[None]:
+    """Shows the progress of `loop` on `console` while the context is open: `line` of every epoch under `header`."""
     bar = Progress(
         TextColumn("{task.description:>10}"),
         BarColumn(bar_width=32),
@@ -80,13 +111,13 @@ def shown(search: Search, console: Console) -> Iterator[None]:
 
     def write(record: dict[str, Any]) -> None:
         if record["event"] == "epoch":
-            console.print(epoch_line(record, search.epochs), highlight=False, soft_wrap=True)
+            console.print(line(record, loop.epochs), highlight=False, soft_wrap=True)
         elif record["event"] == "update":
             console.print(update_line(record), style="dim", highlight=False)
 
-    search.show = show
-    search.log.listeners.append(write)
-    console.print(HEADER, style="bold", highlight=False)
+    loop.show = show
+    loop.log.listeners.append(write)
+    console.print(header, style="bold", highlight=False)
     with bar:
         yield
 

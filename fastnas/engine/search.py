@@ -1,77 +1,37 @@
-"""The search loop: weight steps, strategy hooks, validation, checkpoints. It knows no strategy by name."""
+"""The search loop: weight steps, strategy hooks, validation. It knows no strategy by name."""
 
 from __future__ import annotations
 
-import math
-import resource
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas.data import Pipeline
-from fastnas.engine.checkpoint import random_state, save_checkpoint, set_random_state
 from fastnas.engine.cuda_graph import Graphs
-from fastnas.engine.interrupt import Interrupted, InterruptGuard
-from fastnas.engine.log import RunLog
+from fastnas.engine.loop import Loop, Meter, Status, peak_memory_mb
 from fastnas.engine.options import WeightOptions
-from fastnas.errors import UserError
 from fastnas.genotype import Genotype
 from fastnas.nn import Supernet
 from fastnas.spaces import CELL_KINDS
 from fastnas.strategies import Strategy
-
-# Reading the loss waits for a GPU, so there it is checked once in so many steps.
-STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 20}
-
-
-class DivergedError(UserError):
-    """The loss became NaN or infinite."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a call of `Search.run` ended."""
 
-    status: Literal["finished", "interrupted", "stopped"]  # by itself, by a signal, by stop_after
+    status: Status
     epoch: int  # epochs completed since the search began
     genotype: Genotype
     valid_accuracy: float | None  # of the last validation, in 0..1
 
 
-@dataclass
-class Meter:
-    """Running sums of the epoch in progress, on the device and part of the checkpoint."""
-
-    loss: Tensor  # [] float64
-    correct: Tensor  # [] int64
-    images: int = 0
-
-    @classmethod
-    def on(cls, device: torch.device) -> Meter:
-        return cls(
-            torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
-        )
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:  # [], [B, classes], [B]
-        self.loss += loss.detach().double() * len(labels)
-        self.correct += (logits.argmax(-1) == labels).sum()
-        self.images += len(labels)
-
-    def means(self) -> tuple[float, float]:
-        """Loss and accuracy per image."""
-        return self.loss.item() / self.images, self.correct.item() / self.images
-
-
-class Search:
+class Search(Loop):
     """One search, from the first epoch or from a checkpoint.
 
     Args:
@@ -111,21 +71,22 @@ class Search:
         stop_after: int | None = None,
         cuda_graphs: bool = True,
     ) -> None:
+        super().__init__(
+            directory=directory,
+            seed=seed,
+            options=options,
+            epochs=weights.epochs,
+            pipeline=weight_pipeline,
+            device=next(network.parameters()).device,
+            stop_after=stop_after,
+        )
         self.network = network
         self.strategy = strategy
         self.weights = weights
         self.weight_pipeline = weight_pipeline
         self.alpha_pipeline = alpha_pipeline
         self.valid_pipeline = valid_pipeline
-        self.directory = directory
-        self.seed = seed
-        self.options = options
         self.validate_every = validate_every
-        self.stop_after = stop_after
-        self.epochs = weights.epochs
-        self.epoch = 0
-        self.step = 0
-        self.device = next(network.parameters()).device
         self.graphs = Graphs.on(self.device, cuda_graphs)
         self.weight_parameters = network.weight_parameters()
         self.optimizer = torch.optim.SGD(
@@ -134,32 +95,10 @@ class Search:
             momentum=weights.momentum,
             weight_decay=weights.weight_decay,
         )
-        self.show: Callable[[str, int, int], None] = lambda phase, done, total: None
-        """Called with what is being done and how far it is; the command line draws a bar with it."""
-        self._meter = Meter.on(self.device)
         self._prepared = False  # whether before_epoch is done
         self._valid_accuracy: float | None = None
-        self._seconds: dict[str, float] = {}
-        self._guard = InterruptGuard()
         strategy.start(self)
-        self.resumed = checkpoint is not None
-        if checkpoint is None:
-            self.log = RunLog(directory)
-        else:
-            self._restore(checkpoint)
-
-    @property
-    def checkpoint_path(self) -> Path:
-        return self.directory / "checkpoint.pt"
-
-    def seed_for(self, *key: int) -> int:
-        """A seed, below 2³², that depends on the run's seed and `key` alone: draws need no generator that lives on."""
-        return int(np.random.SeedSequence(self.seed, spawn_key=key).generate_state(1)[0])
-
-    def check_stop(self) -> None:
-        """Raises `Interrupted` if the user asked to stop. Call it where the state is complete."""
-        if self._guard.requested is not None:
-            raise Interrupted
+        self._begin(checkpoint)
 
     def run(self) -> Outcome:
         """Searches until the last epoch, `stop_after` or a signal.
@@ -167,28 +106,7 @@ class Search:
         Raises:
             DivergedError: NaN or infinite loss; the last checkpoint stays.
         """
-        started = self.epoch
-        status: Literal["finished", "interrupted", "stopped"] = "finished"
-        with self._guard:
-            if not self.resumed:
-                self.save()
-            try:
-                while self.epoch < self.epochs:
-                    self._run_epoch()
-                    if self.epoch < self.epochs:
-                        if self.stop_after is not None and self.epoch - started >= self.stop_after:
-                            status = "stopped"
-                            break
-                        self.check_stop()
-            except Interrupted:
-                status = "interrupted"
-                self.save()
-        if status == "finished":
-            self.log.write("end", valid_accuracy=self._valid_accuracy)
-        else:
-            reason = self._guard.requested or f"stop_after={self.stop_after}"
-            self.log.write("interrupted", epochs_done=self.epoch, step=self.step, reason=reason)
-        self.log.close()
+        status = self._loop()
         return Outcome(status, self.epoch, self.strategy.genotype(self), self._valid_accuracy)
 
     # --- one epoch ---
@@ -204,7 +122,7 @@ class Search:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.graphs.forget()
-        for images, labels in self._weight_batches():
+        for images, labels in self._batches():
             with self._timed("train"):
                 self.strategy.before_step(self)
                 self._weight_step(images, labels)
@@ -236,19 +154,8 @@ class Search:
             peak_memory_mb=peak_memory_mb(self.device),
         )
         genotype.to_json(self.directory / "genotype.json")
-        self.epoch += 1
-        self.step, self._prepared = 0, False
-        self._meter, self._seconds = Meter.on(self.device), {}
-        self.save()
-
-    def _weight_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = self.weight_pipeline.epoch(self.epoch, start=self.step)
-        while True:
-            with self._timed("data"):
-                batch = next(batches, None)
-            if batch is None:
-                return
-            yield batch
+        self._prepared = False
+        self._end_epoch()
 
     def _weight_step(self, images: Tensor, labels: Tensor) -> None:  # [B, C, H, W], [B]
         op_weights = self.strategy.op_weights(self)
@@ -261,9 +168,7 @@ class Search:
             tables = (op_weights[kind] for kind in CELL_KINDS)  # [E, O] each
             loss, logits, _ = self.graphs.call("weight step", self._update_weights, images, labels, *tables)
         self._meter.add(loss, logits, labels)
-        interval = STEPS_BETWEEN_CHECKS.get(self.device.type, 1)
-        if (self.step + 1) % interval == 0 or self.step + 1 == len(self.weight_pipeline):
-            self._check_finite()
+        self._check_finite(self.weights.rate(self.epoch))
 
     def _update_weights(
         self, images: Tensor, labels: Tensor, *op_weights: Tensor
@@ -282,15 +187,6 @@ class Search:
         self.optimizer.step()
         return loss.detach(), logits.detach(), [parameter.grad for parameter in self.network.parameters()]
 
-    def _check_finite(self) -> None:
-        loss = self._meter.loss.item()
-        if not math.isfinite(loss):
-            raise DivergedError(
-                f"the loss became {loss} at epoch {self.epoch}, step {self.step} (learning rate "
-                f"{self.weights.rate(self.epoch):.4g}). The last good checkpoint is {self.checkpoint_path}; start "
-                "again with a lower --learning-rate or a smaller --clip."
-            )
-
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:
         """Loss and accuracy of softmax(α) on the α half, by running statistics."""
@@ -303,69 +199,29 @@ class Search:
         self.network.train()
         return meter.means()
 
-    @contextmanager
-    def _timed(self, phase: str) -> Iterator[None]:
-        begin = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - begin
-
     # --- checkpoint ---
 
-    def save(self) -> None:
-        """Writes the checkpoint: all that a process needs to go on as if nothing had happened."""
-        save_checkpoint(
-            self.checkpoint_path,
-            {
-                "options": self.options,
-                "images": self._images(),
-                "clock": {"epoch": self.epoch, "step": self.step, "prepared": self._prepared},
-                "network": self.network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "strategy": self.strategy.state_dict(),
-                "meter": {"loss": self._meter.loss, "correct": self._meter.correct, "images": self._meter.images},
-                "random": random_state(),
-                "log_position": self.log.position(),
-                "valid_accuracy": self._valid_accuracy,
-                "seconds": dict(self._seconds),
-            },
-        )
+    def _state(self) -> dict[str, Any]:
+        return {
+            "prepared": self._prepared,
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "strategy": self.strategy.state_dict(),
+            "valid_accuracy": self._valid_accuracy,
+        }
 
-    def _images(self) -> dict[str, Any]:
-        """What a continuation must find unchanged: with other images the same positions would mean other batches."""
-        source = self.weight_pipeline.source
-        return {"count": len(source), "classes": list(source.classes), "image_size": list(source.image_size)}
-
-    def _restore(self, checkpoint: dict[str, Any]) -> None:
-        before, now = checkpoint["images"], self._images()
-        if changed := [name for name in now if now[name] != before[name]]:
-            name = changed[0]
-            raise UserError(
-                f"the images in {self.weight_pipeline.source.spec} are not those that the run in {self.directory} "
-                f"began with: {name} is {now[name]} but was {before[name]}. Restore them, or start a new run."
-            )
-        clock, meter = checkpoint["clock"], checkpoint["meter"]
-        self.epoch, self.step, self._prepared = clock["epoch"], clock["step"], clock["prepared"]
+    def _load_state(self, checkpoint: dict[str, Any]) -> None:
+        self._prepared = checkpoint["prepared"]
         self.network.load_state_dict(checkpoint["network"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.strategy.load_state_dict(checkpoint["strategy"])
-        self._meter = Meter(meter["loss"].to(self.device), meter["correct"].to(self.device), meter["images"])
         self._valid_accuracy = checkpoint["valid_accuracy"]
-        self._seconds = dict(checkpoint["seconds"])
-        self.log = RunLog(self.directory, checkpoint["log_position"], self.epoch)
-        set_random_state(checkpoint["random"])
+
+    def _final(self) -> dict[str, Any]:
+        return {"valid_accuracy": self._valid_accuracy}
 
 
 def entropy(op_weights: Tensor) -> float:
     """Mean over edges of -Σ p ln p, in nats: op_weights [E, O]; ln O where α is uniform, 0 where it is decided."""
     p = op_weights.double()
     return -torch.xlogy(p, p).sum(-1).mean().item()
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Largest memory so far in MiB: allocated on a GPU, else resident in the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)

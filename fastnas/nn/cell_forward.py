@@ -12,6 +12,7 @@ from torch import Tensor
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
 from fastnas.nn.cell_plan import CellPlan, CellWeights, StatePlan
+from fastnas.ops.layout import empty_images
 
 _stage = torch.ops.fastnas.stage.default
 _pool = torch.ops.fastnas.pool.default
@@ -106,7 +107,7 @@ class Forward:
         self.op_weights = op_weights
         self.images = inputs[0].shape[0] // self._individuals(0)  # B
         self.batches: list[Batch] = []  # in the order of CellPlan.norms
-        self.preprocess_rstd: list[Tensor] = []  # [1, P, C]
+        self.preprocess_rstd: list[Tensor] = []  # [P, C]
         self.states = [self._preprocess(index, x) for index, x in enumerate(inputs)]  # [N or B, C, H, W]
         shape = (3, len(plan.row_norms), settings.individuals, self.states[0].shape[1] // settings.parts)
         self.table = op_weights.new_zeros(shape)  # mean, variance, rstd of the rows [K, P, C/k]
@@ -136,19 +137,13 @@ class Forward:
         return torch.rsqrt(variance + self.settings.eps)
 
     def _preprocess(self, index: int, x: Tensor) -> Tensor:
-        individuals, batch = self._individuals(index), self.settings.batch
-        matrices = self.weights.preprocess[index]
-        offsets, stride = ([0], 1) if len(matrices) == 1 else ([0, 1], 2)
-        raw, mean, variance = _preprocess([x], matrices, offsets, stride, individuals, batch)  # [N, C, H, W], [P, C]
-        if self.running is not None:
-            mean, variance = (part.expand(individuals, -1) for part in self.running.preprocess[index])
-        else:
-            self.batches.append(Batch(mean, variance, count(raw)))
-        rstd = self._rstd(variance)
+        running = None if self.running is None else self.running.preprocess[index]
+        individuals = self._individuals(index)
+        state, rstd, batch = preprocess(self.settings, individuals, x, self.weights.preprocess[index], running)
         self.preprocess_rstd.append(rstd)
-        one = mean.new_ones(individuals, 1)
-        images = raw.shape[0] // individuals
-        return _node_sum([raw], mean[None], rstd[None], one, [], None, individuals, images, [int(batch)])
+        if batch is not None:
+            self.batches.append(batch)
+        return state
 
     def _candidates(self, source: int, plan: StatePlan) -> None:
         individuals, batch, weights = self._individuals(source), self.settings.batch, self.weights
@@ -216,13 +211,30 @@ class Forward:
         nodes, channels = len(self.plan.states) - 1, self.states[0].shape[1]
         if self._written is None:
             shape = (individuals * self.images, nodes * channels, *cast(Tensor, rows[0]).shape[2:])
-            like = self.states[0]
-            self._written = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+            self._written = empty_images(self.states[0], shape)
         node = self._written.narrow(1, index * channels, channels)
         _node_sum_into(node, rows, mean, rstd, weights, self.bypass, None, individuals, self.images)
         if not self.keep:
             self.rows[part] = [None] * len(rows)
         return node
+
+
+def preprocess(
+    settings: Settings, individuals: int, x: Tensor, matrices: list[Tensor], running: Moments | None
+) -> tuple[Tensor, Tensor, Batch | None]:
+    """A state [N, C, H, W] of an input of a cell, its rstd [P, C], and its statistics where they are the batch's."""
+    offsets, stride = ([0], 1) if len(matrices) == 1 else ([0, 1], 2)
+    raw, mean, variance = _preprocess([x], matrices, offsets, stride, individuals, running is None)  # [P, C]
+    batch = None
+    if running is not None:
+        mean, variance = (part.expand(individuals, -1) for part in running)
+    else:
+        batch = Batch(mean, variance, count(raw))
+    rstd = torch.rsqrt(variance + settings.eps)
+    one = mean.new_ones(individuals, 1)
+    images = raw.shape[0] // individuals
+    state = _node_sum([raw], mean[None], rstd[None], one, [], None, individuals, images, [int(running is None)])
+    return state, rstd, batch
 
 
 def bypass(state: Tensor, channels: int, stride: int) -> Tensor:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 # What the operators take in one call.
 MOST_STAGES = 64
 MOST_CANDIDATES = 128
+MOST_EDGES = 16
+MOST_CONVOLUTIONS = 8
 
 
 @dataclass
@@ -45,6 +47,22 @@ class CellWeights:
 
 def _index(values: Iterable[int]) -> Tensor:
     return torch.tensor(list(values), dtype=torch.int64)
+
+
+@dataclass
+class SumPlan:
+    """How the edges that leave a state are summed by `edge_sum`, which wants the same kinds of candidates on all."""
+
+    depths: list[int]  # [J], stages of each convolutional candidate
+    dilations: list[int]  # [S]
+    stages: list[tuple[bool, int]]  # [E·S]: whether among the second ones, and which
+    rows: Tensor  # [E, M], of each term; the number of all rows where an edge has no such candidate
+
+    def arrange(self, weights: CellWeights, source: int) -> tuple[list[Tensor], list[Tensor]]:
+        """The depthwise and pointwise weights, edge after edge, candidate after candidate."""
+        depthwise = (weights.depthwise[source], weights.second_depthwise[source])
+        pointwise = (weights.pointwise[source], weights.second_pointwise[source])
+        return [depthwise[second][i] for second, i in self.stages], [pointwise[second][i] for second, i in self.stages]
 
 
 @dataclass
@@ -91,8 +109,44 @@ class StatePlan:
         entries += [(row, place + index) for index, (_, _, row, _) in enumerate(self.seconds)]
         place += len(self.seconds)
         entries += [(row, place + index) for index, (_, row, _) in enumerate(self.reduces)]
+        self.sums = self._sum_plan(len(norms))
         self.entry_rows = _index(row for row, _ in entries)
         self.entry_places = _index(place for _, place in entries)
+
+    def _sum_plan(self, rows: int) -> SumPlan | None:
+        """None where edges differ in their candidates, or have more than `edge_sum` takes."""
+        convolutions: list[list[tuple[int, int]]] = [[] for _ in self.nodes]  # of each edge: (first stage, row)
+        for stage, node, row in self.targets:
+            convolutions[node].append((stage, row))
+        for stage, node, row, _ in self.seconds:
+            convolutions[node].append((stage, row))
+        seconds = {first: index for index, first in enumerate(self.firsts)}
+        kinds, stages, table = [], [], []
+        for node, found in enumerate(convolutions):
+            found.sort()
+            kind, places = [], []
+            for first, _ in found:
+                places.append((False, first))
+                kind.append([_geometry(self.stages[first])])
+                if first in seconds:
+                    places.append((True, seconds[first]))
+                    kind[-1].append(_geometry(self.seconds[seconds[first]][3]))
+            others = [[row for of, at, row in self.pools if (of, at) == (pool, node)] for pool in (0, 1)]
+            others += [[row for at, row in self.skips if at == node]] * (self.stride == 1)
+            if any(len(found) > 1 for found in others):
+                return None
+            kinds.append(kind)
+            stages += places
+            table.append([row for _, row in found] + [found[0] if found else rows for found in others])
+        if any(kind != kinds[0] for kind in kinds) or len(kinds[0]) > MOST_CONVOLUTIONS or len(kinds) > MOST_EDGES:
+            return None
+        depths = [len(kind) for kind in kinds[0]]
+        dilations = [dilation for kind in kinds[0] for _, dilation in kind]
+        return SumPlan(depths, dilations, stages, torch.tensor(table, dtype=torch.int64))
+
+
+def _geometry(stage: DepthwiseStage) -> tuple[int, int]:
+    return stage.depthwise.kernel_size[0], stage.depthwise.dilation[0]
 
 
 class CellPlan:
@@ -131,6 +185,7 @@ class CellPlan:
             return
         for state in self.states:
             state.finish(self.row_norms)
+        self.sums = all(state.sums is not None for state in self.states)
         self.norms = [cast(BatchNorm, module.norm) for module in self.preprocess]
         self.norms += [norm for state in self.states for norm in state.first_norms]
         self.norms += [norm for norm in self.row_norms if norm is not None]

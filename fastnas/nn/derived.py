@@ -6,30 +6,23 @@ whose skeleton PC-DARTS, P-DARTS, SNAS and EG-NAS share. Parameter and operation
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
-from fastnas.nn.primitives import FactorizedReduce, ReLUConvNorm, make_primitive
+from fastnas.genotype import Genotype
+from fastnas.nn.derived_cell import DerivedCell
+from fastnas.nn.derived_file import fill_network, load_network, save_network
+from fastnas.nn.fused_sum import States, can_fuse, joined
+from fastnas.nn.mixed_op import resolve_backend
 from fastnas.nn.stem import make_stem
 
-if TYPE_CHECKING:
-    from fastnas.genotype import CellKind, Genotype
-
-
-def drop_path(x: Tensor, probability: float) -> Tensor:
-    """Sets each sample of `x` to zero with this probability and divides the others by `1 - probability`.
-
-    Source: Larsson et al., "FractalNet: Ultra-Deep Neural Networks without Residuals", ICLR 2017.
-
-    Args:
-        x: `[B, C, H, W]`.
-        probability: in [0, 1).
-    """
-    kept = torch.empty(x.shape[0], 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(1 - probability)  # [B, 1, 1, 1]
-    return x * (kept / (1 - probability))  # [B, C, H, W]
+# Sides of the images that give the auxiliary head, by stem, feature maps that it can take.
+AUXILIARY_SIDES = {"cifar": range(29, 41), "imagenet": range(193, 257)}
 
 
 class AuxiliaryHead(nn.Module):
@@ -69,59 +62,14 @@ class AuxiliaryHead(nn.Module):
         return self.classifier(self.features(x).flatten(1))  # [B, num_classes]
 
 
-class DerivedCell(nn.Module):
-    """One cell of a genotype: two states in, `len(genotype.concat(kind)) * channels` channels out.
-
-    Args:
-        genotype: what to build.
-        kind: `"normal"`, or `"reduce"`, whose operations on the two input states have stride 2.
-        channels_in: the channels of the two input states.
-        channels: the channels of every node.
-        reduction_before: the first state is twice as high and wide as the second.
-    """
-
-    def __init__(
-        self, genotype: Genotype, kind: CellKind, channels_in: tuple[int, int], channels: int, reduction_before: bool
-    ) -> None:
-        super().__init__()
-        norm = nn.BatchNorm2d
-        self.preprocess0 = (
-            FactorizedReduce(channels_in[0], channels, norm)
-            if reduction_before
-            else ReLUConvNorm(channels_in[0], channels, kernel=1, stride=1, padding=0, norm=norm)
-        )
-        self.preprocess1 = ReLUConvNorm(channels_in[1], channels, kernel=1, stride=1, padding=0, norm=norm)
-        pairs = [pair for node in genotype.pairs(kind) for pair in node]
-        self.sources = [source for _, source in pairs]
-        self.primitives = nn.ModuleList(
-            make_primitive(name, channels, stride=2 if kind == "reduce" and source < 2 else 1, norm=norm)
-            for name, source in pairs
-        )
-        self.concat = genotype.concat(kind)
-
-    def forward(self, s0: Tensor, s1: Tensor, drop_path_prob: float = 0.0) -> Tensor:  # [B, channels_in[i], H_i, W_i]
-        states = [self.preprocess0(s0), self.preprocess1(s1)]  # [B, C, H, W] each
-        for edge in range(0, len(self.primitives), 2):
-            first = self._edge_output(edge, states, drop_path_prob)  # [B, C, H', W']
-            second = self._edge_output(edge + 1, states, drop_path_prob)  # [B, C, H', W']
-            states.append(first + second)
-        return torch.cat([states[node] for node in self.concat], dim=1)  # [B, len(concat) * C, H', W']
-
-    def _edge_output(self, edge: int, states: list[Tensor], drop_path_prob: float) -> Tensor:
-        primitive = self.primitives[edge]
-        output = primitive(states[self.sources[edge]])  # [B, C, H', W']
-        if self.training and drop_path_prob > 0 and not isinstance(primitive, nn.Identity):
-            output = drop_path(output, drop_path_prob)
-        return output
-
-
 class DerivedNetwork(nn.Module):
     """Stem, `layers` cells, global average pooling, linear classifier.
 
     Cells `layers // 3` and `2 * layers // 3` are reduction cells: they halve the maps and double the channels.
 
     Args:
-        genotype: the cells; any number of nodes, any concatenation.
+        genotype: the cells; any number of nodes, any concatenation. A multi-level genotype has other cells before the
+            first reduction, between the two and after the second.
         channels: channels of a node in the first cell; papers use 36 for CIFAR and 48 for ImageNet.
         layers: number of cells; papers use 20 for CIFAR and 14 for ImageNet.
         num_classes: length of the logits.
@@ -130,15 +78,21 @@ class DerivedNetwork(nn.Module):
             there (images of 32×32) with the CIFAR stem and of 7×7 (images of 224×224) with the ImageNet stem.
         stem: `"cifar"` keeps the size of the images, `"imagenet"` divides it by 8.
         drop_path: initial value of `drop_path_prob`.
+        drop_path_by_depth: cell i of L drops with `(i + 1) / L` of that probability (Zoph et al., "Learning
+            Transferable Architectures", CVPR 2018: ScheduledDropPath).
+        backend: "fused" computes every node in one pass of our operators, on a CPU (elsewhere, and under
+            `torch.compile`, it is plain torch; forward hooks of the modules within a cell do not run); "reference" is
+            plain torch; "auto" is "fused".
 
     Attributes:
         drop_path_prob: probability in [0, 1) that the output of an operation is dropped for a sample in training;
             skip connections of stride 1 are never dropped. Papers raise it linearly: set it at every epoch to
             `maximum * epoch / epochs`.
+        genotype, options: what the network was built from.
 
     Raises:
-        UserError: a number that is not positive, an odd `channels` with the ImageNet stem, an unknown `stem` or a
-            `drop_path` outside [0, 1).
+        UserError: a number that is not positive, an odd `channels` with the ImageNet stem, an unknown `stem` or
+            `backend`, or a `drop_path` outside [0, 1).
     """
 
     def __init__(
@@ -151,6 +105,8 @@ class DerivedNetwork(nn.Module):
         auxiliary: bool = True,
         stem: str = "cifar",
         drop_path: float = 0.0,
+        drop_path_by_depth: bool = False,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         numbers = {"channels": channels, "layers": layers, "num_classes": num_classes, "in_channels": in_channels}
@@ -158,6 +114,11 @@ class DerivedNetwork(nn.Module):
             if value < 1:
                 raise UserError(f"{name} is {value}, expected at least 1.")
         self.drop_path_prob = drop_path
+        self.drop_path_by_depth = drop_path_by_depth
+        self.genotype = genotype
+        self.about: dict[str, Any] = {}
+        self.options: dict[str, Any] = {**numbers, "auxiliary": auxiliary, "stem": stem}
+        backend = resolve_backend(backend)
 
         self.stem = make_stem(stem, in_channels, 3 * channels if stem == "cifar" else channels)
         self.auxiliary_after = 2 * layers // 3
@@ -165,17 +126,29 @@ class DerivedNetwork(nn.Module):
         self.cells = nn.ModuleList()
         channels_in = (self.stem.out_channels, self.stem.out_channels)
         reduction_before = self.stem.reduces
-        for index in range(layers):
-            reduction = index in (layers // 3, 2 * layers // 3)
+        for index, kind in enumerate(genotype.layout(layers)):
+            reduction = kind.endswith("reduce")
             channels = 2 * channels if reduction else channels
-            kind: CellKind = "reduce" if reduction else "normal"
-            self.cells.append(DerivedCell(genotype, kind, channels_in, channels, reduction_before))
+            self.cells.append(DerivedCell(genotype, kind, channels_in, channels, reduction_before, backend))
             channels_in = (channels_in[1], len(genotype.concat(kind)) * channels)
             reduction_before = reduction
             if auxiliary and index == self.auxiliary_after:
                 self.auxiliary_head = AuxiliaryHead(channels_in[1], num_classes, stem)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels_in[1], num_classes)
+
+    @property
+    def backend(self) -> str:
+        """ "fused" or "reference"; setting it changes nothing but the way in which cells are computed."""
+        return next((cell.backend for cell in self._cells()), "reference")
+
+    @backend.setter
+    def backend(self, value: str) -> None:
+        for cell in self._cells():
+            cell.backend = resolve_backend(value)
+
+    def _cells(self) -> Iterator[DerivedCell]:
+        return (cell for cell in self.cells if isinstance(cell, DerivedCell))
 
     @property
     def drop_path_prob(self) -> float:
@@ -193,11 +166,48 @@ class DerivedNetwork(nn.Module):
         Raises:
             UserError: the images do not give the auxiliary head maps of the size that it needs; in training only.
         """
+        s0: States
+        s1: States
         s0, s1 = self.stem(x)
+        join = self.backend == "reference" or not can_fuse(x)
         auxiliary_logits = None
         for index, cell in enumerate(self.cells):
-            s0, s1 = s1, cell(s0, s1, self.drop_path_prob)  # [B, concat * C, H', W']
+            depth = (index + 1) / len(self.cells) if self.drop_path_by_depth else 1.0
+            s0, s1 = (
+                s1,
+                cell(s0, s1, self.drop_path_prob * depth, join),
+            )  # [B, concat * C, H', W'], or the nodes of that
             if index == self.auxiliary_after and self.training and self.auxiliary_head is not None:
-                auxiliary_logits = self.auxiliary_head(s1)  # [B, num_classes]
-        logits = self.classifier(self.pool(s1).flatten(1))  # [B, num_classes]
+                auxiliary_logits = self.auxiliary_head(joined(s1))  # [B, num_classes]
+        logits = self.classifier(self.pool(joined(s1)).flatten(1))  # [B, num_classes]
         return logits if auxiliary_logits is None else (logits, auxiliary_logits)
+
+    def save(self, path: str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> Path:
+        """Writes `path`, a JSON description, and the weights beside it under the same name with the ending
+        `.safetensors`; returns the path of the description. Nothing in them needs fastnas' extension.
+
+        Args:
+            path: of the description; `.json` is added where it has no such ending.
+            about: plain values to keep with it, such as class names. `load` gives them as the attribute `about`.
+
+        Raises:
+            UserError: the files cannot be written.
+        """
+        return save_network(self, Path(path), dict(self.about if about is None else about))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], backend: str = "auto") -> Self:
+        """The network that `save` wrote, in evaluation mode, on the CPU.
+
+        Args:
+            path: of the description, of the weights beside it, or of a folder that holds `network.json`.
+            backend: as above.
+
+        Raises:
+            UserError: a file is missing, damaged or of something else; the message names it.
+        """
+        genotype, options, about, weights = load_network(Path(path))
+        network = cls(genotype, **options, backend=backend)
+        fill_network(network, weights, Path(path))
+        network.about = about
+        return network.eval()

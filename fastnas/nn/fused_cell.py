@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from fastnas.nn.batch_norm import BatchNorm
 from fastnas.nn.cell_backward import Backward
+from fastnas.nn.cell_evaluation import evaluate
 from fastnas.nn.cell_forward import Batch, Forward, Moments, Outputs, Running, Settings
 from fastnas.nn.cell_plan import CellPlan
 from fastnas.ops.layout import accumulate_dtype
@@ -115,6 +116,8 @@ def fused_cell(cell: SearchCell, plan: CellPlan, s0: Tensor, s1: Tensor, op_weig
     batches: list[Batch] = []
     if differentiable and not torch.compiler.is_compiling():
         output = _Cell.apply(plan, settings, running, batches, *inputs, rows, *weights)
+    elif running is not None and plan.sums and not torch.compiler.is_compiling():
+        output = evaluate(plan, settings, inputs, rows, plan.arrange(weights), running)
     else:
         forward = Forward(plan, settings, inputs, rows, plan.arrange(weights), running, keep=differentiable)
         output, batches = forward.output, forward.batches

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
+
 
 def accumulate_dtype(images: torch.dtype) -> torch.dtype:
     """The dtype of weights and statistics, and of all sums: float64 for float64 images, else float32."""
@@ -19,3 +21,14 @@ def empty_channels_last(like: Tensor, sizes: Sequence[int]) -> Tensor:
     # They count an empty dimension as one element.
     c, h, w = max(channels, 1), max(height, 1), max(width, 1)
     return like.new_empty_strided(tuple(sizes), (h * w * c, 1, w * c, c))
+
+
+def empty_images(like: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Uninitialised [N, C, H, W], channels-last, of the dtype and device of `like`. On a CPU the memory is kept for the
+    next step, as that of all operators: the system would zero the pages of large tensors each time."""
+    return torch.ops.fastnas.empty_images.default(like, list(sizes))
+
+
+@torch.library.register_fake("fastnas::empty_images")
+def _(like: Tensor, size: Sequence[int]) -> Tensor:
+    return empty_channels_last(like, size)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastnas.errors import UserError
 from fastnas.report.page import write_report
+from fastnas.report.seeds import write_seeds_report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -16,9 +17,15 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m fastnas.report",
         description="Writes report.html into a run directory, from the files that are there.",
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the folder that a search wrote")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the folder that a search or a training wrote")
     try:
-        print(write_report(parser.parse_args(arguments).run_dir))
+        run_dir = parser.parse_args(arguments).run_dir
+        seeds = {
+            int(name): path for path in run_dir.glob("seed-*") if (name := path.name.removeprefix("seed-")).isdigit()
+        }
+        for folder in seeds.values():
+            write_report(folder)
+        print(write_seeds_report(run_dir, dict(sorted(seeds.items()))) if seeds else write_report(run_dir))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 
-from fastnas.genotype import CellKind, Genotype
+from fastnas.genotype import LEVELS, CellKind, Genotype
 from fastnas.report.cell_layout import LABEL_GAP, LABEL_HEIGHT, PORT, Edge, Item, layout, node_name, segments
 from fastnas.report.palette import operation_colour, stylesheet
 
@@ -16,7 +16,9 @@ FONT = "ui-monospace,SFMono-Regular,Menlo,Consolas,'Liberation Mono','DejaVu San
 NODE = 32.0  # diameter
 ARROW = 34.0  # from label to node
 MARGIN = 3.0
-KIND_NAMES = {"normal": "normal cell", "reduce": "reduction cell"}
+KIND_NAMES = {"normal": "normal cell", "reduce": "reduction cell"} | {
+    kind: kind.replace("_", " level, ").replace("reduce", "reduction") + " cell" for kind in LEVELS
+}
 
 
 def draw_cell(genotype: Genotype, kind: CellKind = "normal") -> str:
@@ -27,7 +29,7 @@ def draw_cell(genotype: Genotype, kind: CellKind = "normal") -> str:
     concatenation of the nodes with a grey line to it.
 
     Raises:
-        UserError: ``kind`` is neither ``"normal"`` nor ``"reduce"``.
+        UserError: ``kind`` is none of ``genotype.kinds``.
     """
     columns, edges = layout(genotype, kind)
     return _draw(columns, edges, kind, summary=_summary(genotype, kind))

@@ -24,21 +24,26 @@ class Curve:
 
 
 def epoch_charts(run: Run) -> Iterator[Chart]:
-    """Loss, accuracy, alpha entropy, skip count, sigma and learning rate, as far as the run recorded them."""
-    if chart := _chart("loss", "Loss", "cross-entropy (nats)", _train_and_valid(run, "loss"), "{:.3f}"):
+    """Loss, accuracy, alpha entropy, skip count, sigma, drop path and learning rate, as far as they were recorded."""
+    if chart := line_chart("loss", "Loss", "cross-entropy (nats)", _train_and_valid(run, "loss"), "{:.3f}"):
         yield chart
-    if chart := _chart("accuracy", "Accuracy", "accuracy (%)", _train_and_valid(run, "accuracy", 100.0), "{:.1f} %"):
+    if chart := line_chart(
+        "accuracy", "Accuracy", "accuracy (%)", _train_and_valid(run, "accuracy", 100.0), "{:.1f} %"
+    ):
         yield chart
     if chart := _entropy(run):
         yield chart
     skips = _per_kind(run, "skip_count")
-    if chart := _chart("skips", "Skip connections in the genotype", "edges", skips, "{:.0f}", from_zero=True):
+    if chart := line_chart("skips", "Skip connections in the genotype", "edges", skips, "{:.0f}", from_zero=True):
         chart.axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         yield chart
     if chart := _sigma(run):
         yield chart
     rates = [Curve("", "accent", _points(run.epochs, [epoch.get("learning_rate") for epoch in run.epochs]))]
-    if chart := _chart("learning_rate", "Learning rate", "learning rate", rates, "{:.4g}", from_zero=True):
+    drops = [Curve("", "accent", _points(run.epochs, [epoch.get("drop_path") for epoch in run.epochs]))]
+    if chart := line_chart("drop_path", "Drop path", "probability", drops, "{:.3g}", from_zero=True):
+        yield chart
+    if chart := line_chart("learning_rate", "Learning rate", "learning rate", rates, "{:.4g}", from_zero=True):
         yield chart
 
 
@@ -74,7 +79,7 @@ def _entropy(run: Run) -> Chart | None:
     curves, count = _per_kind(run, "alpha_entropy"), run.candidate_count
     ceiling = (math.log(count), f"ln {count} = {math.log(count):.3f}") if count else None
     title = "Entropy of the operation weights"
-    chart = _chart("entropy", title, "entropy (nats)", curves, "{:.3f}", from_zero=True, ceiling=ceiling)
+    chart = line_chart("entropy", title, "entropy (nats)", curves, "{:.3f}", from_zero=True, ceiling=ceiling)
     if chart and count:
         chart.note = f"Mean over the edges. ln {count} is reached where all {count} candidates weigh the same."
     return chart
@@ -85,10 +90,10 @@ def _sigma(run: Run) -> Chart | None:
     curve = Curve("", "accent", [(float(i), sigma) for i, sigma in enumerate(sigmas)])
     log = all(sigma > 0 for sigma in sigmas)
     unit = "σ (log scale)" if log else "σ"
-    return _chart("sigma", "Step size of the evolution", unit, [curve], "{:.3g}", x="evolution step", log=log)
+    return line_chart("sigma", "Step size of the evolution", unit, [curve], "{:.3g}", x="evolution step", log=log)
 
 
-def _chart(
+def line_chart(
     name: str,
     title: str,
     unit: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from html import escape
 from importlib.resources import files
@@ -12,13 +13,15 @@ from string import Template
 import matplotlib.style
 
 from fastnas.errors import UserError
-from fastnas.report import sections
+from fastnas.report import sections, training
 from fastnas.report.alphas import weight_charts
 from fastnas.report.curves import epoch_charts, time_charts
 from fastnas.report.palette import stylesheet
 from fastnas.report.population import population_charts
 from fastnas.report.run import Run, is_number, read_run
 from fastnas.version import __version__
+
+Part = tuple[str, str, str]  # key, title, HTML
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -31,13 +34,16 @@ def write_report(run_dir: str | Path) -> Path:
         UserError: ``run_dir`` is not a directory, or the page cannot be written into it.
     """
     run = read_run(run_dir)
-    page = render(run)
-    path = run.path / "report.html"
+    return write_page(run.path, render(run))
+
+
+def write_page(folder: Path, page: str) -> Path:
+    """Writes ``report.html``; a reader never meets half of it. UserError where that cannot be."""
+    path = folder / "report.html"
     try:
-        # Written beside and renamed: a reader never meets half a page.
-        with tempfile.TemporaryDirectory(prefix=".report.", dir=run.path) as folder:
-            Path(folder, path.name).write_text(page, encoding="utf-8")
-            Path(folder, path.name).replace(path)
+        with tempfile.TemporaryDirectory(prefix=".report.", dir=folder) as temporary:
+            Path(temporary, path.name).write_text(page, encoding="utf-8")
+            Path(temporary, path.name).replace(path)
     except OSError as error:
         raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}; make the folder writable") from error
     return path
@@ -46,41 +52,66 @@ def write_report(run_dir: str | Path) -> Path:
 def render(run: Run) -> str:
     """The page as HTML text."""
     with matplotlib.style.context("default", after_reset=True):  # whatever style the user's own plots have
-        return _render(run)
-
-
-def _render(run: Run) -> str:
-    no_epoch = "No epoch has ended yet."
-    parts = [
-        ("cells", "Cells", sections.cells(run)),
-        ("curves", "Curves", sections.charts(epoch_charts(run), no_epoch)),
-        (
-            "weights",
-            "Operation weights",
-            sections.charts(weight_charts(run), "No operation weights were recorded yet."),
-        ),
-        ("population", "Population", sections.charts(population_charts(run), "No evolution step was recorded yet.")),
-        ("time", "Time", sections.charts(time_charts(run), no_epoch)),
-        ("settings", "Settings", sections.settings(run)),
-        ("repeat", "Repeat and retrain", sections.recipes(run)),
-        ("genotype", "Genotype", sections.genotype(run)),
-    ]
+        parts = _parts_of_training(run) if run.is_training else _parts_of_search(run)
     name = run.path.resolve().name
-    subject = " · ".join(text for text in (_data_name(run), run.strategy) if text) or name
-    problems = "".join(f"<li>{escape(problem)}</li>" for problem in run.problems)
+    what = str(run.network.get("genotype", "")) if run.is_training else run.strategy
+    subject = " · ".join(text for text in (_data_name(run), what) if text) or name
+    return fill(f"{subject}: {name}", subject, _lead(run, name), _tiles(run), parts, run.problems)
+
+
+def fill(
+    title: str,
+    heading: str,
+    lead: str,
+    tiles: Iterable[tuple[str, str, str]],
+    parts: Sequence[Part],
+    problems: Iterable[str] = (),
+) -> str:
+    """A page: `lead` and the bodies of `parts` are HTML, the rest is text."""
+    listed = "".join(f"<li>{escape(problem)}</li>" for problem in problems)
     resources = files(__package__)
     return Template(resources.joinpath("page.html").read_text(encoding="utf-8")).substitute(
-        title=escape(f"{subject}: {name} · fastnas"),
+        title=escape(f"{title} · fastnas"),
         style=stylesheet(":root") + resources.joinpath("page.css").read_text(encoding="utf-8"),
-        heading=escape(subject),
-        lead=_lead(run, name),
-        problems=f'<ul class="problems">{problems}</ul>' if problems else "",
-        tiles="".join(_tile(*tile) for tile in _tiles(run)),
+        heading=escape(heading),
+        lead=lead,
+        problems=f'<ul class="problems">{listed}</ul>' if listed else "",
+        tiles="".join(_tile(*tile) for tile in tiles),
         nav="".join(f'<a href="#{key}">{title}</a>' for key, title, _ in parts),
         sections="\n".join(f'<section id="{key}"><h2>{title}</h2>{body}</section>' for key, title, body in parts),
         version=escape(__version__),
         script=resources.joinpath("page.js").read_text(encoding="utf-8"),
     )
+
+
+NO_EPOCH = "No epoch has ended yet."
+
+
+def _parts_of_search(run: Run) -> list[Part]:
+    no_weights = "No operation weights were recorded yet."
+    return [
+        ("cells", "Cells", sections.cells(run)),
+        ("curves", "Curves", sections.charts(epoch_charts(run), NO_EPOCH)),
+        ("weights", "Operation weights", sections.charts(weight_charts(run), no_weights)),
+        ("population", "Population", sections.charts(population_charts(run), "No evolution step was recorded yet.")),
+        ("time", "Time", sections.charts(time_charts(run), NO_EPOCH)),
+        ("settings", "Settings", sections.settings(run)),
+        ("repeat", "Repeat and retrain", sections.recipes(run)),
+        ("genotype", "Genotype", sections.genotype(run)),
+    ]
+
+
+def _parts_of_training(run: Run) -> list[Part]:
+    return [
+        ("result", "Test", training.result(run)),
+        ("comparison", "Comparison", training.comparison(run)),
+        ("curves", "Curves", sections.charts(epoch_charts(run), NO_EPOCH)),
+        ("cells", "Cells", sections.cells(run)),
+        ("time", "Time", sections.charts(time_charts(run), NO_EPOCH)),
+        ("settings", "Settings", sections.settings(run)),
+        ("repeat", "Repeat and use", training.recipes(run)),
+        ("genotype", "Genotype", sections.genotype(run)),
+    ]
 
 
 def _data_name(run: Run) -> str:
@@ -91,7 +122,9 @@ def _data_name(run: Run) -> str:
 
 def _lead(run: Run, name: str) -> str:
     reason = (run.ending or {}).get("reason") if run.status == "interrupted" else None
-    status = f"Search {run.status}" + (f" by {escape(str(reason))}" if reason else "")
+    status = f"{'Training' if run.is_training else 'Search'} {run.status}" + (
+        f" by {escape(str(reason))}" if reason else ""
+    )
     words = [f'<span class="status {run.status.replace(" ", "-")}">{status}</span>', f"run {escape(name)}"]
     if run.starts:
         words.append(f"started {escape(_time(run.starts[0].get('started')))}")
@@ -108,29 +141,51 @@ def _time(stamp: object) -> str:
     return f"{time:%Y-%m-%d %H:%M} {time.tzname() or ''}".strip()
 
 
+DASH = "–"
+
+
 def _tiles(run: Run) -> list[tuple[str, str, str]]:
     """(label, value, smaller text below); a missing value is a dash."""
-    dash = "–"
     images, classes = run.data.get("images"), run.data.get("classes")
     counts = [f"{images:,} images" if is_number(images) else "", f"{len(classes)} classes" if classes else ""]
     planned = f" / {run.planned_epochs}" if run.planned_epochs is not None else ""
-    parameters, memory = run.network.get("parameters"), run.peak_memory_mb
+    memory = run.peak_memory_mb
+    return [
+        ("Data", _data_name(run) or DASH, ", ".join(filter(None, counts))),
+        *(_tiles_of_training(run) if run.is_training else _tiles_of_search(run)),
+        ("Epochs", f"{len(run.epochs)}{planned}", "done / planned" if planned else "done"),
+        ("Time", DASH if run.seconds is None else _duration(run.seconds), _pace(run)),
+        ("Peak memory", DASH if memory is None else _memory(memory), str(run.environment.get("device", ""))),
+        _network_tile(run),
+    ]
+
+
+def _tiles_of_search(run: Run) -> list[tuple[str, str, str]]:
     seed = run.option("run", "seed")
-    accuracy, accuracy_of = dash, "not measured yet"
+    accuracy, accuracy_of = DASH, "not measured yet"
     if run.valid_accuracy is not None:
         value, epoch = run.valid_accuracy
         accuracy, accuracy_of = f"{100 * value:.2f} %", "at the end" if epoch is None else f"after epoch {epoch}"
-    layout = [f"space {run.network['space']}"] if run.network.get("space") else []
-    layout += [f"{run.network['nodes']} nodes"] if run.network.get("nodes") else []
     return [
-        ("Data", _data_name(run) or dash, ", ".join(filter(None, counts))),
-        ("Strategy", run.strategy or dash, "" if seed is None else f"seed {seed}"),
+        ("Strategy", run.strategy or DASH, "" if seed is None else f"seed {seed}"),
         ("Validation accuracy", accuracy, accuracy_of),
-        ("Epochs", f"{len(run.epochs)}{planned}", "done / planned" if planned else "done"),
-        ("Time", dash if run.seconds is None else _duration(run.seconds), _pace(run)),
-        ("Peak memory", dash if memory is None else _memory(memory), str(run.environment.get("device", ""))),
-        ("Network", f"{parameters:,}" if is_number(parameters) else dash, ", ".join(["parameters", *layout])),
     ]
+
+
+def _tiles_of_training(run: Run) -> list[tuple[str, str, str]]:
+    test, seed = training.test_of(run), run.option("run", "seeds")
+    top1, top5 = test.get("top1"), test.get("top5")
+    below = f"top-5 {100 * top5:.2f} %, seed {seed}" if is_number(top5) else "not tested yet"
+    return [("Test accuracy", f"{100 * top1:.2f} %" if is_number(top1) else DASH, below)]
+
+
+def _network_tile(run: Run) -> tuple[str, str, str]:
+    parameters, macs = run.network.get("parameters"), run.network.get("macs")
+    layout = [f"{macs / 1e6:.1f} M multiply-adds"] if is_number(macs) else []
+    layout += [f"space {run.network['space']}"] if run.network.get("space") else []
+    layout += [f"{run.network['nodes']} nodes"] if run.network.get("nodes") else []
+    shown = f"{parameters:,}" if is_number(parameters) else DASH
+    return "Network", shown, ", ".join(["parameters", *layout])
 
 
 def _tile(label: str, value: str, more: str) -> str:

@@ -44,6 +44,11 @@ class Run:
         return "unfinished" if self.starts or self.epochs else "not started"
 
     @property
+    def is_training(self) -> bool:
+        """Whether the run trained the network of a genotype; it searched one otherwise."""
+        return bool(self.starts) and self.starts[0].get("command") == "train"
+
+    @property
     def environment(self) -> Record:
         return self._latest("environment")
 
@@ -71,7 +76,7 @@ class Run:
 
     @property
     def planned_epochs(self) -> int | None:
-        epochs = self.option("weights", "epochs")
+        epochs = self.option("recipe" if self.is_training else "weights", "epochs")
         return int(epochs) if is_number(epochs) else None
 
     def option(self, group: str, name: str) -> object:
@@ -136,7 +141,7 @@ def read_run(run_dir: str | Path) -> Run:
     path = Path(run_dir)
     if not path.is_dir():
         found = "is a file" if path.exists() else "does not exist"
-        raise UserError(f"run directory {str(path)!r} {found}; give the folder that a search wrote")
+        raise UserError(f"run directory {str(path)!r} {found}; give the folder that a search or a training wrote")
     problems: list[str] = []
     config = _read_config(path / "config.yaml", problems)
     starts: list[Record] = []

@@ -1,23 +1,18 @@
-"""The sections of the page that are not charts alone: each function turns a run into escaped HTML."""
+"""The sections that every page has and that are not charts alone: each function turns a run into escaped HTML."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shlex
 from collections.abc import Iterable, Iterator
 from html import escape
 from typing import Any
 
-from fastnas.genotype import CellKind, Genotype
+from fastnas.nn.derived import AUXILIARY_SIDES
 from fastnas.report.cell_graph import KIND_NAMES, draw_cell
 from fastnas.report.chart import Chart
 from fastnas.report.run import Record, Run
-from fastnas.version import __version__
 
-KINDS: tuple[CellKind, CellKind] = ("normal", "reduce")
-# Sides of the images that give DerivedNetwork's auxiliary head, by stem, feature maps that it can take.
-AUXILIARY_SIDES = {"cifar": range(29, 41), "imagenet": range(193, 257)}
 NO_GENOTYPE = "There is no genotype yet: the first one is written after the first epoch."
 
 
@@ -25,23 +20,23 @@ def charts(found: Iterable[Chart], otherwise: str) -> str:
     """The charts in a grid, or a sentence where there is none."""
     figures = [
         f"<figure{' class=wide' if chart.is_wide else ''}><figcaption><h3>{escape(chart.title)}</h3>"
-        f"{_note(chart.note)}</figcaption>{_scroll(chart.svg()) if chart.is_wide else chart.svg()}</figure>"
+        f"{note(chart.note)}</figcaption>{_scroll(chart.svg()) if chart.is_wide else chart.svg()}</figure>"
         for chart in found
     ]
-    return f'<div class="charts">{"".join(figures)}</div>' if figures else _missing(otherwise)
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else missing(otherwise)
 
 
 def cells(run: Run) -> str:
     """Both cells as graphs."""
     if run.genotype is None:
-        return _missing(NO_GENOTYPE)
+        return missing(NO_GENOTYPE)
     figures = (
         f"<figure><figcaption><h3>{KIND_NAMES[kind].capitalize()}</h3></figcaption>"
         f"{_scroll(draw_cell(run.genotype, kind))}</figure>"
-        for kind in KINDS
+        for kind in run.genotype.kinds
     )
     reading = "A node is the sum of the operations that point to it. Node i has the number i + 2 in the genotype."
-    return _note(f"{_origin(run)} {reading}") + f'<div class="cells">{"".join(figures)}</div>'
+    return note(f"{_origin(run)} {reading}") + f'<div class="cells">{"".join(figures)}</div>'
 
 
 def _origin(run: Run) -> str:
@@ -53,7 +48,7 @@ def settings(run: Run) -> str:
     """Configuration, environment and data."""
     options = list(_flatten(run.config))
     half = (len(options) + 1) // 2
-    config = _columns(_table(options[:half]), _table(options[half:])) if options else _missing("No options recorded.")
+    config = _columns(_table(options[:half]), _table(options[half:])) if options else missing("No options recorded.")
     data = dict(run.data)
     classes = data.pop("classes", None)
     if isinstance(size := data.get("image_size"), list):
@@ -73,21 +68,19 @@ def _columns(left: str, right: str) -> str:
 
 def recipes(run: Run) -> str:
     """The commands that repeat the run and that train its genotype."""
-    repeat = _code(shlex.join(run.command)) if run.command else _missing("The run's command was not recorded.")
+    repeat = code(shlex.join(run.command)) if run.command else missing("The run's command was not recorded.")
     parts = [("Repeat this run", "The exact command of the first start.", repeat)]
     path = run.path / "genotype.json"
     if run.genotype is None or run.genotype_origin != path.name:
-        retrain = _missing("genotype.json is not there yet; the commands that use it appear with it.")
+        retrain = missing("genotype.json is not there yet; the commands that use it appear with it.")
         parts.append(("Retrain this genotype", "", retrain))
     else:
         spec = run.data.get("spec")
         command = ["python", "-m", "fastnas.train", "--genotype", str(path), "--data", str(spec or "SPEC")]
         notes = [] if spec else ["SPEC stands for the images, such as cifar10:ROOT: this run recorded none."]
-        if importlib.util.find_spec("fastnas.train") is None:
-            notes.append(f"fastnas {__version__} has no fastnas.train yet; what follows below builds the network.")
-        parts.append(("Retrain this genotype", " ".join(notes), _code(shlex.join(command))))
-        parts.append(("Use it in Python", "", _code(_snippet(run, str(path)), wrap=False)))
-    return "".join(f'<div class="recipe"><h3>{title}</h3>{_note(note)}{body}</div>' for title, note, body in parts)
+        parts.append(("Retrain this genotype", " ".join(notes), code(shlex.join(command))))
+        parts.append(("Use it in Python", "", code(_snippet(run, str(path)), wrap=False)))
+    return "".join(f'<div class="recipe"><h3>{title}</h3>{note(remark)}{body}</div>' for title, remark, body in parts)
 
 
 def _snippet(run: Run, path: str) -> str:
@@ -109,20 +102,8 @@ def _snippet(run: Run, path: str) -> str:
 def genotype(run: Run) -> str:
     """The genotype as JSON text."""
     if run.genotype is None:
-        return _missing(NO_GENOTYPE)
-    return _note(_origin(run)) + _code(_json(run.genotype), wrap=False)
-
-
-def _json(value: Genotype) -> str:
-    """JSON with one intermediate node a line."""
-    lines = []
-    for key, entry in value.to_dict().items():
-        if key in KINDS:
-            nodes = [", ".join(json.dumps(pair) for pair in pairs) for pairs in value.pairs(key)]
-            lines.append(f'  "{key}": [\n    ' + ",\n    ".join(nodes) + "\n  ]")
-        else:
-            lines.append(f'  "{key}": {json.dumps(entry)}')
-    return "{\n" + ",\n".join(lines) + "\n}"
+        return missing(NO_GENOTYPE)
+    return note(_origin(run)) + code(run.genotype.to_text(), wrap=False)
 
 
 def _flatten(options: Record, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -142,21 +123,21 @@ def _plain(value: Any) -> str:
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:
     body = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in rows)
-    return f"<table>{body}</table>" if body else _missing("Not recorded yet.")
+    return f"<table>{body}</table>" if body else missing("Not recorded yet.")
 
 
 def _scroll(svg: str) -> str:
     return f'<div class="scroll">{svg}</div>'
 
 
-def _code(text: str, wrap: bool = True) -> str:
+def code(text: str, wrap: bool = True) -> str:
     """A block that a script adds a copy button to. A long command wraps on the screen only, never in the copy."""
     return f'<div class="copy"><pre{" class=wrap" if wrap else ""}><code>{escape(text)}</code></pre></div>'
 
 
-def _note(text: str) -> str:
+def note(text: str) -> str:
     return f'<p class="note">{escape(text)}</p>' if text else ""
 
 
-def _missing(text: str) -> str:
+def missing(text: str) -> str:
     return f'<p class="missing">{escape(text)}</p>'

@@ -14,7 +14,7 @@ from fastnas.report.palette import COLOURS, operation_colour
 
 
 def print_genotype(genotype: Genotype, console: Console | None = None) -> None:
-    """Prints both cells, side by side where the terminal is wide enough (80 columns are).
+    """Prints the cells, two side by side where the terminal is wide enough (80 columns are).
 
     Every operation has a line with its source, and its node stands at the second one::
 
@@ -26,17 +26,20 @@ def print_genotype(genotype: Genotype, console: Console | None = None) -> None:
         console: where to; by default standard output. Colours follow the console, NO_COLOR included.
     """
     console = console or Console()
-    normal = _cell(genotype, "normal", console)
-    reduction = _cell(genotype, "reduce", console)
-    width = max(map(len, normal)) + 4
-    if width + max(map(len, reduction)) <= console.width:
-        lines = []
-        for left, right in zip_longest(normal, reduction, fillvalue=Text()):
-            line = left.copy()
-            line.pad_right(width - len(line))
-            lines.append(line.append_text(right))
-    else:
-        lines = [*normal, Text(), *reduction]
+    lines: list[Text] = []
+    kinds = genotype.kinds
+    for pair in (kinds[i : i + 2] for i in range(0, len(kinds), 2)):
+        cells = [_cell(genotype, kind, console) for kind in pair]
+        width = max(map(len, cells[0])) + 4
+        lines += [Text()] if lines else []
+        if len(cells) == 2 and width + max(map(len, cells[1])) <= console.width:
+            for left, right in zip_longest(*cells, fillvalue=Text()):
+                line = left.copy()
+                line.pad_right(width - len(line))
+                lines.append(line.append_text(right))
+        else:
+            for number, cell in enumerate(cells):
+                lines += [Text()] * (number > 0) + cell
     for line in lines:
         line.rstrip()
         console.print(line, soft_wrap=True)

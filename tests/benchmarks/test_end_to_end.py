@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import cell, population, search_epoch, supernet_step
+from benchmarks import cell, data, derived_step, population, search_epoch, supernet_step
 from benchmarks.harness import CHANNELS_LAST, COMPILED, FASTNAS, FASTNAS_GRAPHED, GRAPHED, PLAIN, timing
 from benchmarks.harness.ceilings import Ceilings
 from benchmarks.harness.memory import peak_memory
@@ -25,8 +24,10 @@ TINY = Options(batch=4, channels=4, layers=2, size=8, space="egnas", individuals
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "ceilings", lambda device: Ceilings(100.0, 10.0))
-    for module in (cell, population, search_epoch, supernet_step):
-        monkeypatch.setattr(module, "compare", partial(timing.compare, warm_up=0))
+    for module in (cell, data, derived_step, population, search_epoch, supernet_step):
+        monkeypatch.setattr(
+            module, "compare", lambda *given, **options: timing.compare(*given, **options | {"warm_up": 0})
+        )
 
 
 def test_supernet_step():
@@ -144,6 +145,29 @@ def test_search_epoch(monkeypatch):
     assert all(outcome.valid_accuracy is None for _, outcome in finished)
 
 
+def test_data():
+    rows = data.measure(CPU, 0.0, TINY)
+    cases = dict.fromkeys(row.case for row in rows)
+    assert [case.split(",")[0] for case in cases] == [
+        "array 32×32", "JPEG tree 32×32", "JPEG tree 500×375", "egnas k=4 C=4 2 cells"
+    ]  # fmt: skip
+    contenders = [row.contender for row in rows if row.case.startswith("array")]
+    assert contenders[:4] == ["DataLoader, 0 workers", "DataLoader, 2 workers", "tensor, 1 thread", "tensor, 2 threads"]
+    assert {row.images for row in rows} == {20, 4}
+
+
+def test_the_recipe_of_the_data_benchmark_does_what_the_pipeline_does(tmp_path):
+    source = data.write_small(tmp_path, 40)
+    loader = next(iter(data.DataLoader(data.Resident(source), batch_size=40)))[0]
+    ours = data.data.pipeline(source, "tensor", batch_size=40).batch(0, 0)[0]
+    assert loader.shape == ours.shape
+    assert loader.dtype == ours.dtype
+    assert abs(loader.mean() - ours.mean()) < 0.2
+    assert abs(loader.std() - ours.std()) < 0.1
+    holes = [(images == 0).all(1).float().mean((1, 2)) for images in (loader, ours)]
+    assert all(hole.min() >= 1 / 16 and hole.max() <= 1 / 4 for hole in holes)
+
+
 def test_the_command_writes_every_row(tmp_path, capsys):
     sizes = "--space egnas --batch 2 --channels 4 --size 4 --seconds 0 --no-memory"
     command.main(["cell", "mixed_sum", "cell", *sizes.split(), "--out", str(tmp_path / "table")])
@@ -176,7 +200,7 @@ def test_the_command_explains_what_it_cannot_do(arguments, message, capsys):
 
 def test_every_file_is_found_by_its_name():
     assert "mixed_sum" in command.operators()
-    assert command.end_to_end() == ["cell", "population", "search_epoch", "supernet_step"]
+    assert command.end_to_end() == ["cell", "data", "derived_step", "population", "search_epoch", "supernet_step"]
 
 
 @pytest.mark.cuda

@@ -5,10 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from fastnas.data import Augmentation, Source
+from fastnas.data.dali import is_installed
 from fastnas.data.source import ArraySource
+
+needs_dali = pytest.mark.skipif(not is_installed(), reason="needs NVIDIA DALI: pip install nvidia-dali-cuda130")
+DALI = pytest.param("dali", marks=needs_dali)
+every_kind = pytest.mark.parametrize("kind", ["tensor", DALI, "torchvision"])
 
 
 def array_source(

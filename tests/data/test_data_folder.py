@@ -162,20 +162,6 @@ def test_text_file_named_jpg(root: Path) -> None:
             data.open(f"folder:{root}", image_size=image_size)
 
 
-@pytest.mark.parametrize("kind", ["tensor", "auto"])
-def test_truncated_image_stops_before_any_batch(root: Path, kind: str) -> None:
-    Image.fromarray(pixels(7)).save(root / "cat" / "cut.jpg")
-    content = (root / "cat" / "cut.jpg").read_bytes()
-    (root / "cat" / "cut.jpg").write_bytes(content[:-30])
-    source = data.open(f"folder:{root}")
-    with pytest.raises(UserError, match=f"cannot read the image {root}/cat/cut.jpg: .*truncated"):
-        data.pipeline(source, kind, batch_size=2)
-    with pytest.raises(UserError, match=f"{root}/cat/cut.jpg"):
-        source.images()
-    with pytest.raises(UserError, match=f"{root}/cat/cut.jpg"):
-        source.statistics()
-
-
 def test_different_sizes(root: Path) -> None:
     Image.fromarray(pixels(7, (8, 12))).save(root / "cat" / "9.png")
     Image.fromarray(pixels(7, (9, 12))).save(root / "dog" / "9.png")

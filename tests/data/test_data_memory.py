@@ -8,6 +8,7 @@ from sample_sources import array_source, write_folder
 
 from fastnas import data
 from fastnas.data import memory, tensor
+from fastnas.data.dali import is_installed
 from fastnas.errors import UserError
 
 CPU = torch.device("cpu")
@@ -40,6 +41,8 @@ def test_without_meminfo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_auto_takes_tensor_up_to_a_quarter_of_the_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = data.open(f"folder:{write_folder(tmp_path, {'a': 2, 'b': 2})}")
     monkeypatch.setattr(tensor, "free_memory", lambda device: 4 * source.nbytes - 1)
+    assert data.pipeline(source, batch_size=2).kind == ("dali" if is_installed() else "torchvision")
+    monkeypatch.setattr(data, "is_installed", lambda: False)
     assert data.pipeline(source, batch_size=2).kind == "torchvision"
     monkeypatch.setattr(tensor, "free_memory", lambda device: 4 * source.nbytes)
     assert data.pipeline(source, batch_size=2).kind == "tensor"
@@ -51,7 +54,7 @@ def test_auto_takes_tensor_up_to_a_quarter_of_the_free_memory(tmp_path: Path, mo
 def test_tensor_refuses_what_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = data.open(f"folder:{write_folder(tmp_path, {'a': 2, 'b': 2})}")
     monkeypatch.setattr(tensor, "free_memory", lambda device: source.nbytes - 1)
-    with pytest.raises(UserError, match=f"folder:{tmp_path} takes .* GiB are free; use the torchvision pipeline"):
+    with pytest.raises(UserError, match=f"folder:{tmp_path} takes .* GiB are free; use the dali or"):
         data.pipeline(source, "tensor", batch_size=2)
     data.pipeline(array_source(), "tensor", batch_size=2)  # in memory anyway
 

@@ -9,13 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sample_sources import array_source, write_folder
+from sample_sources import array_source, every_kind, needs_dali, write_folder
 
 from fastnas import data
+from fastnas.data.dali import is_installed
 from fastnas.data.pipeline import Batch, Pipeline
 from fastnas.errors import UserError
-
-both_kinds = pytest.mark.parametrize("kind", ["tensor", "torchvision"])
 
 
 def served(batches) -> Batch:
@@ -60,7 +59,7 @@ def reference(source: data.Source, pipeline: Pipeline, epoch: int) -> np.ndarray
     return np.stack(result)
 
 
-@both_kinds
+@every_kind
 @pytest.mark.parametrize("channels", [1, 2, 3])
 @pytest.mark.parametrize(
     "options", [(2, True, 3), (0, True, 0), (3, False, 4), (0, False, 5), (9, True, 1), (0, False, 0)]
@@ -78,34 +77,45 @@ def test_augmentation_follows_the_reference(kind: str, channels: int, options: t
     size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
     padding=st.integers(0, 5),
     cutout=st.integers(0, 12),
-    seed=st.integers(0, 2**70),
+    seed=st.integers(0, 2**63 - 1),
     epoch=st.integers(0, 2**40),
 )
-def test_all_kinds_give_the_same_batches(size, padding: int, cutout: int, seed: int, epoch: int) -> None:
+def test_tensor_and_torchvision_give_the_same_bits(size, padding: int, cutout: int, seed: int, epoch: int) -> None:
     source = array_source(count=6, size=size)
     tensor, torchvision = (
         data.pipeline(source, kind, batch_size=4, seed=seed, augmentation=data.Augmentation(padding, True, cutout))
         for kind in ("tensor", "torchvision")
     )
-    for (images, labels), (other_images, other_labels) in zip(
-        tensor.epoch(epoch), torchvision.epoch(epoch), strict=True
-    ):
-        torch.testing.assert_close(images, other_images, rtol=0, atol=1e-6)
-        assert torch.equal(labels, other_labels)
-    np.testing.assert_allclose(images.numpy(), reference(source, tensor, epoch)[:4], atol=2e-6)
+    batches = list(tensor.epoch(epoch))
+    assert_equal(batches, torchvision.epoch(epoch))
+    np.testing.assert_allclose(batches[-1][0].numpy(), reference(source, tensor, epoch)[:4], atol=2e-6)
+
+
+@needs_dali
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_all_kinds_give_the_same_bits(channels: int, dtype: torch.dtype, seed: int) -> None:
+    source = array_source(size=(7, 5), channels=channels)
+    batches = {
+        kind: list(data.pipeline(source, kind, batch_size=5, seed=seed, dtype=dtype, drop_last=False).epoch(seed))
+        for kind in ("tensor", "dali", "torchvision")
+    }
+    assert batches["dali"][0][0].dtype == dtype
+    assert_equal(batches["dali"], batches["tensor"])
+    assert_equal(batches["torchvision"], batches["tensor"])
 
 
 def test_without_augmentation_all_kinds_give_the_normalised_images(tmp_path: Path) -> None:
     source = data.open(f"folder:{write_folder(tmp_path, {'a': 4, 'b': 3})}")
     (mean, std), expected = source.statistics(), np.stack([source.image(index) for index in range(7)]) / 255
     expected = ((expected - mean) / std).transpose(0, 3, 1, 2)  # [N, C, H, W]
-    for kind in ("torchvision", "tensor"):
+    for kind in ("torchvision", "tensor", *(["dali"] if is_installed() else [])):
         images, labels = served(data.pipeline(source, kind, batch_size=3, train=False).epoch(0))
         np.testing.assert_allclose(images.numpy(), expected, atol=1e-6)
         assert labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
 
 
-@both_kinds
+@every_kind
 @pytest.mark.parametrize("channels", [1, 3])
 def test_shape_type_and_memory_format(kind: str, channels: int) -> None:
     source = array_source(size=(8, 6), channels=channels)
@@ -119,7 +129,7 @@ def test_shape_type_and_memory_format(kind: str, channels: int) -> None:
     assert images.is_contiguous(memory_format=torch.channels_last)
 
 
-@both_kinds
+@every_kind
 def test_same_seed_same_batches(kind: str) -> None:
     source = array_source()
     first, second, other = (data.pipeline(source, kind, batch_size=4, seed=seed) for seed in (5, 5, 6))
@@ -129,7 +139,7 @@ def test_same_seed_same_batches(kind: str) -> None:
     assert not torch.equal(served(first.epoch(2))[0], served(first.epoch(3))[0])
 
 
-@both_kinds
+@every_kind
 def test_an_epoch_can_be_entered_anywhere(kind: str) -> None:
     pipeline = data.pipeline(array_source(), kind, batch_size=4)
     whole = list(pipeline.epoch(1))
@@ -143,7 +153,7 @@ def test_an_epoch_can_be_entered_anywhere(kind: str) -> None:
         pipeline.epoch(-1)
 
 
-@both_kinds
+@every_kind
 def test_any_batch_can_be_had_at_any_time(kind: str) -> None:
     pipeline = data.pipeline(array_source(), kind, batch_size=4, drop_last=False)
     epochs = [list(pipeline.epoch(epoch)) for epoch in range(2)]
@@ -155,13 +165,13 @@ def test_any_batch_can_be_had_at_any_time(kind: str) -> None:
         assert_equal([first, second], [epochs[0][step], epochs[1][step]])
 
 
-@both_kinds
+@every_kind
 def test_batch_size_changes_no_image(kind: str) -> None:
     small, large = (data.pipeline(array_source(), kind, batch_size=size, drop_last=False) for size in (3, 23))
     assert_equal([served(small.epoch(0))], large.epoch(0))
 
 
-@both_kinds
+@every_kind
 def test_training_serves_every_image_once_in_a_new_order_each_epoch(kind: str) -> None:
     source = array_source()
     pipeline = data.pipeline(source, kind, batch_size=23, augment=False)
@@ -174,7 +184,7 @@ def test_training_serves_every_image_once_in_a_new_order_each_epoch(kind: str) -
     assert orders[0] != orders[1] != orders[2] != sorted(orders[0])
 
 
-@both_kinds
+@every_kind
 def test_shuffle_and_augment_override_train_one_by_one(kind: str) -> None:
     source = array_source()
 
@@ -192,7 +202,7 @@ def test_shuffle_and_augment_override_train_one_by_one(kind: str) -> None:
     assert_equal([epoch(train=True)], [epoch(train=False, shuffle=True, augment=True)])
 
 
-@both_kinds
+@every_kind
 def test_the_last_incomplete_batch(kind: str) -> None:
     source = array_source()
 
@@ -207,7 +217,7 @@ def test_the_last_incomplete_batch(kind: str) -> None:
     assert sizes(train=False, indices=range(10)) == [5, 5]
 
 
-@both_kinds
+@every_kind
 def test_indices_choose_the_images(kind: str) -> None:
     source = array_source()
     weights, alpha = source.search_split()
@@ -222,7 +232,45 @@ def test_indices_choose_the_images(kind: str) -> None:
         data.pipeline(source, kind, batch_size=1, indices=[23])
 
 
-@both_kinds
+@every_kind
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_shards_are_disjoint_and_cover_the_set(kind: str, shards: int) -> None:
+    source = array_source()
+    parts = [
+        data.pipeline(source, kind, batch_size=4, drop_last=False, augment=False, shard=shard, shards=shards)
+        for shard in range(shards)
+    ]
+    found = [numbers(source, served(part.epoch(2))[0]) for part in parts]
+    assert sorted(number for part in found for number in part) == list(range(23))
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+    assert found != [numbers(source, served(part.epoch(3))[0]) for part in parts]  # dealt out anew
+    equal = [data.pipeline(source, kind, batch_size=4, shard=shard, shards=shards) for shard in range(shards)]
+    assert {len(list(part.epoch(0))) for part in equal} == {23 // shards // 4}
+
+
+@every_kind
+def test_shards_together_do_what_one_process_does(kind: str) -> None:
+    source = array_source()
+    alone = data.pipeline(source, kind, batch_size=6)
+    parts = [data.pipeline(source, kind, batch_size=3, shard=shard, shards=2) for shard in (0, 1)]
+    for (images, labels), *both in zip(alone.epoch(1), *(part.epoch(1) for part in parts), strict=True):
+        assert torch.equal(torch.stack([part[0] for part in both], dim=1).flatten(0, 1), images)
+        assert torch.equal(torch.stack([part[1] for part in both], dim=1).flatten(), labels)
+
+
+@every_kind
+def test_halves_of_the_search_split_are_shuffled_and_drawn_apart(kind: str) -> None:
+    source = array_source(count=60)
+    weights, alpha = source.search_split()
+    pipelines = [
+        data.pipeline(source, kind, batch_size=10, indices=part, seed=seed, augment=False)
+        for seed, part in enumerate((weights, alpha))
+    ]
+    seen = [set(numbers(source, served(pipeline.epoch(0))[0])) for pipeline in pipelines]
+    assert [seen[0], seen[1]] == [set(weights.tolist()), set(alpha.tolist())]
+
+
+@every_kind
 def test_one_image_of_each_class(kind: str) -> None:
     source = array_source(count=3, classes=3)
     _, labels = data.pipeline(source, kind, batch_size=3).batch(0, 0)
@@ -230,7 +278,7 @@ def test_one_image_of_each_class(kind: str) -> None:
     assert len(data.pipeline(source, kind, batch_size=8, train=False)) == 1
 
 
-@both_kinds
+@every_kind
 def test_global_generators_are_left_alone(kind: str) -> None:
     pipeline = data.pipeline(array_source(), kind, batch_size=4)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
@@ -273,7 +321,7 @@ def test_an_image_that_becomes_unreadable_is_named(tmp_path: Path, workers: int)
         pipeline.batch(0, 1)
 
 
-@both_kinds
+@every_kind
 def test_attributes(kind: str) -> None:
     source = array_source()
     pipeline = data.pipeline(source, kind, batch_size=4, seed=9)
@@ -284,7 +332,7 @@ def test_attributes(kind: str) -> None:
     assert isinstance(pipeline, data.Pipeline)
 
 
-@both_kinds
+@every_kind
 def test_impossible_options(kind: str) -> None:
     source = array_source()
     with pytest.raises(UserError, match="random: 23 images do not fill a batch of 24"):
@@ -293,25 +341,26 @@ def test_impossible_options(kind: str) -> None:
         data.pipeline(source, kind, batch_size=4, train=False, indices=[])
     with pytest.raises(UserError, match="batch_size is 0"):
         data.pipeline(source, kind, batch_size=0)
-    with pytest.raises(UserError, match="seed is -1"):
-        data.pipeline(source, kind, batch_size=4, seed=-1)
-
-
-def test_negative_workers() -> None:
+    for seed in (-1, 2**63):
+        with pytest.raises(UserError, match=f"seed is {seed}; give a number from 0 to 9223372036854775807"):
+            data.pipeline(source, kind, batch_size=4, seed=seed)
     with pytest.raises(UserError, match="workers is -1"):
-        data.pipeline(array_source(), "torchvision", batch_size=4, workers=-1)
+        data.pipeline(source, kind, batch_size=4, workers=-1)
+    with pytest.raises(UserError, match="prefetch is 0"):
+        data.pipeline(source, kind, batch_size=4, prefetch=0)
+    for shard, shards in ((2, 2), (-1, 2), (0, 0)):
+        with pytest.raises(UserError, match=f"shard is {shard} of {shards}; give a number from 0"):
+            data.pipeline(source, kind, batch_size=4, shard=shard, shards=shards)
 
 
 def test_unknown_kind() -> None:
-    with pytest.raises(UserError, match=r"'tensr'; did you mean tensor\?; known are auto, tensor, torchvision"):
+    with pytest.raises(UserError, match=r"'tensr'; did you mean tensor\?; known are auto, dali, tensor, torchvision"):
         data.pipeline(array_source(), "tensr", batch_size=4)
-    with pytest.raises(UserError, match=r"unknown pipeline 'dali'; known are auto"):
-        data.pipeline(array_source(), "dali", batch_size=4)
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@both_kinds
+@every_kind
 def test_cuda_batches_equal_those_of_the_host(kind: str) -> None:
     source = array_source()
     host, device = (data.pipeline(source, kind, batch_size=4, device=name) for name in ("cpu", "cuda"))

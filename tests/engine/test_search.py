@@ -13,8 +13,9 @@ from run_files import SMALL, events
 from fastnas import Genotype
 from fastnas.configuration import parse
 from fastnas.engine.log import RunLog
+from fastnas.engine.loop import DivergedError
 from fastnas.engine.options import WeightOptions
-from fastnas.engine.search import DivergedError, entropy
+from fastnas.engine.search import entropy
 from fastnas.errors import UserError
 from fastnas.search import prepare
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
-from fastnas.nn.derived import AuxiliaryHead, DerivedCell, DerivedNetwork, drop_path
+from fastnas.nn.derived import AuxiliaryHead, DerivedNetwork
+from fastnas.nn.derived_cell import DerivedCell, drop_path
 from fastnas.nn.primitives import FactorizedReduce, ReLUConvNorm, make_primitive
 
 DARTS = Genotype.published("DARTS_V2")

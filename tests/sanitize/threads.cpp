@@ -17,8 +17,12 @@
 
 #include "cpu/isa.h"
 #include "cpu/memory.h"
+#include "ops/edge_sum.h"
+#include "ops/augment_batch.h"
+#include "ops/color_jitter.h"
 #include "ops/mixed_sum.h"
 #include "ops/node_sum.h"
+#include "ops/philox.h"
 #include "ops/pool.h"
 #include "ops/preprocess.h"
 #include "ops/stage.h"
@@ -76,6 +80,54 @@ void compare(const std::string& what, const Run& run) {
   if (run(1) == run(kThreads)) return;
   std::printf("%s, %s: %d threads give other results than one\n", what.c_str(), cpu::isa_name(cpu::isa()), kThreads);
   ++failures;
+}
+
+// --- augment_batch and philox
+// -----------------------------------------------------------------------------------------
+
+template <typename T>
+void augment_batch(int64_t channels) {
+  constexpr int64_t N = 7, B = 30, H = 6, W = 5, kPadding = 2, kCutout = 3;
+  const Buffer<uint8_t> images(N * H * W * channels);
+  for (int64_t i = 0; i < N * H * W * channels; ++i) images.data()[i] = static_cast<uint8_t>(i * 37);
+  const auto table = Buffer<T>::random(channels * kLevels);
+  const Buffer<int64_t> positions(B), index(B), words(B * 4);
+  const Buffer<int32_t> draws(B * kDraws);
+  for (int64_t b = 0; b < B; ++b) positions.data()[b] = b;
+  compare("augment_batch", [&](int threads) {
+    const Philox drawing{positions, B, /*key=*/1, /*stream=*/2};
+    split(threads, B,
+          [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(philox, drawing, words.data(), first, last); });
+    constexpr int64_t kLimits[] = {2 * kPadding + 1, 2 * kPadding + 1, 2, H, W};
+    for (int64_t b = 0; b < B; ++b) {
+      index.data()[b] = words.data()[4 * b] % N;
+      for (int d = 0; d < kDraws; ++d) {
+        draws.data()[b * kDraws + d] = static_cast<int32_t>(words.data()[4 * b + d % 4] / (1 + d / 4) % kLimits[d]);
+      }
+    }
+    const AugmentBatch<T> args{images, index, draws, table, N, B, H, W, channels, kPadding, kCutout};
+    const Buffer<T> result(B * H * W * channels);
+    split(threads, B,
+          [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(augment_batch, args, result.data(), first, last); });
+    return words.bytes() + result.bytes();
+  });
+}
+
+// --- color_jitter ----------------------------------------------------------------------------------------------------
+
+void color_jitter() {
+  constexpr int64_t B = 9, kPixels = 300;
+  const Buffer<uint8_t> images(B * kPixels * 3);
+  for (int64_t i = 0; i < B * kPixels * 3; ++i) images.data()[i] = static_cast<uint8_t>(i * 37 + i / 256);
+  const Buffer<float> factors(B * 4);
+  for (int64_t i = 0; i < B * 4; ++i) factors.data()[i] = i % 4 == 3 ? 0.1f * i / B - 0.2f : 0.5f + 0.1f * (i % 11);
+  const ColorJitter args{images, factors, B, kPixels};
+  compare("color_jitter", [&](int threads) {
+    const Buffer<uint8_t> result(B * kPixels * 3);
+    split(threads, B,
+          [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(color_jitter, args, result.data(), first, last); });
+    return result.bytes();
+  });
 }
 
 // --- mixed_sum -------------------------------------------------------------------------------------------------------
@@ -181,6 +233,60 @@ void stage(int64_t channels, int64_t stride, bool shared, bool normalized) {
     std::string bytes = sums.bytes();
     for (const auto& grad : grad_x) bytes += grad.bytes();
     for (const auto& grad : grad_weights) bytes += grad.bytes();
+    return bytes;
+  });
+}
+
+// --- edge_sum --------------------------------------------------------------------------------------------------------
+
+template <typename T>
+void edge_sum(int64_t channels, int64_t stride, bool shared) {
+  using A = accumulate_t<T>;
+  constexpr int64_t P = 2, B = 5, H = 6, W = 7;
+  constexpr int E = 3;
+  EdgeSum<T> args{};
+  args.images = shared ? B : P * B;
+  args.individuals = P;
+  args.shared = shared;
+  args.channels = channels;
+  args.height = H;
+  args.width = W;
+  args.out_height = (H + stride - 1) / stride;
+  args.out_width = (W + stride - 1) / stride;
+  args.stride = stride;
+  args.edges = E;
+  args.candidates = 2;
+  args.stages = 3;
+  args.depth[0] = 2;
+  args.depth[1] = 1;
+  std::vector<Buffer<A>> weights;
+  for (int s = 0; s < args.stages; ++s) {
+    args.kernel[s] = s == 2 ? 5 : 3;
+    args.dilation[s] = s == 2 ? 2 : 1;
+    for (int e = 0; e < E; ++e) {
+      args.depthwise[e][s] = weights.emplace_back(Buffer<A>::random(channels * args.kernel[s] * args.kernel[s]));
+      args.pointwise[e][s] = weights.emplace_back(Buffer<A>::random(channels * channels));
+    }
+  }
+  const auto x = Buffer<T>::random(args.images * H * W * (channels + 1));
+  args.x = x;
+  args.x_stride = channels + 1;
+  args.inner_scales = weights.emplace_back(Buffer<A>::random(E * channels));
+  args.inner_offsets = weights.emplace_back(Buffer<A>::random(E * channels));
+  args.scales = weights.emplace_back(Buffer<A>::random(P * E * args.terms() * channels));
+  args.offsets = weights.emplace_back(Buffer<A>::random(P * E * channels));
+  const Buffer<char> prepared(FASTNAS_CPU_CALL(edge_sum_prepared_bytes, args));
+  FASTNAS_CPU_CALL(edge_sum_prepare, args, prepared.data());
+  compare("edge_sum", [&](int threads) {
+    std::vector<Buffer<T>> results;
+    EdgeSum<T> call = args;
+    for (int e = 0; e < E; ++e) {
+      call.result[e] = results.emplace_back(P * B * args.out_height * args.out_width * channels);
+    }
+    split(threads, FASTNAS_CPU_CALL(edge_sum_blocks, call),
+          [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(edge_sum_forward, call, prepared.data(), first, last); });
+    std::string bytes;
+    for (const auto& result : results) bytes += result.bytes();
     return bytes;
   });
 }
@@ -369,10 +475,12 @@ void memory() {
 template <typename T>
 void all() {
   mixed_sum<T>();
+  for (const int64_t channels : {1, 2, 3}) augment_batch<T>(channels);
   for (const int64_t channels : {3, 4, 16, 20}) {
     for (const int64_t stride : {1, 2}) {
       for (const bool shared : {false, true}) {
         stage<T>(channels, stride, shared, /*normalized=*/!shared);
+        edge_sum<T>(channels, stride, shared);
       }
       pool<T>(channels, stride);
       preprocess<T>(channels, stride);
@@ -388,6 +496,7 @@ void all() {
 int main() {
   for (const auto isa : {cpu::Isa::portable, cpu::Isa::avx2, cpu::Isa::avx512}) {
     if (!cpu::set_isa(isa)) continue;
+    color_jitter();
     all<double>();
     all<float>();
     all<c10::BFloat16>();

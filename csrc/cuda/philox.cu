@@ -1,0 +1,29 @@
+#include "cuda/device.h"
+#include "ops/philox.h"
+
+namespace fastnas::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int64_t kMaxBlocks = 1 << 20;  // the grid strides, so any n fits
+
+__global__ void __launch_bounds__(kThreads)
+    philox_kernel(const __grid_constant__ Philox args, int64_t* __restrict__ words) {
+  const int64_t step = int64_t(gridDim.x) * kThreads;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < args.count; i += step) {
+    const PhiloxWords drawn = philox_words(args.key, args.stream, args.positions[i]);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) words[4 * i + j] = drawn.values[j];
+  }
+}
+
+}  // namespace
+
+void philox(const Philox& args, int64_t* words, CUstream_st* stream) {
+  if (args.count == 0) return;
+  const int64_t blocks = (args.count + kThreads - 1) / kThreads;
+  launch("philox", philox_kernel, dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks)), kThreads, 0,
+         stream, args, words);
+}
+
+}  // namespace fastnas::cuda

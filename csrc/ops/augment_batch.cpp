@@ -1,0 +1,115 @@
+#include "ops/augment_batch.h"
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+
+#include "ops/backend.h"
+#include "ops/layout.h"
+
+namespace fastnas {
+namespace {
+
+constexpr auto kOp = "fastnas::augment_batch";
+
+void check(const Tensor& images, const Tensor& table, const std::optional<Tensor>& index,
+           const std::optional<Tensor>& draws, int64_t padding, int64_t cutout) {
+  STD_TORCH_CHECK(images.dim() == 4 && images.scalar_type() == ScalarType::Byte, kOp,
+                  ": images must be uint8 [N, H, W, C], got shape ", shape_of(images),
+                  images.scalar_type() == ScalarType::Byte ? "" : " of another dtype");
+  STD_TORCH_CHECK(is_stored(images, Order::row_major), kOp, ": images ", shape_of(images),
+                  " must be contiguous: a copy of the whole set for each batch would be slow");
+  STD_TORCH_CHECK(images.size(1) * images.size(2) * images.size(3) <= std::numeric_limits<int32_t>::max(), kOp,
+                  ": images ", shape_of(images), " hold more than 2³¹ - 1 values each");
+  STD_TORCH_CHECK(table.dim() == 2 && table.size(0) == images.size(3) && table.size(1) == kLevels, kOp,
+                  ": table must be [C, 256] with C = ", images.size(3), " as in images, got shape ", shape_of(table));
+  int64_t count = images.size(0);
+  if (index) {
+    STD_TORCH_CHECK(index->dim() == 1 && index->scalar_type() == ScalarType::Long, kOp,
+                    ": index must be int64 [B], got shape ", shape_of(*index),
+                    index->scalar_type() == ScalarType::Long ? "" : " of another dtype");
+    count = index->size(0);
+  }
+  if (draws) {
+    STD_TORCH_CHECK(draws->dim() == 2 && draws->size(0) == count && draws->size(1) == kDraws &&
+                        draws->scalar_type() == ScalarType::Int,
+                    kOp, ": draws must be int32 [B, 5] with B = ", count, ", got shape ", shape_of(*draws),
+                    draws->scalar_type() == ScalarType::Int ? "" : " of another dtype");
+  }
+  for (const Tensor* t : {&table, index ? &*index : &table, draws ? &*draws : &table}) {
+    STD_TORCH_CHECK(t->device() == images.device(), kOp, ": images, table, index and draws must be on one device");
+  }
+  for (const auto& [name, pixels] : {std::pair{"padding", padding}, std::pair{"cutout", cutout}}) {
+    STD_TORCH_CHECK(pixels >= 0 && pixels <= std::numeric_limits<int32_t>::max(), kOp, ": ", name, " is ", pixels,
+                    ", expected a number of pixels from 0 upwards");
+  }
+}
+
+template <typename Run>
+Tensor augment_batch(const Tensor& images, const Tensor& table, const std::optional<Tensor>& index,
+                     const std::optional<Tensor>& draws, int64_t padding, int64_t cutout, const Run& run) {
+  check(images, table, index, draws, padding, cutout);
+  const Tensor dense_table = stored(table, Order::row_major);
+  std::optional<Tensor> dense_index, dense_draws;
+  if (index) dense_index = stored(*index, Order::row_major);
+  if (draws) dense_draws = stored(*draws, Order::row_major);
+  const int64_t count = index ? index->size(0) : images.size(0);
+  const int64_t H = images.size(1), W = images.size(2), C = images.size(3);
+  Tensor result = empty(images, {count, C, H, W}, Order::channels_last, table.scalar_type());
+  THO_DISPATCH_V2(table.scalar_type(), kOp, AT_WRAP([&] {
+                    AugmentBatch<scalar_t> args{};
+                    args.images = images.const_data_ptr<uint8_t>();
+                    args.index = dense_index ? dense_index->const_data_ptr<int64_t>() : nullptr;
+                    args.draws = dense_draws ? dense_draws->const_data_ptr<int32_t>() : nullptr;
+                    args.table = dense_table.const_data_ptr<scalar_t>();
+                    args.set = images.size(0);
+                    args.count = count;
+                    args.height = H;
+                    args.width = W;
+                    args.channels = C;
+                    args.padding = padding;
+                    args.cutout = cutout;
+                    run(args, result.mutable_data_ptr<scalar_t>());
+                  }),
+                  FASTNAS_FLOATING_TYPES);
+  return result;
+}
+
+// Threads are worth their start from about this many values.
+constexpr int64_t kGrain = 1 << 15;
+
+Tensor augment_batch_cpu(const Tensor& images, const Tensor& table, std::optional<Tensor> index,
+                         std::optional<Tensor> draws, int64_t padding, int64_t cutout) {
+  return augment_batch(images, table, index, draws, padding, cutout, [](const auto& args, auto* result) {
+    for (int64_t b = 0; args.index && b < args.count; ++b) {
+      STD_TORCH_CHECK(args.index[b] >= 0 && args.index[b] < args.set, kOp, ": index[", b, "] is ", args.index[b],
+                      ", but there are ", args.set, " images");
+    }
+    const int64_t values = std::max<int64_t>(1, args.height * args.width * args.channels);
+    torch::stable::parallel_for(0, args.count, std::max<int64_t>(1, kGrain / values), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(augment_batch, args, result, first, last);
+    });
+  });
+}
+
+#ifdef FASTNAS_CUDA
+Tensor augment_batch_cuda(const Tensor& images, const Tensor& table, std::optional<Tensor> index,
+                          std::optional<Tensor> draws, int64_t padding, int64_t cutout) {
+  const DeviceScope device(images);
+  return augment_batch(images, table, index, draws, padding, cutout,
+                       [&](const auto& args, auto* result) { cuda::augment_batch(args, result, device.stream()); });
+}
+#endif
+
+}  // namespace
+}  // namespace fastnas
+
+FASTNAS_OPERATORS(m) {
+  m.def("augment_batch(Tensor images, Tensor table, Tensor? index, Tensor? draws, int padding, int cutout) -> Tensor");
+}
+
+FASTNAS_OPERATORS_CPU(m) { m.impl("augment_batch", TORCH_BOX(&fastnas::augment_batch_cpu)); }
+
+#ifdef FASTNAS_CUDA
+FASTNAS_OPERATORS_CUDA(m) { m.impl("augment_batch", TORCH_BOX(&fastnas::augment_batch_cuda)); }
+#endif

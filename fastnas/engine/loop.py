@@ -1,0 +1,262 @@
+"""What the loop of a search and that of a retraining share: epochs, steps, interruption, clocks and the checkpoint."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastnas.data import Pipeline
+from fastnas.engine.checkpoint import random_state, save_checkpoint, set_random_state
+from fastnas.engine.interrupt import Interrupted, InterruptGuard
+from fastnas.engine.log import RunLog
+from fastnas.errors import UserError
+
+# Reading the loss waits for a GPU, so there it is checked once in so many steps.
+STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 20}
+
+Status = Literal["finished", "interrupted", "stopped"]  # by itself, by a signal, by stop_after
+
+
+class DivergedError(UserError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass
+class Meter:
+    """Running sums of the epoch in progress, on the device and part of the checkpoint."""
+
+    loss: Tensor  # [] float64
+    correct: Tensor  # [] int64
+    images: int = 0
+
+    @classmethod
+    def on(cls, device: torch.device) -> Meter:
+        return cls(
+            torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
+        )
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:  # [], [B, classes], [B]
+        self.loss += loss.detach().double() * len(labels)
+        self.correct += (logits.argmax(-1) == labels).sum()
+        self.images += len(labels)
+
+    def means(self) -> tuple[float, float]:
+        """Loss and accuracy per image."""
+        return self.loss.item() / self.images, self.correct.item() / self.images
+
+
+class Loop(ABC):
+    """Epochs from the first, or from where a checkpoint stands, to the last.
+
+    A subclass makes its network and optimizer, calls `_begin`, and says what an epoch is and what its state is.
+
+    Args:
+        directory: of the run; exists.
+        seed: of everything that the loop draws.
+        options: plain values, stored in the checkpoint and compared on resume.
+        epochs: planned.
+        pipeline: of the training batches.
+        device: of the network.
+        stop_after: epochs of this call after which to stop; None for all.
+    """
+
+    def __init__(
+        self,
+        *,
+        directory: Path,
+        seed: int,
+        options: dict[str, Any],
+        epochs: int,
+        pipeline: Pipeline,
+        device: torch.device,
+        stop_after: int | None,
+    ) -> None:
+        self.directory = directory
+        self.seed = seed
+        self.options = options
+        self.epochs = epochs
+        self.device = device
+        self.stop_after = stop_after
+        self.epoch = 0
+        self.step = 0
+        self.show: Callable[[str, int, int], None] = lambda phase, done, total: None
+        """Called with what is being done and how far it is; the command line draws a bar with it."""
+        self.log: RunLog
+        self.resumed = False
+        self._pipeline = pipeline
+        self._meter = Meter.on(device)
+        self._seconds: dict[str, float] = {}
+        self._guard = InterruptGuard()
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.directory / "checkpoint.pt"
+
+    def seed_for(self, *key: int) -> int:
+        """A seed, below 2³², that depends on the run's seed and `key` alone: draws need no generator that lives on."""
+        return int(np.random.SeedSequence(self.seed, spawn_key=key).generate_state(1)[0])
+
+    def check_stop(self) -> None:
+        """Raises `Interrupted` if the user asked to stop. Call it where the state is complete."""
+        if self._guard.requested is not None:
+            raise Interrupted
+
+    # --- what a subclass says ---
+
+    @abstractmethod
+    def _run_epoch(self) -> None:
+        """One epoch, or the rest of it; ends with `_end_epoch`."""
+
+    @abstractmethod
+    def _state(self) -> dict[str, Any]:
+        """What a checkpoint must hold beyond the loop's own state."""
+
+    @abstractmethod
+    def _load_state(self, checkpoint: dict[str, Any]) -> None:
+        """The inverse of `_state`."""
+
+    @abstractmethod
+    def _final(self) -> dict[str, Any]:
+        """Fields of the "end" event."""
+
+    # --- the loop ---
+
+    def _begin(self, checkpoint: dict[str, Any] | None) -> None:
+        self.resumed = checkpoint is not None
+        if checkpoint is None:
+            self.log = RunLog(self.directory)
+        else:
+            self._restore(checkpoint)
+
+    def _loop(self) -> Status:
+        """Epochs until the last one, `stop_after` or a signal.
+
+        Raises:
+            DivergedError: NaN or infinite loss; the last checkpoint stays.
+        """
+        started = self.epoch
+        status: Status = "finished"
+        with self._guard:
+            if not self.resumed:
+                self.save()
+            try:
+                while self.epoch < self.epochs:
+                    self._run_epoch()
+                    if self.epoch < self.epochs:
+                        if self.stop_after is not None and self.epoch - started >= self.stop_after:
+                            status = "stopped"
+                            break
+                        self.check_stop()
+            except Interrupted:
+                status = "interrupted"
+                self.save()
+        if status == "finished":
+            self.log.write("end", **self._final())
+        else:
+            reason = self._guard.requested or f"stop_after={self.stop_after}"
+            self.log.write("interrupted", epochs_done=self.epoch, step=self.step, reason=reason)
+        self.log.close()
+        return status
+
+    def _end_epoch(self) -> None:
+        self.epoch += 1
+        self.step = 0
+        self._meter, self._seconds = Meter.on(self.device), {}
+        self.save()
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rest of the epoch's batches; the time they are waited for counts as "data"."""
+        batches = self._pipeline.epoch(self.epoch, start=self.step)
+        while True:
+            with self._timed("data"):
+                batch = self._next(batches)
+            if batch is None:
+                return
+            yield batch
+
+    def _next(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
+        try:
+            return next(batches, None)
+        except UserError:  # a file has vanished, for instance: once it is back, the run can go on right here
+            self.save()
+            raise
+
+    def _check_finite(self, rate: float) -> None:
+        """Reads the loss where it is time to. Call it after every step, before `step` is counted up."""
+        interval = STEPS_BETWEEN_CHECKS.get(self.device.type, 1)
+        if (self.step + 1) % interval and self.step + 1 != len(self._pipeline):
+            return
+        loss = self._meter.loss.item()
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss became {loss} at epoch {self.epoch}, step {self.step} (learning rate {rate:.4g}). The last "
+                f"good checkpoint is {self.checkpoint_path}; start again with a lower --learning-rate or a smaller "
+                "--clip."
+            )
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + time.perf_counter() - begin
+
+    # --- checkpoint ---
+
+    def save(self) -> None:
+        """Writes the checkpoint: all that a process needs to go on as if nothing had happened."""
+        save_checkpoint(
+            self.checkpoint_path,
+            {
+                "options": self.options,
+                "images": self._images(),
+                "clock": {"epoch": self.epoch, "step": self.step},
+                "meter": {"loss": self._meter.loss, "correct": self._meter.correct, "images": self._meter.images},
+                "random": random_state(),
+                "log_position": self.log.position(),
+                "seconds": dict(self._seconds),
+                **self._state(),
+            },
+        )
+
+    def _images(self) -> dict[str, Any]:
+        """What a continuation must find unchanged: with other images the same positions would mean other batches."""
+        source = self._pipeline.source
+        return {"count": len(source), "classes": list(source.classes), "image_size": list(source.image_size)}
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        before, now = checkpoint["images"], self._images()
+        if changed := [name for name in now if now[name] != before[name]]:
+            name = changed[0]
+            raise UserError(
+                f"the images in {self._pipeline.source.spec} are not those that the run in {self.directory} "
+                f"began with: {name} is {now[name]} but was {before[name]}. Restore them, or start a new run."
+            )
+        clock, meter = checkpoint["clock"], checkpoint["meter"]
+        self.epoch, self.step = clock["epoch"], clock["step"]
+        self._load_state(checkpoint)
+        self._meter = Meter(meter["loss"].to(self.device), meter["correct"].to(self.device), meter["images"])
+        self._seconds = dict(checkpoint["seconds"])
+        self.log = RunLog(self.directory, checkpoint["log_position"], self.epoch)
+        set_random_state(checkpoint["random"])
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Largest memory so far in MiB: allocated on a GPU, else resident in the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,235 @@
+"""The retraining loop: a derived network from random weights to a test accuracy."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from fastnas.data import Pipeline
+from fastnas.engine.evaluation import Evaluation, evaluate
+from fastnas.engine.loop import Loop, Status, peak_memory_mb
+from fastnas.engine.recipe import RecipeOptions
+from fastnas.nn import DerivedNetwork
+from fastnas.nn.derived_file import DESCRIPTION
+
+
+@dataclass(frozen=True)
+class TrainOutcome:
+    """How a call of `Retrain.run` ended."""
+
+    status: Status
+    epoch: int  # epochs completed since the training began
+    test: Evaluation | None  # of the selected weights, once finished
+    selected_epoch: int | None  # whose weights they are, counted from 0
+
+
+class Retrain(Loop):
+    """One training, from the first epoch or from a checkpoint.
+
+    Args:
+        network: on its device already.
+        recipe: of the training.
+        train_pipeline: augmented batches.
+        valid_pipeline: held-out images as they are; None for none.
+        test_pipeline: test images as they are; None for none.
+        select: "last", "best_valid" or "best_test", see `TrainRunOptions`.
+        directory, seed, options, checkpoint, validate_every, stop_after: as for `Search`.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: DerivedNetwork,
+        recipe: RecipeOptions,
+        train_pipeline: Pipeline,
+        valid_pipeline: Pipeline | None,
+        test_pipeline: Pipeline | None,
+        select: str,
+        directory: Path,
+        seed: int,
+        options: dict[str, Any],
+        checkpoint: dict[str, Any] | None = None,
+        validate_every: int = 1,
+        stop_after: int | None = None,
+    ) -> None:
+        super().__init__(
+            directory=directory,
+            seed=seed,
+            options=options,
+            epochs=recipe.epochs,
+            pipeline=train_pipeline,
+            device=next(network.parameters()).device,
+            stop_after=stop_after,
+        )
+        self.network = network
+        self.recipe = recipe
+        self.train_pipeline = train_pipeline
+        self.valid_pipeline = valid_pipeline
+        self.test_pipeline = test_pipeline
+        self.select = select
+        self.validate_every = validate_every
+        self.optimizer = torch.optim.SGD(
+            network.parameters(), lr=recipe.rate(0), momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=recipe.precision == "float16")
+        self.average: AveragedModel | None = None
+        if recipe.ema:
+            self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+        self._forward = torch.compile(network) if recipe.compile else network
+        self._best: dict[str, Any] | None = None  # accuracy, epoch and weights, where the best are selected
+        self._test: Evaluation | None = None
+        self._begin(checkpoint)
+
+    @property
+    def tested_network(self) -> DerivedNetwork:
+        """The one whose accuracy counts: the averaged weights, where weights are averaged."""
+        return self.network if self.average is None else self.average.module  # type: ignore[return-value]
+
+    def run(self) -> TrainOutcome:
+        """Trains until the last epoch, `stop_after` or a signal; then tests the selected weights and writes them.
+
+        Raises:
+            DivergedError: NaN or infinite loss; the last checkpoint stays.
+        """
+        status = self._loop()
+        finished = status == "finished"
+        return TrainOutcome(status, self.epoch, self._test, self._selected_epoch() if finished else None)
+
+    # --- one epoch ---
+
+    def _run_epoch(self) -> None:
+        self.network.train()
+        rate = self.recipe.rate(self.epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.network.drop_path_prob = self.recipe.drop_path_at(self.epoch)
+        for images, labels in self._batches():
+            with self._timed("train"):
+                complete = self._step(images, labels)
+            self.step += 1
+            self.show("training", self.step, len(self.train_pipeline))
+            if complete:  # gradients that wait for more batches are in no checkpoint
+                self.check_stop()
+        valid, test = None, None
+        if (self.epoch + 1) % self.validate_every == 0 or self.epoch + 1 == self.epochs:
+            with self._timed("valid"):
+                valid = self._evaluate("validation", self.valid_pipeline)
+                test = self._evaluate("test", self.test_pipeline) if self.select == "best_test" else None
+            self._keep_best(test if self.select == "best_test" else valid)
+        train_loss, train_accuracy = self._meter.means()
+        self.log.write(
+            "epoch",
+            epoch=self.epoch,
+            learning_rate=rate,
+            drop_path=self.network.drop_path_prob,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            valid_loss=valid.loss if valid else None,
+            valid_accuracy=valid.top1 if valid else None,
+            test_accuracy=test.top1 if test else None,
+            seconds=self._seconds,
+            peak_memory_mb=peak_memory_mb(self.device),
+        )
+        self._end_epoch()
+
+    def _step(self, images: Tensor, labels: Tensor) -> bool:  # [B, C, H, W], [B]
+        """One batch; whether its gradients, with those that waited, have made a step."""
+        recipe, batches = self.recipe, len(self.train_pipeline)
+        if not recipe.channels_last:
+            images = images.contiguous()
+        place = self.step % recipe.accumulate
+        if place == 0:
+            self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            output = self._forward(images)
+            logits, auxiliary = output if isinstance(output, tuple) else (output, None)  # [B, classes] each
+            loss = F.cross_entropy(logits.float(), labels, label_smoothing=recipe.label_smoothing)
+            total = loss
+            if auxiliary is not None:
+                extra = F.cross_entropy(auxiliary.float(), labels, label_smoothing=recipe.label_smoothing)
+                total = loss + recipe.auxiliary_weight * extra
+        # The last step of an epoch may gather fewer batches.
+        gathered = min(recipe.accumulate, batches - (self.step - place))
+        self.scaler.scale(total / gathered).backward()
+        complete = place + 1 == gathered
+        if complete:
+            self.scaler.unscale_(self.optimizer)
+            if recipe.clip > 0:
+                torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            if self.average is not None:
+                self.average.update_parameters(self.network)
+        self._meter.add(loss, logits, labels)
+        self._check_finite(self.recipe.rate(self.epoch))
+        return complete
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.recipe.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.recipe.precision))
+
+    def _evaluate(self, phase: str, pipeline: Pipeline | None) -> Evaluation | None:
+        if pipeline is None:
+            return None
+        with self._autocast():
+            return evaluate(self.tested_network, pipeline, lambda done, total: self.show(phase, done, total))
+
+    # --- which weights count ---
+
+    def _keep_best(self, evaluation: Evaluation | None) -> None:
+        if self.select == "last" or evaluation is None:
+            return
+        if self._best is None or evaluation.top1 > self._best["accuracy"]:
+            weights = {name: tensor.clone() for name, tensor in self.tested_network.state_dict().items()}
+            self._best = {"accuracy": evaluation.top1, "epoch": self.epoch, "weights": weights}
+
+    def _selected_epoch(self) -> int:
+        return self.epochs - 1 if self._best is None else self._best["epoch"]
+
+    def _final(self) -> dict[str, Any]:
+        """Tests the selected weights, once, and writes them."""
+        network = self.tested_network
+        if self._best is not None:
+            network = copy.deepcopy(network)
+            network.load_state_dict(self._best["weights"])
+        if self.test_pipeline is not None:
+            with self._autocast():
+                self._test = evaluate(network, self.test_pipeline, lambda done, total: self.show("test", done, total))
+        source = self.train_pipeline.source
+        mean, std = source.statistics()
+        images = {"classes": list(source.classes), "image_size": list(source.image_size), "mean": mean, "std": std}
+        network.save(self.directory / DESCRIPTION, about={"images": images, "seed": self.seed})
+        return {
+            "selected": self.select,
+            "selected_epoch": self._selected_epoch(),
+            "averaged": self.average is not None,
+            "test": None if self._test is None else self._test.to_dict(),
+        }
+
+    # --- checkpoint ---
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "best": self._best,
+        }
+
+    def _load_state(self, checkpoint: dict[str, Any]) -> None:
+        self.network.load_state_dict(checkpoint["network"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        self.scaler.load_state_dict(checkpoint["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint["average"])
+        self._best = checkpoint["best"]

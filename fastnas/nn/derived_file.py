@@ -1,0 +1,111 @@
+"""A derived network in files: a JSON description, and weights in the safetensors format beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from fastnas.errors import UserError
+from fastnas.genotype import Genotype
+
+KIND = "fastnas.nn.DerivedNetwork"
+FORMAT = 1
+DESCRIPTION = "network.json"
+_OPTIONS = {"channels": int, "layers": int, "num_classes": int, "in_channels": int, "auxiliary": bool, "stem": str}
+
+
+def save_network(network: Any, path: Path, about: dict[str, Any]) -> Path:
+    """See `DerivedNetwork.save`."""
+    path = path if path.suffix == ".json" else path.with_name(path.name + ".json")
+    weights = path.with_suffix(".safetensors")
+    description = {
+        "kind": KIND,
+        "format": FORMAT,
+        "weights": weights.name,
+        "genotype": "HERE",
+        "options": network.options,
+        "about": about,
+    }
+    # One line for each node, which json.dumps cannot do.
+    text = json.dumps(description, indent=2, ensure_ascii=False).replace(
+        '"HERE"', network.genotype.to_text().replace("\n", "\n  "), 1
+    )
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    # Both are written under other names first, so that a crash leaves the old pair.
+    partial = [file.with_name(file.name + ".partial") for file in (weights, path)]
+    try:
+        partial[0].write_bytes(save(tensors, metadata={"kind": KIND, "format": str(FORMAT)}))
+        partial[1].write_text(text + "\n", encoding="utf-8")
+        for file, final in zip(partial, (weights, path), strict=True):
+            os.replace(file, final)
+    except (OSError, SafetensorError) as error:
+        for file in partial:
+            file.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write the network {str(path)!r}: {error}; give a file in a writable folder."
+        ) from error
+    return path
+
+
+def load_network(path: Path) -> tuple[Genotype, dict[str, Any], dict[str, Any], dict[str, Tensor]]:
+    """Genotype, options, what the description is about, and the weights."""
+    path = path / DESCRIPTION if path.is_dir() else path.with_suffix(".json")
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"cannot read the network {str(path)!r}: {error.strerror or error}; give the JSON file that "
+            "DerivedNetwork.save wrote, or its folder."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{str(path)!r} is not JSON ({error}): save the network again.") from error
+    if not isinstance(description, dict) or description.get("kind") != KIND:
+        raise UserError(f"{str(path)!r} describes no network of fastnas: give a file that DerivedNetwork.save wrote.")
+    if description.get("format") != FORMAT:
+        raise UserError(
+            f"{str(path)!r} has format {description.get('format')!r}, this version reads format {FORMAT}: upgrade "
+            "fastnas, or save the network again."
+        )
+    options, about, weights = (description.get(name) for name in ("options", "about", "weights"))
+    if not isinstance(options, dict) or {name: type(value) for name, value in options.items()} != _OPTIONS:
+        raise UserError(f"{str(path)!r}: expected the options {', '.join(_OPTIONS)}; save the network again.")
+    if not isinstance(about, dict) or not isinstance(weights, str) or Path(weights).name != weights:
+        raise UserError(f"{str(path)!r} names no weights file beside it: save the network again.")
+    try:
+        genotype = Genotype.from_dict(description.get("genotype", {}))
+    except UserError as error:
+        raise UserError(f"{str(path)!r}: {error}") from error
+    return genotype, options, about, _read_weights(path.with_name(weights))
+
+
+def fill_network(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Loads the weights. UserError, with the first difference, where they are of another network."""
+    expected = network.state_dict()
+    for name in [*expected, *weights]:
+        have, want = weights.get(name), expected.get(name)
+        if have is None or want is None or have.shape != want.shape:
+            shapes = (f"{list(tensor.shape)}" if tensor is not None else "absent" for tensor in (have, want))
+            raise UserError(
+                f"the weights of {str(path)!r} are of another network: {name} is {next(shapes)}, expected "
+                f"{next(shapes)}; keep the description and the weights of one network together."
+            )
+    network.load_state_dict(weights)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(
+            f"cannot read the weights {str(path)!r}: {reason}; keep them beside the description."
+        ) from error
+    except (SafetensorError, ValueError, RuntimeError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise UserError(f"{str(path)!r} is damaged or no safetensors file ({reason}): copy it again.") from error

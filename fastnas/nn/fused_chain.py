@@ -1,0 +1,262 @@
+"""How the candidates of a derived network run on the fused operators: chains of convolutions and affine BatchNorms.
+
+Nothing normalised is written out. Scale γ and shift β of a BatchNorm fold into the numbers by which the operators
+normalise: γ·(y - mean)·rstd + β is (y - mean')·rstd' with rstd' = γ·rstd and mean' = mean - β / rstd'. Whoever reads
+a raw output y next applies them: the second stage of a separable convolution (`stage`), or the sum of a node
+(`node_sum`).
+
+In the backward pass the gradient of y is a·G + b·(y - mean) + c, with numbers for each channel that follow from Σ G
+and Σ G·ŷ, where ŷ = (y - mean)·rstd: the operators are given G, y and the numbers (a, b, mean, c).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
+from fastnas.nn.primitives import DepthwiseStage, FactorizedReduce, ReLUConvNorm, SeparableConv
+
+_stage = torch.ops.fastnas.stage.default
+_stage_grad = torch.ops.fastnas.stage_grad.default
+_pool = torch.ops.fastnas.pool.default
+_pool_grad = torch.ops.fastnas.pool_grad.default
+_preprocess = torch.ops.fastnas.preprocess.default
+_preprocess_grad = torch.ops.fastnas.preprocess_grad.default
+_node_sum_grad = torch.ops.fastnas.node_sum_grad.default
+
+LEAST_SCALE = 1e-20  # |γ·rstd| below it counts as this much: the output is β then, in every digit
+LEAST_GAMMA = 2.0**-4  # where |γ| is smaller, Σ g·(γ·ŷ + β) does not tell Σ g·ŷ precisely enough
+
+
+class Moments(NamedTuple):
+    """What one BatchNorm does to its channels, [C] each: γ·(y - mean)·rstd + β."""
+
+    mean: Tensor
+    rstd: Tensor
+    gamma: Tensor
+    beta: Tensor
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """mean' and rstd', see the module."""
+        scale = self.gamma * self.rstd
+        scale = torch.where(scale.abs() < LEAST_SCALE, torch.full_like(scale, LEAST_SCALE).copysign(scale), scale)
+        return self.mean - self.beta / scale, scale
+
+    def numbers(self, total: Tensor, dot: Tensor, values: int) -> Tensor:
+        """(a, b, mean, c) [4, C] from Σ G and γ·Σ G·ŷ over so many values; 0 values where the moments are constants."""
+        share = self.rstd / values if values else torch.zeros_like(self.rstd)
+        return torch.stack([self.gamma * self.rstd, -share * self.rstd * dot, self.mean, -share * self.gamma * total])
+
+
+class Statistics:
+    """Where the BatchNorms of one pass take mean and variance from, and how their running statistics follow.
+
+    Args:
+        batch: from the batch, as in training; else from the running statistics.
+        dtype: of the numbers.
+    """
+
+    def __init__(self, batch: bool, dtype: torch.dtype) -> None:
+        self.batch, self.dtype = batch, dtype
+        self._taken: list[tuple[nn.BatchNorm2d, Tensor, Tensor]] = []
+
+    def moments(self, norm: nn.BatchNorm2d, raw: Raw) -> Moments:
+        if self.batch:
+            mean, variance, values = raw.mean.view(-1), raw.variance.view(-1), values_of(raw.y)  # [C], [C]
+            self._taken.append((norm, mean, variance * (values / max(1, values - 1))))
+        else:
+            mean = cast(Tensor, norm.running_mean).to(self.dtype)
+            variance = cast(Tensor, norm.running_var).to(self.dtype)
+        gamma, beta = norm.weight.detach().to(self.dtype), norm.bias.detach().to(self.dtype)
+        return Moments(mean, torch.rsqrt(variance + norm.eps), gamma, beta)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Moves running statistics towards those of the batch, as BatchNorm does while training."""
+        for norm, mean, variance in self._taken:
+            batches = cast(Tensor, norm.num_batches_tracked).add_(1)
+            share = 1 / float(batches) if norm.momentum is None else norm.momentum
+            for buffer, value in ((norm.running_mean, mean), (norm.running_var, variance)):
+                cast(Tensor, buffer).lerp_(value.to(cast(Tensor, buffer).dtype), share)
+
+
+@dataclass
+class Raw:
+    """What a chain gives before its last BatchNorm."""
+
+    y: Tensor  # [N, C', H', W']
+    mean: Tensor  # [..., C'] of the batch, where that normalises
+    variance: Tensor
+    kept: list[Tensor] = field(default_factory=list)  # for the backward pass
+
+
+class Chain(ABC):
+    """How one candidate gives its raw output, and how gradients pass it."""
+
+    norm: nn.BatchNorm2d | None = None  # behind the raw output
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        return [] if self.norm is None else [self.norm]
+
+    def weights(self) -> list[Tensor]:
+        """Of the convolutions, and γ and β of the BatchNorms between them."""
+        return []
+
+    @abstractmethod
+    def forward(self, states: Sequence[Tensor], weights: Sequence[Tensor], statistics: Statistics) -> Raw:
+        """states: one [N, C, H, W]; a pointwise chain takes any number, side by side in the channels."""
+
+    @abstractmethod
+    def backward(
+        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Sequence[Tensor], batch: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradients of the states and of the weights, from G [N, C', H', W'] and the numbers [4, C'] of y."""
+
+
+class IdentityChain(Chain):
+    """Of a skip connection, and of whatever plain torch has computed."""
+
+    def forward(self, states: Sequence[Tensor], weights: Sequence[Tensor], statistics: Statistics) -> Raw:
+        (x,) = states
+        return Raw(x, x, x)
+
+    def backward(
+        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Sequence[Tensor], batch: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        return [grad], []
+
+
+class PoolChain(Chain):
+    """Average (kind 0) or maximum (kind 1) of 3×3 windows."""
+
+    def __init__(self, kind: int, stride: int) -> None:
+        self.kind, self.stride = kind, stride
+
+    def forward(self, states: Sequence[Tensor], weights: Sequence[Tensor], statistics: Statistics) -> Raw:
+        *pooled, mean, variance = _pool(states[0], self.stride, 1, False)
+        return Raw(pooled[self.kind], mean, variance)
+
+    def backward(
+        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Sequence[Tensor], batch: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        scales = numbers.new_zeros(2, 1, grad.shape[1])  # [kinds, gradients, C]
+        scales[self.kind] = 1
+        return [_pool_grad(states[0], [grad], scales, [], None, None, [], self.stride)], []
+
+
+class PointwiseChain(Chain):
+    """ReLU and 1×1 convolution: a preprocessing; two of them side by side: a factorized reduction."""
+
+    def __init__(self, module: ReLUConvNorm | FactorizedReduce) -> None:
+        self.norm = cast(nn.BatchNorm2d, module.norm)
+        if isinstance(module, FactorizedReduce):
+            self.convolutions, self.offsets, self.stride = [module.conv_even, module.conv_odd], [0, 1], 2
+        else:
+            self.convolutions, self.offsets, self.stride = [module.conv], [0], 1
+
+    def weights(self) -> list[Tensor]:
+        return [convolution.weight.flatten(1) for convolution in self.convolutions]  # [C_out, C_in] each
+
+    def forward(self, states: Sequence[Tensor], weights: Sequence[Tensor], statistics: Statistics) -> Raw:
+        return Raw(*_preprocess(states, weights, self.offsets, self.stride, 1, statistics.batch))
+
+    def backward(
+        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Sequence[Tensor], batch: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        return _preprocess_grad([grad], raw.y, numbers, states, weights, self.offsets, self.stride)
+
+
+class StageChain(Chain):
+    """ReLU, depthwise, pointwise: once (a dilated convolution), or twice with a BatchNorm between (a separable one)."""
+
+    def __init__(self, stages: Sequence[DepthwiseStage]) -> None:
+        self.stages = stages
+        self.norm = self.norms()[-1]
+        self.stride = stages[0].depthwise.stride[0]
+        self.dilations = [stage.depthwise.dilation[0] for stage in stages]
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        return [cast(nn.BatchNorm2d, stage.norm) for stage in self.stages]
+
+    def weights(self) -> list[Tensor]:
+        convolutions = [weight for stage in self.stages for weight in (stage.depthwise.weight, stage.pointwise.weight)]
+        return convolutions + [parameter for norm in self.norms()[:-1] for parameter in (norm.weight, norm.bias)]
+
+    def forward(self, states: Sequence[Tensor], weights: Sequence[Tensor], statistics: Statistics) -> Raw:
+        batch, taps, matrices = statistics.batch, weights[:1], weights[1:2]
+        (y,), mean, variance = _stage(
+            states, None, None, taps, matrices, self.dilations[:1], self.stride, 1, batch, batch
+        )
+        first = Raw(y, mean, variance)
+        if len(self.stages) == 1:
+            return first
+        moments = statistics.moments(self.norms()[0], first)
+        shift, scale = (number.view(1, 1, -1) for number in moments.folded())
+        taps, matrices = weights[2:3], weights[3:4]
+        (y,), mean, variance = _stage([first.y], shift, scale, taps, matrices, self.dilations[1:], 1, 1, batch, batch)
+        return Raw(y, mean, variance, [first.y, *moments])
+
+    def backward(
+        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Sequence[Tensor], batch: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        y, later = raw.y, []
+        if len(self.stages) == 2:
+            first, moments = raw.kept[0], Moments(*raw.kept[1:])
+            shift, scale = (number.view(1, 1, -1) for number in moments.folded())
+            taps, matrices = weights[2:3], weights[3:4]
+            (grad,), *grads, sums = _stage_grad(
+                [grad], [y], numbers[None], [first], shift, scale, taps, matrices, self.dilations[1:], 1
+            )
+            total, dot, grad_gamma = _through_norm(grad, first, moments, sums[0])
+            y, numbers = first, moments.numbers(total, dot, values_of(first) if batch else 0)
+            later = [*(weight for group in grads for weight in group), grad_gamma, total]
+        taps, matrices = weights[:1], weights[1:2]
+        grad_states, *grads, _ = _stage_grad(
+            [grad], [y], numbers[None], states, None, None, taps, matrices, self.dilations[:1], self.stride
+        )
+        return grad_states, [*(weight for group in grads for weight in group), *later]
+
+
+def values_of(images: Tensor) -> int:
+    """Values of a channel of [N, C, H, W]."""
+    return images.numel() // max(1, images.shape[1])
+
+
+def _through_norm(grad: Tensor, y: Tensor, moments: Moments, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Σ g, γ·Σ g·ŷ and Σ g·ŷ, the gradient of γ, from sums [2, C]: Σ g and Σ g·(γ·ŷ + β)."""
+    total, dot = sums[0], sums[1] - moments.beta * sums[0]
+    if moments.gamma.abs().amin() >= LEAST_GAMMA:
+        return total, dot, dot / moments.gamma
+    mean, rstd = (number.view(1, 1, -1) for number in moments[:2])
+    dots = _node_sum_grad(grad, [y], mean, rstd, [])[2][0]
+    return total, moments.gamma * dots, dots
+
+
+def chain_of(module: nn.Module) -> Chain | None:
+    """How the operators compute a candidate of a derived network; None where they do not know it."""
+    chain: Chain | None = None
+    if isinstance(module, SeparableConv):
+        chain = StageChain(cast(list[DepthwiseStage], list(module)))
+    elif isinstance(module, DepthwiseStage):
+        chain = StageChain([module])
+    elif isinstance(module, FactorizedReduce):
+        chain = PointwiseChain(module)
+    elif isinstance(module, ReLUConvNorm):
+        if (module.conv.kernel_size, module.conv.stride) == ((1, 1), (1, 1)):
+            chain = PointwiseChain(module)
+    elif isinstance(module, nn.AvgPool2d | nn.MaxPool2d):
+        if (module.kernel_size, module.padding) == (3, 1):
+            chain = PoolChain(int(isinstance(module, nn.MaxPool2d)), cast(int, module.stride))
+    elif isinstance(module, nn.Identity):
+        chain = IdentityChain()
+    if chain is None or not all(
+        type(norm) is nn.BatchNorm2d and norm.affine and norm.running_mean is not None for norm in chain.norms()
+    ):
+        return None
+    return chain

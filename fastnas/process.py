@@ -1,0 +1,73 @@
+"""What a command does before its work begins: the device, the seeds, the run directory."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import random
+import re
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from fastnas.errors import UserError
+
+T = TypeVar("T")
+
+
+def given(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" → CUDA where there is a GPU. UserError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N.") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"there is no device {name!r}: {torch.cuda.device_count()} CUDA devices were found; use cpu.")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device {name!r} is not supported: use cpu or cuda.")
+    return device
+
+
+def seed_everything(seed: int) -> None:
+    """The global generators, for whatever draws from them; fastnas' own draws name their seeds."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def make_deterministic(strictly: bool) -> None:
+    """PyTorch's global switches; without `strictly` a GPU may choose the fastest algorithm."""
+    torch.use_deterministic_algorithms(strictly)
+    torch.backends.cudnn.benchmark = not strictly
+    if strictly:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def name_directory(out: str | None, what: str, data: str | None) -> Path:
+    """The run directory: `out`, or runs/<time>-<what>-<data>. UserError if a run is in it already."""
+    if not out:
+        label = re.sub(r"[^A-Za-z0-9.]+", "-", Path((data or "").rstrip("/")).name).strip("-")
+        return Path("runs", f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{what}-{label}")
+    directory = Path(out)
+    if any(directory.glob("checkpoint.pt")) or any(directory.glob("seed-*/checkpoint.pt")):
+        raise UserError(f"{directory} holds a run already: continue it with --resume, or give another --out.")
+    return directory
+
+
+def create_directory(directory: Path) -> Path:
+    """Makes it, unless it is there. UserError where that cannot be."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot create the run directory {directory}: {error.strerror}; give another --out."
+        ) from error
+    return directory

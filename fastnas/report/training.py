@@ -1,0 +1,174 @@
+"""The sections of a page that only a retraining has: what the network gets right, and how published ones compare."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+
+from fastnas.genotype import Genotype
+from fastnas.report.run import Record, Run, is_number, mapping
+from fastnas.report.sections import code, missing, note
+
+RESULTS = Path(__file__).parents[1] / "published_results.json"
+MOST_CELLS = 20  # classes that a confusion matrix is drawn for
+MOST_CONFUSED = 12  # pairs that are listed
+CIFAR10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
+DASH = "–"
+
+
+def test_of(run: Run) -> Record:
+    """The test that the end of the run recorded, empty where there is none."""
+    return mapping((run.ending or {}).get("test"))
+
+
+def result(run: Run) -> str:
+    """Which weights were tested on what, each class, and which classes are confused."""
+    test, classes = test_of(run), run.data.get("classes")
+    if not test:
+        reason = "there were no test images" if run.status == "finished" else "the test comes once, at the end"
+        return missing(f"No test accuracy: {reason}.")
+    names = [str(name) for name in classes] if isinstance(classes, list) else []
+    return note(_selection(run)) + _per_class(test, names) + _confusion(test, names)
+
+
+def _selection(run: Run) -> str:
+    ending = run.ending or {}
+    epoch, select = ending.get("selected_epoch"), ending.get("selected")
+    which = f"The weights of epoch {epoch + 1}" if is_number(epoch) else "The last weights"
+    averaged = " (averaged over the steps)" if ending.get("averaged") else ""
+    how = {
+        "last": "the last one. The test images were read once, after the training.",
+        "best_valid": "the best on the held-out images. The test images were read once, after the training.",
+        "best_test": "the best on the TEST images, which were read after every evaluated epoch: this accuracy is too "
+        "high as an estimate for new images.",
+    }.get(str(select), "")
+    return f"{which}{averaged}, {how}"
+
+
+def _per_class(test: Record, names: Sequence[str]) -> str:
+    shares, counts = test.get("per_class"), [sum(row) for row in test.get("confusion", [])]
+    if not isinstance(shares, list) or len(shares) != len(names) or len(counts) != len(names):
+        return ""
+    order = sorted(range(len(names)), key=lambda k: -1.0 if shares[k] is None else shares[k])
+    rows = []
+    for k in order:
+        share = shares[k]
+        bar = "" if share is None else f'<span class="bar" style="width:{100 * share:.1f}%"></span>'
+        shown = DASH if share is None else f"{100 * share:.1f} %"
+        rows.append(
+            f'<tr><th scope="row">{escape(names[k])}</th><td class="number">{shown}</td>'
+            f'<td class="track">{bar}</td><td class="number">{counts[k]:,}</td></tr>'
+        )
+    head = "<tr><th>class</th><th class=number>accuracy</th><th></th><th class=number>images</th></tr>"
+    table = f'<table class="data"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+    opened = " open" if len(names) <= MOST_CELLS else ""
+    return f"<details{opened}><summary>Classes, the hardest first ({len(names)})</summary>{table}</details>"
+
+
+def _confusion(test: Record, names: Sequence[str]) -> str:
+    table = test.get("confusion")
+    if not isinstance(table, list) or len(table) != len(names) or any(len(row) != len(names) for row in table):
+        return ""
+    if len(names) > MOST_CELLS:
+        return _most_confused(table, names)
+    head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
+    rows = []
+    for k, row in enumerate(table):
+        total = sum(row) or 1
+        cells = "".join(
+            f'<td class="{"hit" if j == k else "miss"}" style="--share:{100 * count / total:.0f}%" '
+            f'title="{escape(names[k])} taken for {escape(names[j])}: {count} of {total}">{count or ""}</td>'
+            for j, count in enumerate(row)
+        )
+        rows.append(f'<tr><th scope="row">{escape(names[k])}</th>{cells}</tr>')
+    return (
+        "<h3 class=spaced>Confusion matrix</h3>"
+        + note("A row is a class, a column what the network took its images for; numbers are images.")
+        + f'<div class="scroll"><table class="confusion"><thead><tr><th></th>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _most_confused(table: list[list[int]], names: Sequence[str]) -> str:
+    pairs = [(count, k, j) for k, row in enumerate(table) for j, count in enumerate(row) if j != k and count]
+    pairs.sort(key=lambda pair: -pair[0])
+    rows = [(names[k], names[j], f"{count} of {sum(table[k])}") for count, k, j in pairs[:MOST_CONFUSED]]
+    return "<h3 class=spaced>Most confused</h3>" + data_table(("class", "taken for", "images"), rows, numbers=1)
+
+
+def comparison(run: Run, error: str | None = None) -> str:
+    """This network among published ones, whose numbers are marked as such. error: in %, None for that of the run."""
+    test, data = test_of(run), data_set(run)
+    if error is None:
+        error = f"{100 * (1 - test['top1']):.2f}" if is_number(test.get("top1")) else DASH
+    size = [
+        f"{value / 1e6:.{2 if value >= 1e6 else 4}f}" if is_number(value) else DASH
+        for value in (run.network.get("parameters"), run.network.get("macs"))
+    ]
+    epochs = str(run.planned_epochs or DASH)
+    rows = [("<strong>this network</strong>", f"<strong>{error}</strong>", *size, epochs, "measured here")]
+    known: list[Record] = json.loads(RESULTS.read_text(encoding="utf-8"))
+    listed = sorted((row for row in known if row["data"] == data), key=lambda row: row["error"])
+    for row in listed:
+        same = run.genotype is not None and Genotype.published(row["genotype"]) == run.genotype
+        name = escape(row["genotype"]) + (" (the same genotype)" if same else "")
+        deviation = f" ± {row['std']:.2f}" if "std" in row else ""
+        sizes = [f"{row[key]:g}" if key in row else DASH for key in ("parameters_m", "macs_m")]
+        source = f'<span class="published">published</span> {escape(row["source"])}'
+        rows.append((name, f"{row['error']:.2f}{deviation}", *sizes, "", source))
+    head = ("network", "test error (%)", "parameters (M)", "MACs (M)", "epochs", "where from")
+    remark = (
+        "Published numbers are what the papers report, for larger networks (36 or 48 channels, 20 or 14 cells) and "
+        "hundreds of epochs: they compare with this network only where its size and its epochs are theirs."
+        if listed
+        else "No published results are known here for these images."
+    )
+    return note(remark) + data_table(head, rows, numbers=4, markup=True)
+
+
+def data_set(run: Run) -> str | None:
+    """cifar10, cifar100 or imagenet, by the spec or by what the classes tell."""
+    kind = str(run.data.get("spec", "")).partition(":")[0]
+    classes = run.data.get("classes")
+    names = {str(name) for name in classes} if isinstance(classes, list) else set()
+    if kind in ("cifar10", "cifar100"):
+        return kind
+    if names == CIFAR10:
+        return "cifar10"
+    return "imagenet" if len(names) == 1000 else None
+
+
+def recipes(run: Run) -> str:
+    """The commands that repeat, evaluate and export."""
+    repeat = code(shlex.join(run.command)) if run.command else missing("The run's command was not recorded.")
+    parts = [("Repeat this training", "The exact command of the first start.", repeat)]
+    network = run.path / "network.json"
+    if not network.is_file():
+        parts.append(("Use the network", "", missing("network.json is not there yet: it is written at the end.")))
+    else:
+        spec = str(run.data.get("spec") or "SPEC")
+        python = f"from fastnas.nn import DerivedNetwork\n\nnetwork = DerivedNetwork.load({str(network)!r})"
+        for title, words in (
+            ("Evaluate it", ["fastnas.evaluate", str(run.path), "--data", spec]),
+            ("Export it", ["fastnas.export", str(run.path), "--onnx", "network.onnx"]),
+        ):
+            parts.append((title, "", code(shlex.join(["python", "-m", *words]))))
+        parts.append(("Use it in Python", "", code(python, wrap=False)))
+    return "".join(f'<div class="recipe"><h3>{title}</h3>{note(text)}{body}</div>' for title, text, body in parts)
+
+
+def data_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0, markup: bool = False) -> str:
+    """A table whose columns from the second to the `numbers` + 1-th hold numbers. Cells are escaped unless `markup`."""
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        kinds = [' class="number"' if 0 < i <= numbers else "" for i in range(len(cells))]
+        return "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+
+    body = "".join(f"<tr>{row(cells if markup else [escape(c) for c in cells], 'td')}</tr>" for cells in rows)
+    return (
+        f'<div class="scroll"><table class="data"><thead><tr>{row([escape(c) for c in head], "th")}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )
