@@ -31,6 +31,7 @@ GROUPS = ("strategy", "network", "data", "weights", "run")
 RESUMABLE = {
     ("run", "out"),
     ("run", "device"),
+    ("run", "cuda_graphs"),
     ("run", "threads"),
     ("run", "stop_after"),
     ("data", "workers"),

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas.data import Pipeline
+from fastnas.engine.cuda_graph import Graphs
 from fastnas.engine.loop import Loop, Meter, Status, peak_memory_mb
 from fastnas.engine.options import WeightOptions
 from fastnas.genotype import AnyGenotype
@@ -45,10 +46,12 @@ class Search(Loop):
         checkpoint: what to continue from; None begins.
         validate_every: epochs.
         stop_after: epochs of this call after which to stop; None for all.
+        cuda_graphs: record the kernels of weight steps and populations and launch them together, on CUDA.
 
     Attributes for strategies:
         network, seed, epochs (planned), epoch and step (in progress, from 0), log, alpha_pipeline, weight_parameters,
-        optimizer, batch (images and labels of the weight step).
+        optimizer, batch (images and labels of the weight step),
+        graphs (recordings; dropped at the beginning of each epoch and of its weight steps).
     """
 
     batch: tuple[Tensor, Tensor]
@@ -68,6 +71,7 @@ class Search(Loop):
         checkpoint: dict[str, Any] | None = None,
         validate_every: int = 1,
         stop_after: int | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
         super().__init__(
             directory=directory,
@@ -85,6 +89,7 @@ class Search(Loop):
         self.alpha_pipeline = alpha_pipeline
         self.valid_pipeline = valid_pipeline
         self.validate_every = validate_every
+        self.graphs = Graphs.on(self.device, cuda_graphs)
         self._optimize()
         self._prepared = False  # whether before_epoch is done
         self._ended = False  # before the last epoch, by the strategy's wish
@@ -120,6 +125,7 @@ class Search(Loop):
 
     def _run_epoch(self) -> None:
         self.network.train()
+        self.graphs.forget()
         if not self._prepared:
             with self._timed("evolution"):
                 self.strategy.before_epoch(self)
@@ -127,6 +133,7 @@ class Search(Loop):
         rate = self.weights.rate(*self.strategy.schedule(self))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self.graphs.forget()
         for images, labels in self._batches():
             self.batch = images, labels
             with self._timed("train"):
@@ -168,15 +175,41 @@ class Search(Loop):
         self._end_epoch()
 
     def _weight_step(self, images: Tensor, labels: Tensor) -> None:  # [B, C, H, W], [B]
+        op_weights = self.strategy.op_weights(self) if self._plain_step else None
+        tables = [] if op_weights is None else [op_weights[kind] for kind in self.network.alphas]  # [E, O] each
+        # A graph would cut gradients off from what the tables were computed from, and freeze what a strategy draws.
+        if self._plain_step and not any(table.requires_grad for table in tables):
+            loss, logits, _ = self.graphs.call("weight step", self._update_weights, images, labels, *tables)
+        else:
+            loss, logits, _ = self._update_weights(images, labels, *tables)
+        self._meter.add(loss, logits, labels)
+        self._check_finite(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def _plain_step(self) -> bool:
+        """Whether the strategy leaves it at the network's answer under `op_weights`."""
+        kind = type(self.strategy)
+        return kind.logits is Strategy.logits and kind.penalty is Strategy.penalty
+
+    def _update_weights(
+        self, images: Tensor, labels: Tensor, *tables: Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """One step of the optimizer; loss [] and logits [B, classes] before it, and all gradients.
+
+        A recording adds to the gradients that were there, of α above all; whoever keeps it has to keep them.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.strategy.logits(self, images)  # [B, classes]
+        if self._plain_step:
+            op_weights = dict(zip(self.network.alphas, tables, strict=True)) if tables else None
+            logits = self.network(images, op_weights)  # [B, classes]
+        else:
+            logits = self.strategy.logits(self, images)  # [B, classes]
         loss = F.cross_entropy(logits, labels)
         (loss + self.strategy.penalty(self)).backward()
         if self.weights.clip > 0:
             torch.nn.utils.clip_grad_norm_(self.strategy.clipped_parameters(self), self.weights.clip)
         self.optimizer.step()
-        self._meter.add(loss, logits, labels)
-        self._check_finite(self.optimizer.param_groups[0]["lr"])
+        return loss.detach(), logits.detach(), [parameter.grad for parameter in self.network.parameters()]
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:

@@ -34,6 +34,10 @@ def search_a_little() -> None:
             outputs.append(torch.randn(1, 2, 4, 6, 6, requires_grad=True))
         weights = torch.rand(*leading, len(outputs), requires_grad=True)
         mixed_sum(outputs, weights).sum().backward()
+    pixels = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)  # [N, H, W, 3]
+    torch.ops.fastnas.augment_batch(pixels, torch.rand(3, 256), None, None, 0, 0)
+    torch.ops.fastnas.color_jitter(pixels, torch.rand(3, 4) / 2)
+    torch.ops.fastnas.philox(torch.arange(5), 1, 2)
     images, labels = torch.randn(2, 3, 8, 8), torch.tensor([1, 0])
     for space, parts in (("egnas", 4), ("darts", 1)):
         network = Supernet(space, channels=8, layers=3, num_classes=2, partial_channels=parts)
