@@ -363,6 +363,6 @@ def test_levels_that_do_not_fit_are_refused() -> None:
     with pytest.raises(UserError, match="levels has 4 cells, expected low_normal"):
         Genotype(**fields, levels=genotype.levels[:4])
     with pytest.raises(UserError, match="levels must begin with the cells normal and reduce"):
-        Genotype(**fields, levels=genotype.levels[::-1])
+        Genotype(**fields, levels=(*genotype.levels[1:], genotype.levels[0]))
     with pytest.raises(UserError, match="cell kind 'low_normal' does not exist"):
         Genotype(**fields).pairs("low_normal")
