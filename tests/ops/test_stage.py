@@ -29,6 +29,7 @@ from fastnas._library import _C
 from fastnas.ops import stage
 
 OPS = torch.ops.fastnas
+pytestmark = pytest.mark.usefixtures("backend")
 CHANNELS = [1, 3, 4, 5, 6, 8, 12, 16, 20, 32, 64]
 
 
@@ -226,6 +227,7 @@ def test_individuals(channels, shared, raw):
 # --- what must not change results ---
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("raw", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("channels", [4, 16])
