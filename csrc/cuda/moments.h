@@ -19,7 +19,7 @@ struct Moments {
       return;
     }
     const double both = count + other.count, difference = other.mean - mean;
-    mean += difference * (other.count / both);
+    mean = isfinite(difference) ? mean + difference * (other.count / both) : mean + other.mean;
     square += other.square + difference * difference * (count * other.count / both);
     count = both;
   }
@@ -35,7 +35,8 @@ __device__ __forceinline__ void warp_moments(const A (&y)[kRows][W], int rows, i
   const int source = used ? (__ffs(static_cast<int>(used)) - 1) / lanes * lanes + lane % lanes : lane;
 #pragma unroll
   for (int w = 0; w < W; ++w) {
-    const A shift = __shfl_sync(kFullMask, y[0][w], source);
+    A shift = __shfl_sync(kFullMask, y[0][w], source);
+    if (!isfinite(shift)) shift = 0;  // so that infinity minus infinity is not the mean
     A sum = 0, squares = 0;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {

@@ -22,9 +22,9 @@ constexpr int kBlockThreads = 256;
 constexpr int64_t kMaxSharedBytes = 160 << 10;
 constexpr int64_t kScratchBytes = 256 << 20;  // of such a workspace, about
 
-/// Channels of a thread where memory allows: 16 bytes of them in the type of accumulation.
+/// Channels of a thread where memory allows: 16 bytes of float. One of double, whose vectors registers cannot hold.
 template <typename T>
-constexpr int kWide = 16 / sizeof(accumulate_t<T>);
+constexpr int kWide = sizeof(accumulate_t<T>) == sizeof(float) ? 4 : 1;
 
 /// Whether so many channels can be moved at once.
 template <typename T>

@@ -14,6 +14,8 @@ from torch import Tensor
 from fastnas._library import _C
 from fastnas.ops import edge_sum, edge_sum_reference
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 # (depth, [(kernel, dilation) of each stage]): the convolutional candidates of DARTS, and others.
 DARTS = [(2, [(3, 1), (3, 1)]), (2, [(5, 1), (5, 1)]), (1, [(3, 2)]), (1, [(5, 2)])]
@@ -192,6 +194,7 @@ def test_nan_reaches_every_sum_that_reads_it() -> None:
         assert not result.isnan().all()
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(("channels", "edges"), [(4, 4), (4, 1), (16, 2)])
 def test_threads_do_not_change_the_bits(channels: int, edges: int) -> None:
     a = case(images=20, channels=channels, edges=edges, size=(12, 12), dtype=torch.float32)
