@@ -27,17 +27,18 @@ struct Geometry {
   int group;            // edges of a block
   int most_taps;
 
-  __host__ __device__ int strips_at_once() const { return tiling.threads / tiling.lanes; }
-  // Between two stages there are up to two rows more, for whole strips.
-  __host__ __device__ int in_rows() const { return tiling.in_rows() + 2 * tiling.stride; }
-  // Values of a block.
-  __host__ __device__ int64_t state() const { return padded(int64_t(in_rows()) * tiling.in_columns() * channels); }
-  __host__ __device__ int64_t inside() const {
-    return between < 0 ? 0 : padded(int64_t(tiling.rows + 2 * between + 2) * (tiling.columns + 2 * between) * channels);
+  int in_rows;                              // of the state's tile
+  int64_t inside, exchanged, sums, values;  // where in a block's memory these begin, and its end
+
+  void finish() {
+    // Between two stages there are up to two rows more, for whole strips.
+    in_rows = tiling.in_rows + 2 * tiling.stride;
+    inside = padded(int64_t(in_rows) * tiling.in_columns * channels);
+    const int64_t rows = tiling.rows + 2 * between + 2, columns = tiling.columns + 2 * between;
+    exchanged = inside + (between < 0 ? 0 : padded(rows * columns * channels));
+    sums = exchanged + padded(int64_t(kRows) * tiling.strips_at_once * channels);
+    values = sums + individuals * padded(int64_t(kRows) * tiling.strips * inner);
   }
-  __host__ __device__ int64_t exchanged() const { return padded(int64_t(kRows) * strips_at_once() * channels); }
-  __host__ __device__ int64_t sum() const { return padded(int64_t(kRows) * tiling.strips() * inner); }
-  __host__ __device__ int64_t all() const { return state() + inside() + exchanged() + individuals * sum(); }
 };
 
 /// What a thread needs to know to add to its sums: W channels of a strip, one after the other for every individual.
@@ -120,25 +121,25 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
                     const accumulate_t<T>* __restrict__ weights, accumulate_t<T>* scratch) {
   using A = accumulate_t<T>;
   const Tiling& tiling = geometry.tiling;
-  const int channels = geometry.channels, lanes = tiling.lanes, at_once = geometry.strips_at_once();
-  A* const state = block_memory<Shared>(scratch, geometry.all());  // [in_rows, in_columns, C]
-  A* const inside = state + geometry.state();                      // [rows + border, columns + border, C]
-  A* const exchanged = inside + geometry.inside();                 // [kRows, strips_at_once, C]
+  const int channels = geometry.channels, lanes = tiling.lanes, at_once = geometry.tiling.strips_at_once;
+  A* const state = block_memory<Shared>(scratch, geometry.values);  // [in_rows, in_columns, C]
+  A* const inside = state + geometry.inside;                        // [rows + border, columns + border, C]
+  A* const exchanged = state + geometry.exchanged;                  // [kRows, strips_at_once, C]
   const int lane = threadIdx.x % lanes, strip = threadIdx.x / lanes;
   const int channel_block = blockIdx.z % geometry.channel_blocks;
   const int c = channel_block * geometry.inner + lane * W;  // of the sums
-  const bool active = strip < tiling.strips() && lane * W < geometry.inner && c < channels;
+  const bool active = strip < tiling.strips && lane * W < geometry.inner && c < channels;
   const int first_edge = blockIdx.y * geometry.group, last_edge = min(first_edge + geometry.group, args.edges);
   const int terms = args.candidates + 2 + (args.stride == 1);
   const int64_t stage_values = int64_t(geometry.most_taps + channels) * channels;
 
-  for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
+  for (int64_t tile = blockIdx.x; tile < tiling.tiles; tile += gridDim.x) {
     const Place at = tiling.place(tile);
     const T* const x = args.x + at.image * args.height * args.width * args.x_stride;
     const int64_t individual = args.shared ? int64_t(blockIdx.z) / geometry.channel_blocks * geometry.individuals
                                            : at.image / (args.images / args.individuals);
     __syncthreads();  // the tile before is done with
-    fill_tile<W>(state, geometry.in_rows(), tiling.in_columns(), channels, at.top * args.stride - tiling.padding,
+    fill_tile<W>(state, geometry.in_rows, tiling.in_columns, channels, at.top * args.stride - tiling.padding,
                  at.left * args.stride - tiling.padding, args.height, args.width, lanes,
                  [&](int64_t y, int64_t in_x, int channel) {
                    auto value = load_wide<W>(x + (y * args.width + in_x) * args.x_stride + channel);
@@ -149,8 +150,8 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     __syncthreads();
     for (int edge = first_edge; edge < last_edge; ++edge) {
       Sums<A> sums{};
-      sums.of_strip = exchanged + geometry.exchanged() + strip * geometry.inner + lane * W;
-      sums.row = tiling.strips() * geometry.inner;
+      sums.of_strip = state + geometry.sums + strip * geometry.inner + lane * W;
+      sums.row = tiling.strips * geometry.inner;
       sums.scales = args.scales + (individual * args.edges + edge) * terms * channels + c;
       sums.step = int64_t(args.edges) * terms * channels;
       sums.individuals = static_cast<int>(min(int64_t(geometry.individuals), args.individuals - individual));
@@ -174,7 +175,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
           const A* const source = k == 0 ? state : inside;
           const int stride = k == 0 ? tiling.stride : 1;
           const int inset = k == 0 ? tiling.padding - padding - border * stride : 0;
-          const int line = (k == 0 ? tiling.in_columns() : tiling.columns + 2 * padding) * channels;
+          const int line = (k == 0 ? tiling.in_columns : tiling.columns + 2 * padding) * channels;
           const A* const taps = weights + (edge * args.stages + stage + k) * stage_values;  // [taps, C]
           const A* const matrix = taps + geometry.most_taps * channels;                     // [C in, C out]
           const int64_t affine = (int64_t(edge) * (args.stages - args.candidates) + stage - j) * channels;
@@ -216,7 +217,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
           if (depth == 2) __syncthreads();  // inside is there, or done with
         }
       }
-      const int rows = rows_in_image(tiling, at, strip, tiling.strips());
+      const int rows = rows_in_image(tiling, at, strip, tiling.strips);
       const int64_t y = at.top + strip / tiling.columns * kRows, out_x = at.left + strip % tiling.columns;
       add_pools<W>(args, x + c, y, out_x, rows, sums, int64_t(args.candidates) * channels);
       for (int p = 0; active && p < sums.individuals; ++p) {
@@ -276,18 +277,18 @@ struct Plan {
     const bool several = args.shared && args.individuals > 1;
     Tiling& tiling = geometry.tiling;
     tiling = tiling_of(args.images, args.out_height, args.out_width, args.channels / vector, stride, border,
-                       several ? kBlockThreads / 2 : kBlockThreads);
-    tiling.threads = full_warps(tiling.strips() * tiling.lanes);
+                       several ? kBlockThreads / 2 : kBlockThreads, 1);
     const int64_t lanes = tiling.lanes * vector;
     geometry.inner = static_cast<int>(lanes < args.channels ? lanes : args.channels);
     geometry.channel_blocks = static_cast<int>(ceil_div(args.channels, lanes));
     const auto bytes_for = [&](int individuals) {
       geometry.individuals = individuals;
-      return geometry.all() * static_cast<int64_t>(sizeof(A));
+      geometry.finish();
+      return geometry.values * static_cast<int64_t>(sizeof(A));
     };
     int at_once = several ? static_cast<int>(std::min<int64_t>(args.individuals, kIndividuals)) : 1;
     while (at_once > 1 && bytes_for(at_once) > kTwoBlocksBytes) --at_once;
-    const int64_t bytes = bytes_for(at_once), tiles = tiling.tiles();
+    const int64_t bytes = bytes_for(at_once), tiles = tiling.tiles;
     shared = bytes <= kMaxSharedBytes;
     const int64_t individuals = several ? ceil_div(args.individuals, at_once) : 1;
     const int64_t others = geometry.channel_blocks * individuals, groups = ceil_div(kEnoughBlocks, tiles * others);
@@ -319,7 +320,7 @@ void edge_sum(const EdgeSum<T>& args, void* workspace, CUstream_st* stream) {
   if (plan.weights.stages > 0) prepare_weights("edge_sum_prepare", plan.weights, prepared, stream);
   const auto run = [&](auto kernel) {
     launch("edge_sum", kernel, plan.grid, plan.geometry.tiling.threads,
-           plan.shared ? plan.geometry.all() * sizeof(A) : 0, stream, plan.args, plan.geometry, prepared, scratch);
+           plan.shared ? plan.geometry.values * sizeof(A) : 0, stream, plan.args, plan.geometry, prepared, scratch);
   };
   if (plan.wide) {
     run(plan.shared ? edge_sum_kernel<T, kWide<T>, true> : edge_sum_kernel<T, kWide<T>, false>);

@@ -91,7 +91,7 @@ void merge_moments(const char* name, const double* table, const Tiling& tiling, 
                    int channels, A* mean, A* variance, cudaStream_t stream) {
   const int lanes = power_of_two(channels, kWarp);
   const dim3 grid(static_cast<unsigned>(outputs * individuals), static_cast<unsigned>(ceil_div(channels, lanes)));
-  launch(name, merge_moments_kernel<A>, grid, kMergeThreads, 0, stream, table, tiling, tiling.tiles() / individuals,
+  launch(name, merge_moments_kernel<A>, grid, kMergeThreads, 0, stream, table, tiling, tiling.tiles / individuals,
          outputs, individuals, channels, lanes, mean, variance);
 }
 

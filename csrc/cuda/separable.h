@@ -58,12 +58,10 @@ struct Tiling {
   int padding;                   // input pixels beyond a tile, on each side
   int64_t height, width;         // of an output image
   int64_t down, across, images;  // tiles of an image, images
-
-  __host__ __device__ int strips() const { return rows / kRows * columns; }
-  __host__ __device__ int64_t tiles() const { return images * down * across; }
-  /// Input pixels that the outputs of a tile depend on, and those that depend on nothing but them.
-  __host__ __device__ int in_rows() const { return rows * stride + 2 * padding; }
-  __host__ __device__ int in_columns() const { return columns * stride + 2 * padding; }
+  // What follows from these; kernels read it from constant memory, which costs no registers.
+  int64_t tiles;
+  int strips, strips_at_once;  // of a tile; that a block has threads for
+  int in_rows, in_columns;     // input pixels that the outputs of a tile depend on
 
   __device__ Place place(int64_t tile) const {
     const int64_t in_image = tile % (down * across);
@@ -75,17 +73,17 @@ struct Tiling {
   }
 };
 
-/// Tiles about as wide as they are high, of at most `strips` strips for each thread of the `lanes`.
+/// Tiles about as wide as they are high, for blocks of at most `most_threads`, `threads_of` for each lane of a strip.
 inline Tiling tiling_of(int64_t images, int64_t height, int64_t width, int64_t vectors, int stride, int64_t padding,
-                        int strips_per_lane) {
+                        int most_threads, int threads_of) {
   Tiling result{};
   result.lanes = power_of_two(vectors, kWarp);
-  const int most = strips_per_lane / result.lanes;
+  const int most = most_threads / threads_of / result.lanes;
   result.rows = kRows;
   result.columns = 1;
   for (;;) {
     const bool wider = result.columns < width, higher = result.rows < height;
-    if (2 * result.strips() > most || !(wider || higher)) break;
+    if (2 * (result.rows / kRows * result.columns) > most || !(wider || higher)) break;
     (wider && (result.columns <= result.rows || !higher) ? result.columns : result.rows) *= 2;
   }
   if (result.columns > width) result.columns = width > 0 ? static_cast<int>(width) : 1;
@@ -96,6 +94,12 @@ inline Tiling tiling_of(int64_t images, int64_t height, int64_t width, int64_t v
   result.images = height * width > 0 ? images : 0;
   result.down = ceil_div(height, result.rows);
   result.across = ceil_div(width, result.columns);
+  result.tiles = result.images * result.down * result.across;
+  result.strips = result.rows / kRows * result.columns;
+  result.threads = (result.strips * threads_of * result.lanes + kWarp - 1) / kWarp * kWarp;
+  result.strips_at_once = result.threads / result.lanes;
+  result.in_rows = result.rows * stride + 2 * result.padding;
+  result.in_columns = result.columns * stride + 2 * result.padding;
   return result;
 }
 
@@ -109,8 +113,6 @@ __device__ __forceinline__ int rows_in_image(const Tiling& tiling, const Place& 
 inline __host__ __device__ int padding_of(int64_t kernel, int64_t dilation) {
   return static_cast<int>(dilation * (kernel - 1) / 2);
 }
-
-inline int full_warps(int threads) { return (threads + kWarp - 1) / kWarp * kWarp; }
 
 /// A tap this far off reads zeros only, as any further one does.
 inline int64_t nearest_dilation(int64_t dilation, int64_t height, int64_t width) {

@@ -19,10 +19,10 @@ struct Memory {
   int64_t input, exchanged, moments, all;
 
   template <typename A>
-  __host__ __device__ static Memory of(const Tiling& tiling, int channels, A) {
+  static Memory of(const Tiling& tiling, int channels, A) {
     Memory result{};
-    result.input = padded(int64_t(tiling.in_rows()) * tiling.in_columns() * channels);
-    result.exchanged = padded(int64_t(kRows) * tiling.strips() * channels);
+    result.input = padded(int64_t(tiling.in_rows) * tiling.in_columns * channels);
+    result.exchanged = padded(int64_t(kRows) * tiling.strips * channels);
     result.moments = padded(int64_t(tiling.threads / kWarp) * 2 * channels * (sizeof(double) / sizeof(A)));
     result.all = result.input + result.exchanged + result.moments;
     return result;
@@ -46,23 +46,23 @@ __device__ __forceinline__ void merge_warps(const double* moments, const int* co
 template <typename T, int W, bool Shared>
 __global__ void __launch_bounds__(kBlockThreads, 2)
     forward_kernel(const __grid_constant__ Stage<T> args, const __grid_constant__ StageOutputs<T> out,
-                   const __grid_constant__ Tiling tiling, const accumulate_t<T>* __restrict__ weights, int most_taps,
-                   int group, accumulate_t<T>* scratch, double* __restrict__ table) {
+                   const __grid_constant__ Tiling tiling, const __grid_constant__ Memory sizes,
+                   const accumulate_t<T>* __restrict__ weights, int most_taps, int group, accumulate_t<T>* scratch,
+                   double* __restrict__ table) {
   using A = accumulate_t<T>;
   __shared__ int counts[kBlockThreads / kWarp];
-  const int channels = static_cast<int>(args.channels), lanes = tiling.lanes, strips = tiling.strips();
-  const Memory sizes = Memory::of(tiling, channels, A());
+  const int channels = static_cast<int>(args.channels), lanes = tiling.lanes, strips = tiling.strips;
   A* const x = block_memory<Shared>(scratch, sizes.all);  // [in_rows, in_columns, C]
   A* const z = x + sizes.input;                           // [kRows, strips, C]
   double* const moments = reinterpret_cast<double*>(z + sizes.exchanged);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % lanes, strip = threadIdx.x / lanes;
   const int row = strip / tiling.columns * kRows, column = strip % tiling.columns;  // in the tile
-  const int line = tiling.in_columns() * channels;                                  // of x
+  const int line = tiling.in_columns * channels;                                    // of x
   const int first = blockIdx.y * group;
   const int last = min(first + group, args.stages);
   const int64_t out_line = args.out_width * channels;
 
-  for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
+  for (int64_t tile = blockIdx.x; tile < tiling.tiles; tile += gridDim.x) {
     const Place at = tiling.place(tile);
     const int rows = rows_in_image(tiling, at, strip, strips);
     const int of_warp = sum_over_strips(rows, lanes);
@@ -120,21 +120,20 @@ struct Plan {
   bool wide, shared;
   Tiling tiling;
   SeparableWeights<A> weights;
-  int group;                         // stages of a block
-  int64_t blocks;                    // in x
-  int64_t memory;                    // values of a block
+  int group;       // stages of a block
+  int64_t blocks;  // in x
+  Memory memory;
   int64_t prepared, scratch, table;  // bytes of the workspace
 
   Plan(const Stage<T>& given, bool statistics) : args(within_reach(given)), wide(wide_inputs(args)) {
     const int64_t vectors = ceil_div(args.channels, wide ? kWide<T> : 1);
     tiling = tiling_of(args.count, args.out_height, args.out_width, vectors, static_cast<int>(args.stride),
-                       most_padding(args), kBlockThreads);
-    tiling.threads = full_warps(tiling.strips() * tiling.lanes);
+                       most_padding(args), kBlockThreads, 1);
     weights = weights_of(args, true);
-    memory = Memory::of(tiling, static_cast<int>(args.channels), A()).all;
-    const int64_t bytes = memory * static_cast<int64_t>(sizeof(A));
+    memory = Memory::of(tiling, static_cast<int>(args.channels), A());
+    const int64_t bytes = memory.all * static_cast<int64_t>(sizeof(A));
     shared = bytes <= kMaxSharedBytes;
-    const int64_t tiles = tiling.tiles(), groups = tiles > 0 ? ceil_div(kEnoughBlocks, tiles) : 1;
+    const int64_t tiles = tiling.tiles, groups = tiles > 0 ? ceil_div(kEnoughBlocks, tiles) : 1;
     group = args.shared && groups < args.stages ? static_cast<int>(ceil_div(args.stages, groups)) : 1;
     blocks = shared ? (tiles < kMostBlocks ? tiles : kMostBlocks) : scratch_blocks(tiles, this->groups(), bytes);
     prepared = weights.stages * weights.each() * static_cast<int64_t>(sizeof(A));
@@ -163,11 +162,11 @@ void stage_forward(const Stage<T>& args, const StageOutputs<T>& out, void* works
   A* const prepared = reinterpret_cast<A*>(begin);
   A* const scratch = reinterpret_cast<A*>(begin + plan.prepared);
   double* const table = mean ? reinterpret_cast<double*>(begin + plan.prepared + plan.scratch) : nullptr;
-  if (plan.tiling.tiles() > 0) {
+  if (plan.tiling.tiles > 0) {
     prepare_weights("stage_prepare", plan.weights, prepared, stream);
     const auto run = [&](auto kernel) {
       launch("stage_forward", kernel, dim3(static_cast<unsigned>(plan.blocks), plan.groups()), plan.tiling.threads,
-             plan.shared ? plan.memory * sizeof(A) : 0, stream, plan.args, out, plan.tiling, prepared,
+             plan.shared ? plan.memory.all * sizeof(A) : 0, stream, plan.args, out, plan.tiling, plan.memory, prepared,
              plan.weights.most_taps, plan.group, scratch, table);
     };
     if (plan.wide) {

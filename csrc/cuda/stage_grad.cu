@@ -25,17 +25,19 @@ struct Geometry {
   int pair_lanes;       // lanes that take different blocks of the pointwise matrix
   int most_taps;
 
-  __host__ __device__ int strips_at_once() const { return tiling.threads / tiling.lanes; }
-  __host__ __device__ int grad_rows() const { return tiling.rows + 2 * halo; }
-  __host__ __device__ int grad_columns() const { return tiling.columns + 2 * halo; }
-  // Values of a block.
-  __host__ __device__ int64_t input() const { return padded(int64_t(tiling.in_rows()) * tiling.in_columns() * inner); }
-  __host__ __device__ int64_t grad_z() const { return padded(int64_t(grad_rows()) * grad_columns() * inner); }
-  __host__ __device__ int64_t grad() const { return padded(int64_t(kRows) * tiling.strips() * channels); }
-  __host__ __device__ int64_t exchanged() const { return padded(int64_t(kRows) * strips_at_once() * channels); }
-  __host__ __device__ int64_t all() const { return input() + grad_z() + grad() + exchanged(); }
-  /// Of the partial sums of a stage: taps [taps, C], then pointwise [C out, C in], then Σ g and Σ g · x̂ [2, C].
-  __host__ __device__ int64_t row() const { return int64_t(most_taps + channels + 2) * channels; }
+  int grad_rows, grad_columns;              // of g_z
+  int64_t grad_z, grad, exchanged, values;  // where in a block's memory these begin, and its end
+  int64_t row;  // of the partial sums of a stage: taps [taps, C], pointwise [C out, C in], Σ g and Σ g · x̂ [2, C]
+
+  void finish() {
+    grad_rows = tiling.rows + 2 * halo;
+    grad_columns = tiling.columns + 2 * halo;
+    grad_z = padded(int64_t(tiling.in_rows) * tiling.in_columns * inner);
+    grad = grad_z + padded(int64_t(grad_rows) * grad_columns * inner);
+    exchanged = grad + padded(int64_t(kRows) * tiling.strips * channels);
+    values = exchanged + padded(int64_t(kRows) * tiling.strips_at_once * channels);
+    row = int64_t(most_taps + channels + 2) * channels;
+  }
 };
 
 template <int W, typename A>
@@ -76,16 +78,17 @@ __device__ __forceinline__ void fill_gradients(const StageGrads<T>& grads, const
                                                accumulate_t<T>* grad) {
   using A = accumulate_t<T>;
   const Tiling& tiling = geometry.tiling;
-  const int channels = geometry.channels, inner = geometry.inner, strips = tiling.strips();
-  const int at_once = geometry.strips_at_once(), lane = threadIdx.x % tiling.lanes, slot = threadIdx.x / tiling.lanes;
-  const int pixels = geometry.grad_rows() * geometry.grad_columns();
+  const int channels = geometry.channels, inner = geometry.inner, strips = tiling.strips;
+  const int at_once = geometry.tiling.strips_at_once, lane = threadIdx.x % tiling.lanes,
+            slot = threadIdx.x / tiling.lanes;
+  const int pixels = geometry.grad_rows * geometry.grad_columns;
   const int quarter = (pixels + kRows - 1) / kRows;
   for (int base = 0; base < quarter; base += at_once) {
     unsigned in_image = 0;                                        // a bit for each row
 #pragma unroll(Shared && sizeof(A) == sizeof(float) ? kRows : 1)  // else registers would not do
     for (int r = 0; r < kRows; ++r) {
       const int p = r * quarter + base + slot;
-      const int row = p / geometry.grad_columns() - geometry.halo, column = p % geometry.grad_columns() - geometry.halo;
+      const int row = p / geometry.grad_columns - geometry.halo, column = p % geometry.grad_columns - geometry.halo;
       const int64_t y = at.top + row, x = at.left + column;
       const bool inside =
           base + slot < quarter && p < pixels && y >= 0 && y < tiling.height && x >= 0 && x < tiling.width;
@@ -123,7 +126,7 @@ __device__ __forceinline__ void fill_gradients(const StageGrads<T>& grads, const
 template <int W, typename A>
 __device__ __forceinline__ void scatter_back(const A* grad_z, const Geometry& geometry, int row, int column,
                                              const A* taps, int kernel, int dilation, A (&sum)[kRows][W]) {
-  const int padding = padding_of(kernel, dilation), line = geometry.grad_columns() * geometry.inner;
+  const int padding = padding_of(kernel, dilation), line = geometry.grad_columns * geometry.inner;
 #pragma unroll 1
   for (int tap = 0; tap < kernel * kernel; ++tap) {
     const int x = column + padding - tap % kernel * dilation, y = row + padding - tap / kernel * dilation;
@@ -153,10 +156,10 @@ template <int K, int D, int S, int W, typename A>
 __device__ __forceinline__ void taps_job(const Tiles<A>& tiles, const Geometry& geometry, const Place& at, int kernel,
                                          int dilation, int kx, int split, A* target, bool begin) {
   const Tiling& tiling = geometry.tiling;
-  const int lanes = tiling.lanes, inner = geometry.inner, strips = tiling.strips();
+  const int lanes = tiling.lanes, inner = geometry.inner, strips = tiling.strips;
   const int lane = threadIdx.x % lanes, sets = kWarp / lanes;
   const int inset = tiling.padding - padding_of(kernel, dilation);
-  const int line = tiling.in_columns() * inner, grad_line = geometry.grad_columns() * inner;
+  const int line = tiling.in_columns * inner, grad_line = geometry.grad_columns * inner;
   const bool wanted = lane * W < inner;
   constexpr int kTaps = K ? K : 1;
   for (int ky = 0; ky < (K ? 1 : kernel); ++ky) {
@@ -212,7 +215,7 @@ __device__ __forceinline__ void taps_job(const Tiles<A>& tiles, const Geometry& 
 template <int W, typename A>
 __device__ __forceinline__ void matrix_job(const Tiles<A>& tiles, const Geometry& geometry, int width, int job,
                                            int split, A* target, bool begin) {
-  const int lanes = geometry.pair_lanes, sets = kWarp / lanes, pixels = kRows * geometry.tiling.strips();
+  const int lanes = geometry.pair_lanes, sets = kWarp / lanes, pixels = kRows * geometry.tiling.strips;
   const int columns = width / W, pair = job * lanes + threadIdx.x % lanes;  // of the matrix, in vectors
   const bool wanted = pair < geometry.channels / W * columns;
   const int output = wanted ? pair / columns * W : 0, input = wanted ? pair % columns * W : 0;
@@ -247,11 +250,11 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
                 accumulate_t<T>* scratch, accumulate_t<T>* partial, bool sums) {
   using A = accumulate_t<T>;
   const Tiling& tiling = geometry.tiling;
-  const int channels = geometry.channels, lanes = tiling.lanes, inner = geometry.inner, strips = tiling.strips();
-  A* const x = block_memory<Shared>(scratch, geometry.all());
-  A* const grad_z = x + geometry.input();
-  A* const grad = grad_z + geometry.grad_z();
-  A* const z = grad + geometry.grad();  // also what threads exchange
+  const int channels = geometry.channels, lanes = tiling.lanes, inner = geometry.inner, strips = tiling.strips;
+  A* const x = block_memory<Shared>(scratch, geometry.values);
+  A* const grad_z = x + geometry.grad_z;
+  A* const grad = x + geometry.grad;
+  A* const z = x + geometry.exchanged;  // also what threads exchange
   const int first = blockIdx.z * inner, width = min(inner, channels - first);
   const int warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
   const int lane = threadIdx.x % lanes, strip = threadIdx.x / lanes, c = lane * W;
@@ -259,13 +262,13 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   const int row = strip / tiling.columns * kRows, column = strip % tiling.columns;  // of outputs, in the tile
   const int in_columns = tiling.columns * tiling.stride;
   const int in_row = strip / in_columns * kRows, in_column = strip % in_columns;  // of inputs
-  const int line = tiling.in_columns() * inner;
+  const int line = tiling.in_columns * inner;
   const int input = args.shared ? 0 : blockIdx.y;
   const int last = args.shared ? args.stages : input + 1;
-  const int64_t split_rows = args.stages * geometry.row();
+  const int64_t split_rows = args.stages * geometry.row;
   A* const rows_of_block = partial + blockIdx.x * kSplits * split_rows;
 
-  for (int64_t tile = blockIdx.x; tile < tiling.tiles(); tile += gridDim.x) {
+  for (int64_t tile = blockIdx.x; tile < tiling.tiles; tile += gridDim.x) {
     const Place at = tiling.place(tile);
     const bool begin = tile == blockIdx.x;
     const int rows = rows_in_image(tiling, at, strip, strips);
@@ -306,7 +309,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
       const int jobs = taps_jobs + (pairs + geometry.pair_lanes - 1) / geometry.pair_lanes * kSplits;
       for (int job = warp; job < jobs; job += warps) {
         const int split = job % kSplits;
-        A* const target = rows_of_block + split * split_rows + j * geometry.row() + first;
+        A* const target = rows_of_block + split * split_rows + j * geometry.row + first;
         if (job >= taps_jobs) {
           matrix_job<W>(tiles, geometry, width, (job - taps_jobs) / kSplits, split,
                         target + geometry.most_taps * channels, begin);
@@ -358,7 +361,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
       const int split = i / (2 * width), which = i / width % 2, channel = i % width;
       A total[1] = {};
       for (int from = split; from < warps; from += kSplits) total[0] += z[(from * 2 + which) * inner + channel];
-      add_to(rows_of_block + split * split_rows + input * geometry.row() +
+      add_to(rows_of_block + split * split_rows + input * geometry.row +
                  (geometry.most_taps + channels + which) * channels + first + channel,
              total, begin);
     }
@@ -427,18 +430,18 @@ struct Plan {
     const int64_t vectors = args.channels / vector;
     weights = weights_of(args, false);
     Tiling& tiling = geometry.tiling;
-    tiling = tiling_of(args.count, args.out_height, args.out_width, vectors, stride, most_padding(args),
-                       kBlockThreads / (stride * stride));
-    tiling.threads = full_warps(tiling.strips() * stride * stride * tiling.lanes);
+    tiling = tiling_of(args.count, args.out_height, args.out_width, vectors, stride, most_padding(args), kBlockThreads,
+                       stride * stride);
     geometry.channels = static_cast<int>(args.channels);
     geometry.inner = tiling.lanes * vector < geometry.channels ? tiling.lanes * vector : geometry.channels;
     geometry.halo = (tiling.padding + stride - 1) / stride;
     geometry.pair_lanes = power_of_two(vectors * (geometry.inner / vector), kWarp);
     geometry.most_taps = weights.most_taps;
-    const int64_t bytes = geometry.all() * static_cast<int64_t>(sizeof(A));
+    geometry.finish();
+    const int64_t bytes = geometry.values * static_cast<int64_t>(sizeof(A));
     shared = bytes <= kMaxSharedBytes;
-    const int64_t others = args.inputs() * ceil_div(args.channels, geometry.inner), tiles = tiling.tiles();
-    const int64_t row_bytes = kSplits * args.stages * geometry.row() * static_cast<int64_t>(sizeof(A));
+    const int64_t others = args.inputs() * ceil_div(args.channels, geometry.inner), tiles = tiling.tiles;
+    const int64_t row_bytes = kSplits * args.stages * geometry.row * static_cast<int64_t>(sizeof(A));
     int64_t parts = kMostParts / others;
     parts = parts < kPartialBytes / row_bytes ? parts : kPartialBytes / row_bytes;
     parts = parts < 1 ? 1 : parts < tiles ? parts : tiles;
@@ -472,7 +475,7 @@ void stage_grad(const Stage<T>& args, const StageGrads<T>& grads, void* workspac
   if (plan.grid.x > 0) {
     prepare_weights("stage_grad_prepare", plan.weights, prepared, stream);
     const auto run = [&](auto kernel) {
-      launch("stage_grad", kernel, plan.grid, geometry.tiling.threads, plan.shared ? geometry.all() * sizeof(A) : 0,
+      launch("stage_grad", kernel, plan.grid, geometry.tiling.threads, plan.shared ? geometry.values * sizeof(A) : 0,
              stream, plan.args, grads, geometry, prepared, scratch, partial, sums != nullptr);
     };
     if (plan.wide) {
@@ -481,9 +484,9 @@ void stage_grad(const Stage<T>& args, const StageGrads<T>& grads, void* workspac
       run(plan.shared ? grad_kernel<T, 1, true> : grad_kernel<T, 1, false>);
     }
   }
-  const int64_t blocks = ceil_div(geometry.row(), kWarp);
+  const int64_t blocks = ceil_div(geometry.row, kWarp);
   launch("stage_grad_merge", merge_kernel<T>, dim3(static_cast<unsigned>(blocks < 4096 ? blocks : 4096), args.stages),
-         kWarp * kMergeSlots, 0, stream, plan.args, grads, partial, int64_t(plan.grid.x) * kSplits, geometry.row(),
+         kWarp * kMergeSlots, 0, stream, plan.args, grads, partial, int64_t(plan.grid.x) * kSplits, geometry.row,
          geometry.most_taps, sums);
 }
 

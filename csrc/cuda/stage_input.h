@@ -18,7 +18,7 @@ __device__ __forceinline__ void fill_input(const Stage<T>& args, int input, cons
   const int64_t statistics = (input * args.individuals + individual) * args.channels + first;
   const A* const mean = args.mean ? args.mean + statistics : nullptr;
   const A* const rstd = args.mean ? args.rstd + statistics : nullptr;
-  fill_tile<W>(tile, tiling.in_rows(), tiling.in_columns(), channels, at.top * args.stride - tiling.padding,
+  fill_tile<W>(tile, tiling.in_rows, tiling.in_columns, channels, at.top * args.stride - tiling.padding,
                at.left * args.stride - tiling.padding, args.height, args.width, tiling.lanes,
                [&](int64_t row, int64_t column, int c) {
                  auto value = load_wide<W>(x + (row * args.width + column) * stride + c);
