@@ -1,7 +1,7 @@
 """`python -m benchmarks [NAME …]`: measures, prints tables, and writes CSV and JSON.
 
-`python -m benchmarks roofline` and `python -m benchmarks resources` count instead (benchmarks/static); each has options of
-its own.
+`python -m benchmarks roofline` and `python -m benchmarks resources` count instead (benchmarks/static), with options of
+their own.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     known = [*operators(), *end_to_end()]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}, or ops for every operator (default: ops)"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"of {', '.join(known)}, or ops for every operator (default: ops; on CUDA everything)",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: PyTorch's choice)")
@@ -73,10 +76,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes.add_argument("--individuals", type=_positive, help="of a population (default: 50; search_epoch: 4)")
     sizes.add_argument("--timed", type=_positive, help="individuals that plain torch is timed with (default: 3)")
     sizes.add_argument("--images", type=_positive, help="of search_epoch (default: 512)")
-    sizes.add_argument("--compile", action="store_true", help="cell: torch.compile takes part; it needs minutes")
+    sizes.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="cell: torch.compile takes part; it needs minutes (default: on CUDA)",
+    )
     sizes.add_argument("--no-memory", dest="memory", action="store_false", help="do not measure peak memory")
     given = parser.parse_args(arguments)
-    names = list(dict.fromkeys(name for word in given.names or ["ops"] for name in _expand(word)))
+    default = ["ops", *end_to_end()] if given.device.startswith("cuda") else ["ops"]
+    names = list(dict.fromkeys(name for word in given.names or default for name in _expand(word)))
+    if given.compile is None:
+        given.compile = given.device.startswith("cuda")
     if unknown := set(names) - set(known):
         parser.error(f"unknown benchmark {', '.join(sorted(unknown))}: choose from {', '.join(['ops', *known])}")
     if given.threads:

@@ -8,13 +8,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from benchmarks.harness import CHANNELS_LAST, FASTNAS, PLAIN, Row, compare
+from benchmarks.harness import CHANNELS_LAST, PLAIN, Row, compare
 from benchmarks.harness.clock import Run
 from benchmarks.harness.memory import Task, peak_memory
-from benchmarks.harness.networks import Options, build, describe, draw_images, with_running_statistics, work
+from benchmarks.harness.networks import (
+    Options,
+    as_launched,
+    build,
+    contenders,
+    describe,
+    draw_images,
+    is_fused,
+    unrecorded,
+    with_running_statistics,
+    work,
+)
 from fastnas.spaces import CELL_KINDS
 
-CONTENDERS = (PLAIN, CHANNELS_LAST, FASTNAS)
 BatchNormMode = Literal["running", "batch"]
 MODES: dict[BatchNormMode, str] = {"running": "running statistics", "batch": "batch statistics"}
 SPACE = "egnas"
@@ -28,18 +38,18 @@ def measure(device: torch.device, seconds: float, options: Options) -> list[Row]
     individuals = options.individuals or INDIVIDUALS
     timed = min(options.timed, individuals)
     needed = work(space, options.channels, options.layers, batch, options.size)
-    one_by_one = (PLAIN, CHANNELS_LAST)
+    one_by_one = [name for name in contenders(device) if not is_fused(name)]
     note = f"{timed} of {individuals} individuals, one by one; their time × {individuals / timed:.4g}."
     for bn_mode, mode in MODES.items():
         arguments: dict[str, Any] = {"space": space, "bn_mode": bn_mode, "sizes": asdict(options)}
         memory = {}
         if options.memory:
-            memory = {name: peak_memory(__name__, device, contender=name, **arguments) for name in CONTENDERS}
+            memory = {name: peak_memory(__name__, device, contender=name, **arguments) for name in unrecorded(device)}
         rows += compare(
             "population",
             f"P={individuals} {describe(space, batch, options)}",
             mode,
-            {name: task(device, contender=name, **arguments).run for name in CONTENDERS},
+            {name: task(device, contender=name, **arguments).run for name in contenders(device)},
             baseline=PLAIN,
             flops=needed.population_flops(individuals),
             least_bytes=needed.population_bytes(individuals, bn_mode),
@@ -74,5 +84,5 @@ def task(device: torch.device, contender: str, space: str, bn_mode: BatchNormMod
 
         return evaluate
 
-    count = individuals if contender == FASTNAS else min(options.timed, individuals)
-    return Task(run=evaluation_of(batch, count), small=evaluation_of(2, 2))
+    count = individuals if is_fused(contender) else min(options.timed, individuals)
+    return Task(run=as_launched(evaluation_of(batch, count), contender, device), small=evaluation_of(2, 2))

@@ -8,12 +8,21 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.harness import CHANNELS_LAST, FASTNAS, PLAIN, Row, compare
+from benchmarks.harness import PLAIN, Row, compare
 from benchmarks.harness.clock import Run
 from benchmarks.harness.memory import Task, peak_memory
-from benchmarks.harness.networks import CLASSES, Options, build, describe, draw_images, work
+from benchmarks.harness.networks import (
+    CLASSES,
+    Options,
+    as_launched,
+    build,
+    contenders,
+    describe,
+    draw_images,
+    unrecorded,
+    work,
+)
 
-CONTENDERS = (PLAIN, CHANNELS_LAST, FASTNAS)
 BATCH = 64
 
 
@@ -26,12 +35,14 @@ def measure(device: torch.device, seconds: float, options: Options) -> list[Row]
             arguments: dict[str, Any] = {"space": space, "mode": mode, "sizes": asdict(options)}
             memory = {}
             if options.memory and mode == "both":
-                memory = {name: peak_memory(__name__, device, contender=name, **arguments) for name in CONTENDERS}
+                memory = {
+                    name: peak_memory(__name__, device, contender=name, **arguments) for name in unrecorded(device)
+                }
             rows += compare(
                 "supernet_step",
                 describe(space, batch, options),
                 mode,
-                {name: task(device, contender=name, **arguments).run for name in CONTENDERS},
+                {name: task(device, contender=name, **arguments).run for name in contenders(device)},
                 baseline=PLAIN,
                 flops=needed.flops(mode),
                 least_bytes=needed.bytes(mode),
@@ -60,4 +71,4 @@ def task(device: torch.device, contender: str, space: str, mode: str, sizes: dic
 
         return step
 
-    return Task(run=step_of(options.batch or BATCH), small=step_of(2))
+    return Task(run=as_launched(step_of(options.batch or BATCH), contender, device), small=step_of(2))

@@ -26,7 +26,14 @@ from fastnas.strategies import Strategy
 PRESETS = Path(__file__).with_name("presets")
 GROUPS = ("strategy", "network", "data", "weights", "run")
 # What may differ when a run is resumed.
-RESUMABLE = {("run", "out"), ("run", "device"), ("run", "threads"), ("run", "stop_after"), ("data", "workers")}
+RESUMABLE = {
+    ("run", "out"),
+    ("run", "device"),
+    ("run", "cuda_graphs"),
+    ("run", "threads"),
+    ("run", "stop_after"),
+    ("data", "workers"),
+}
 
 
 @dataclass(frozen=True)

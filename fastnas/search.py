@@ -113,6 +113,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
         checkpoint=checkpoint,
         validate_every=options.run.validate_every,
         stop_after=options.run.stop_after,
+        cuda_graphs=options.run.cuda_graphs,
     )
     if checkpoint is None:
         (directory / "config.yaml").write_text(options.to_yaml(), encoding="utf-8")

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.harness.timing import CHANNELS_LAST, COMPILED, FASTNAS, PLAIN
+from benchmarks.harness.clock import Run
+from benchmarks.harness.timing import CHANNELS_LAST, COMPILED, FASTNAS, FASTNAS_GRAPHED, GRAPHED, PLAIN
+from fastnas.engine.cuda_graph import WARM_UP, CudaRecorder, Graphs
+from fastnas.errors import UserError
 from fastnas.nn import Supernet
 from fastnas.nn.batch_norm import BatchNorm
 
@@ -38,6 +41,37 @@ class Options:
         return list(SPACES) if self.space is None else [self.space]
 
 
+def contenders(device: torch.device) -> tuple[str, ...]:
+    """Who takes part; on a GPU also those whose kernels are recorded in a CUDA graph."""
+    graphed = (GRAPHED, FASTNAS_GRAPHED) if device.type == "cuda" else ()
+    return (PLAIN, CHANNELS_LAST, FASTNAS, *graphed)
+
+
+def unrecorded(device: torch.device) -> tuple[str, ...]:
+    """Of these, those whose peak memory says something: a recording holds its memory for good."""
+    return tuple(name for name in contenders(device) if name not in (GRAPHED, FASTNAS_GRAPHED))
+
+
+def is_fused(contender: str) -> bool:
+    return contender in (FASTNAS, FASTNAS_GRAPHED)
+
+
+def as_launched(run: Run, contender: str, device: torch.device) -> Run:
+    """The call as the contender launches it: recorded already where it records."""
+    if contender not in (GRAPHED, FASTNAS_GRAPHED):
+        return run
+    graphs = Graphs(CudaRecorder(device))
+
+    def replay() -> Any:
+        return graphs.call("run", run)
+
+    for _ in range(WARM_UP + 1):
+        replay()
+    if graphs.recorder is None:
+        raise UserError(f"{contender}: the call could not be recorded as a CUDA graph; the warning says why.")
+    return replay
+
+
 def describe(space: str, batch: int, options: Options) -> str:
     """A case in words: space, partial channels, channels, cells, images."""
     network = f"{space} k={SPACES[space]} C={options.channels} {options.layers} cells"
@@ -53,7 +87,7 @@ def build(space: str, contender: str, device: torch.device, channels: int, layer
         layers=layers,
         num_classes=CLASSES,
         partial_channels=SPACES[space],
-        backend="fused" if contender == FASTNAS else "reference",
+        backend="fused" if is_fused(contender) else "reference",
     )
     return in_format(network.to(device), contender)
 

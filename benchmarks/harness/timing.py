@@ -17,6 +17,8 @@ PLAIN = "plain torch"
 CHANNELS_LAST = "channels-last torch"
 COMPILED = "torch.compile"
 FASTNAS = "fastnas"
+GRAPHED = "CUDA-graphed torch"  # channels-last
+FASTNAS_GRAPHED = "CUDA-graphed fastnas"  # as a search runs it on a GPU
 
 
 @dataclass(frozen=True)

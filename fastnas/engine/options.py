@@ -106,6 +106,8 @@ class RunOptions:
     """Of every random decision."""
     deterministic: bool = False
     """Only algorithms that give the same bits every time, even where they are slower. On a CPU they do anyway."""
+    cuda_graphs: bool = True
+    """On CUDA, record the kernels of a weight step and of a population and launch them together."""
     threads: int | None = None
     """CPU threads; None for PyTorch's choice."""
     validate_every: int = 1

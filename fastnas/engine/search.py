@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastnas.data import Pipeline
 from fastnas.engine.checkpoint import random_state, save_checkpoint, set_random_state
+from fastnas.engine.cuda_graph import Graphs
 from fastnas.engine.interrupt import Interrupted, InterruptGuard
 from fastnas.engine.log import RunLog
 from fastnas.engine.options import WeightOptions
@@ -86,9 +87,11 @@ class Search:
         checkpoint: what to continue from; None begins.
         validate_every: epochs.
         stop_after: epochs of this call after which to stop; None for all.
+        cuda_graphs: record the kernels of weight steps and populations and launch them together, on CUDA.
 
     Attributes for strategies:
-        network, seed, epochs (planned), epoch and step (in progress, from 0), log, alpha_pipeline, weight_parameters.
+        network, seed, epochs (planned), epoch and step (in progress, from 0), log, alpha_pipeline, weight_parameters,
+        graphs (recordings; dropped at the beginning of each epoch and of its weight steps).
     """
 
     def __init__(
@@ -106,6 +109,7 @@ class Search:
         checkpoint: dict[str, Any] | None = None,
         validate_every: int = 1,
         stop_after: int | None = None,
+        cuda_graphs: bool = True,
     ) -> None:
         self.network = network
         self.strategy = strategy
@@ -122,6 +126,7 @@ class Search:
         self.epoch = 0
         self.step = 0
         self.device = next(network.parameters()).device
+        self.graphs = Graphs.on(self.device, cuda_graphs)
         self.weight_parameters = network.weight_parameters()
         self.optimizer = torch.optim.SGD(
             self.weight_parameters,
@@ -190,6 +195,7 @@ class Search:
 
     def _run_epoch(self) -> None:
         self.network.train()
+        self.graphs.forget()
         if not self._prepared:
             with self._timed("evolution"):
                 self.strategy.before_epoch(self)
@@ -197,6 +203,7 @@ class Search:
         rate = self.weights.rate(self.epoch)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self.graphs.forget()
         for images, labels in self._weight_batches():
             with self._timed("train"):
                 self.strategy.before_step(self)
@@ -244,17 +251,36 @@ class Search:
             yield batch
 
     def _weight_step(self, images: Tensor, labels: Tensor) -> None:  # [B, C, H, W], [B]
+        op_weights = self.strategy.op_weights(self)
+        if op_weights is None:
+            loss, logits, _ = self.graphs.call("weight step", self._update_weights, images, labels)
+        elif any(weights.requires_grad for weights in op_weights.values()):
+            # A graph would cut the gradient off from whatever they were computed from.
+            loss, logits, _ = self._update_weights(images, labels, *(op_weights[kind] for kind in CELL_KINDS))
+        else:
+            tables = (op_weights[kind] for kind in CELL_KINDS)  # [E, O] each
+            loss, logits, _ = self.graphs.call("weight step", self._update_weights, images, labels, *tables)
+        self._meter.add(loss, logits, labels)
+        interval = STEPS_BETWEEN_CHECKS.get(self.device.type, 1)
+        if (self.step + 1) % interval == 0 or self.step + 1 == len(self.weight_pipeline):
+            self._check_finite()
+
+    def _update_weights(
+        self, images: Tensor, labels: Tensor, *op_weights: Tensor
+    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
+        """One step of the optimizer; loss [] and logits [B, classes] before it, and all gradients.
+
+        A recording adds to the gradients that were there, of α above all; whoever keeps it has to keep them.
+        """
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self.network(images, self.strategy.op_weights(self))  # [B, classes]
+        weights = dict(zip(CELL_KINDS, op_weights, strict=True)) if op_weights else None
+        logits = self.network(images, weights)  # [B, classes]
         loss = F.cross_entropy(logits, labels)
         loss.backward()
         if self.weights.clip > 0:
             torch.nn.utils.clip_grad_norm_(self.strategy.clipped_parameters(self), self.weights.clip)
         self.optimizer.step()
-        self._meter.add(loss, logits, labels)
-        interval = STEPS_BETWEEN_CHECKS.get(self.device.type, 1)
-        if (self.step + 1) % interval == 0 or self.step + 1 == len(self.weight_pipeline):
-            self._check_finite()
+        return loss.detach(), logits.detach(), [parameter.grad for parameter in self.network.parameters()]
 
     def _check_finite(self) -> None:
         loss = self._meter.loss.item()

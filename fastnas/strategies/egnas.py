@@ -161,6 +161,7 @@ class EGNAS(Strategy):
                 "Lower the warm-up or raise the epochs."
             )
         self._network = search.network
+        self._graphs = search.graphs
         self._pipeline = search.alpha_pipeline(self.fitness_batch_size)
         if self.fitness_batches > len(self._pipeline):
             raise UserError(
@@ -309,8 +310,14 @@ class EGNAS(Strategy):
     @torch.no_grad()
     def _logits(self, images: Tensor, alphas: dict[str, Tensor]) -> Tensor:
         network = self._network
-        if self.rules.bn_mode != "train":
-            return network.population_logits(images, alphas, chunk=self.chunk, bn_mode=self.rules.bn_mode)
+        bn_mode = self.rules.bn_mode
+        if bn_mode != "train":
+
+            def evaluate(images: Tensor, *tables: Tensor) -> Tensor:
+                alphas = dict(zip(CELL_KINDS, tables, strict=True))
+                return network.population_logits(images, alphas, chunk=self.chunk, bn_mode=bn_mode)
+
+            return self._graphs.call("population", evaluate, images, *(alphas[kind] for kind in CELL_KINDS))
         weights = {kind: torch.softmax(alpha, -1) for kind, alpha in alphas.items()}  # [P, E, O]
         count = len(weights["normal"])
         was_training = network.training

@@ -13,10 +13,10 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import cell, population, search_epoch, supernet_step
-from benchmarks.harness import CHANNELS_LAST, COMPILED, FASTNAS, PLAIN, timing
+from benchmarks.harness import CHANNELS_LAST, COMPILED, FASTNAS, FASTNAS_GRAPHED, GRAPHED, PLAIN, timing
 from benchmarks.harness.ceilings import Ceilings
 from benchmarks.harness.memory import peak_memory
-from benchmarks.harness.networks import Options, work
+from benchmarks.harness.networks import Options, contenders, unrecorded, work
 
 CPU = torch.device("cpu")
 TINY = Options(batch=4, channels=4, layers=2, size=8, space="egnas", individuals=4, timed=2, images=20, memory=False)
@@ -177,3 +177,16 @@ def test_the_command_explains_what_it_cannot_do(arguments, message, capsys):
 def test_every_file_is_found_by_its_name():
     assert "mixed_sum" in command.operators()
     assert command.end_to_end() == ["cell", "population", "search_epoch", "supernet_step"]
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("benchmark", [supernet_step, population])
+def test_on_a_gpu_recorded_contenders_take_part(benchmark):
+    rows = benchmark.measure(torch.device("cuda"), 0.0, replace(TINY, layers=1))
+    assert {row.contender for row in rows} == {PLAIN, CHANNELS_LAST, FASTNAS, GRAPHED, FASTNAS_GRAPHED}
+
+
+def test_only_a_gpu_has_recorded_contenders():
+    assert contenders(CPU) == (PLAIN, CHANNELS_LAST, FASTNAS) == unrecorded(torch.device("cuda"))
+    assert contenders(torch.device("cuda")) == (PLAIN, CHANNELS_LAST, FASTNAS, GRAPHED, FASTNAS_GRAPHED)

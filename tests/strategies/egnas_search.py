@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import fastnas.data
 from fastnas.data import Pipeline
+from fastnas.engine.cuda_graph import Graphs
 from fastnas.engine.interrupt import Interrupted
 from fastnas.engine.search import Search
 from fastnas.nn import Supernet
@@ -73,6 +74,7 @@ class FakeSearch:
     def __init__(
         self, network: nn.Module, strategy: Strategy, epochs: int = 50, seed: int = 2, stop_at: int | None = None
     ) -> None:
+        self.graphs = Graphs(None)
         self.network = network
         self.strategy = strategy
         self.epochs = epochs
