@@ -63,15 +63,20 @@ struct Sums {
     return __any_sync(kFullMask, any);  // a warp has all channels of the block
   }
 
-  template <int W>
-  __device__ __forceinline__ void add(int64_t term, int r, const A (&values)[W]) const {
+  /// Adds `rows` rows from `first` on.
+  template <int W, int Rows>
+  __device__ __forceinline__ void add(int64_t term, int first, const A (&values)[Rows][W]) const {
+#pragma unroll 1
     for (int p = 0; p < individuals; ++p) {
-      A* const sum = of_strip + (p * kRows + r) * row;
+      A* const sum = of_strip + (p * kRows + first) * row;
       const auto scale = load<W>(scales + p * step + term);
-      auto total = load<W>(sum);
 #pragma unroll
-      for (int w = 0; w < W; ++w) total.values[w] += scale.values[w] * values[w];
-      store(sum, total);
+      for (int r = 0; r < Rows; ++r) {
+        auto total = load<W>(sum + r * row);
+#pragma unroll
+        for (int w = 0; w < W; ++w) total.values[w] += scale.values[w] * values[r][w];
+        store(sum + r * row, total);
+      }
     }
   }
 };
@@ -89,13 +94,13 @@ __device__ __forceinline__ void add_pools(const EdgeSum<T>& args, const T* state
   for (int r = 0; r < rows; ++r) {
     const int64_t centre_y = (y + r) * args.stride, centre_x = x * args.stride;
     const auto centre = load_wide<W>(state + (centre_y * args.width + centre_x) * args.x_stride);
-    if (identity) sums.add(first + 2 * args.channels, r, centre.values);
+    A total[1][W] = {}, most[1][W], own[1][W];
+#pragma unroll
+    for (int w = 0; w < W; ++w) own[0][w] = most[0][w] = centre.values[w];
+    if (identity) sums.add(first + 2 * args.channels, r, own);
     if (!average && !maximum) continue;
-    A total[W] = {}, most[W];
     int count = 0;
-#pragma unroll
-    for (int w = 0; w < W; ++w) most[w] = centre.values[w];
-#pragma unroll
+#pragma unroll 3
     for (int tap = 0; tap < 9; ++tap) {
       const int64_t row = centre_y + tap / 3 - 1, column = centre_x + tap % 3 - 1;
       if (row < 0 || row >= args.height || column < 0 || column >= args.width) continue;
@@ -103,12 +108,13 @@ __device__ __forceinline__ void add_pools(const EdgeSum<T>& args, const T* state
       ++count;
 #pragma unroll
       for (int w = 0; w < W; ++w) {
-        total[w] += value.values[w];
-        if (value.values[w] > most[w] || value.values[w] != value.values[w]) most[w] = value.values[w];  // NaN wins
+        total[0][w] += value.values[w];
+        if (value.values[w] > most[0][w] || value.values[w] != value.values[w])
+          most[0][w] = value.values[w];  // NaN wins
       }
     }
 #pragma unroll
-    for (int w = 0; w < W; ++w) total[w] /= A(count);
+    for (int w = 0; w < W; ++w) total[0][w] /= A(count);
     if (average) sums.add(first, r, total);
     if (maximum) sums.add(first + args.channels, r, most);
   }
@@ -139,7 +145,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     const int64_t individual = args.shared ? int64_t(blockIdx.z) / geometry.channel_blocks * geometry.individuals
                                            : at.image / (args.images / args.individuals);
     __syncthreads();  // the tile before is done with
-    fill_tile<W>(state, geometry.in_rows, tiling.in_columns, channels, at.top * args.stride - tiling.padding,
+    fill_tile<W>(state, geometry.in_rows, tiling.in_columns, channels, channels, at.top * args.stride - tiling.padding,
                  at.left * args.stride - tiling.padding, args.height, args.width, lanes,
                  [&](int64_t y, int64_t in_x, int channel) {
                    auto value = load_wide<W>(x + (y * args.width + in_x) * args.x_stride + channel);
@@ -196,8 +202,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
               A y[kRows][W];
               pointwise(exchanged + strip * channels, int64_t(at_once) * channels, matrix + i, channels, y);
               if (last) {
-#pragma unroll
-                for (int r = 0; r < kRows; ++r) sums.add(int64_t(j) * channels, r, y[r]);
+                sums.add(int64_t(j) * channels, 0, y);
                 continue;
               }
               const auto a = load<W>(args.inner_scales + affine + i), b = load<W>(args.inner_offsets + affine + i);

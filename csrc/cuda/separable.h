@@ -134,18 +134,18 @@ inline int64_t scratch_blocks(int64_t tiles, int64_t others, int64_t bytes) {
   return most < 1 ? 1 : most < tiles ? most : tiles;
 }
 
-/// Fills `rows` × `columns` pixels of `channels` values with value(y, x, c), and zeros outside of the image. (top,
-/// left): the image's pixel that comes first.
+/// Fills `channels` values of rows × columns pixels, `pixel` values apart, with value(y, x, c), zeros outside of the
+/// image. (top, left): the image's pixel that comes first.
 template <int W, typename A, typename Value>
-__device__ __forceinline__ void fill_tile(A* tile, int rows, int columns, int channels, int64_t top, int64_t left,
-                                          int64_t height, int64_t width, int lanes, const Value& value) {
+__device__ __forceinline__ void fill_tile(A* tile, int rows, int columns, int pixel, int channels, int64_t top,
+                                          int64_t left, int64_t height, int64_t width, int lanes, const Value& value) {
   for (int p = threadIdx.x / lanes; p < rows * columns; p += blockDim.x / lanes) {
     const int64_t y = top + p / columns, x = left + p % columns;
     const bool inside = y >= 0 && y < height && x >= 0 && x < width;
     for (int c = threadIdx.x % lanes * W; c < channels; c += lanes * W) {
       Vec<A, W> v = {};
       if (inside) v = value(y, x, c);
-      store(tile + int64_t(p) * channels + c, v);
+      store(tile + int64_t(p) * pixel + c, v);
     }
   }
 }

@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     const int rows = rows_in_image(tiling, at, strip, strips);
     const int of_warp = sum_over_strips(rows, lanes);
     __syncthreads();  // the tile before is done with
-    fill_input<W>(args, args.shared ? 0 : first, tiling, at, 0, channels, x);
+    fill_input<W>(args, args.shared ? 0 : first, tiling, at, 0, channels, channels, x);
     if (threadIdx.x % kWarp == 0) counts[warp] = of_warp;
     __syncthreads();
     const int64_t pixel = (at.image * args.out_height + at.top + row) * args.out_width + at.left + column;

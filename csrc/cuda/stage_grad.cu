@@ -153,14 +153,14 @@ struct Tiles {
 
 /// Column kx of the gradient of the taps, over every kSplits-th set of strips. K = 0: any geometry.
 template <int K, int D, int S, int W, typename A>
-__device__ __forceinline__ void taps_job(const Tiles<A>& tiles, const Geometry& geometry, const Place& at, int kernel,
-                                         int dilation, int kx, int split, A* target, bool begin) {
+__device__ __forceinline__ void taps_job(const Tiles<A>& tiles, const Geometry& geometry, const Place& at, int width,
+                                         int kernel, int dilation, int kx, int split, A* target, bool begin) {
   const Tiling& tiling = geometry.tiling;
   const int lanes = tiling.lanes, inner = geometry.inner, strips = tiling.strips;
   const int lane = threadIdx.x % lanes, sets = kWarp / lanes;
   const int inset = tiling.padding - padding_of(kernel, dilation);
   const int line = tiling.in_columns * inner, grad_line = geometry.grad_columns * inner;
-  const bool wanted = lane * W < inner;
+  const bool wanted = lane * W < width;
   constexpr int kTaps = K ? K : 1;
   for (int ky = 0; ky < (K ? 1 : kernel); ++ky) {
     A sum[kTaps][W] = {};
@@ -274,7 +274,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     const int rows = rows_in_image(tiling, at, strip, strips);
     A sum[kRows][W] = {};  // gradient of the input
     __syncthreads();       // the tile before is done with
-    fill_input<W>(args, input, tiling, at, first, width, x);
+    fill_input<W>(args, input, tiling, at, first, width, inner, x);
     for (int j = input; j < last; ++j) {
       const int kernel = static_cast<int>(args.kernel[j]), dilation = static_cast<int>(args.dilation[j]);
       const int padding = padding_of(kernel, dilation), inset = tiling.padding - padding;
@@ -320,13 +320,13 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
         if constexpr (Shared) {
           done = for_usual(kernel, dilation, [&]<int K, int D>() {
             if (tiling.stride == 1) {
-              taps_job<K, D, 1, W>(tiles, geometry, at, kernel, dilation, kx, split, target, begin);
+              taps_job<K, D, 1, W>(tiles, geometry, at, width, kernel, dilation, kx, split, target, begin);
             } else {
-              taps_job<K, D, 2, W>(tiles, geometry, at, kernel, dilation, kx, split, target, begin);
+              taps_job<K, D, 2, W>(tiles, geometry, at, width, kernel, dilation, kx, split, target, begin);
             }
           });
         }
-        if (!done) taps_job<0, 0, 0, W>(tiles, geometry, at, kernel, dilation, kx, split, target, begin);
+        if (!done) taps_job<0, 0, 0, W>(tiles, geometry, at, width, kernel, dilation, kx, split, target, begin);
       }
     }
 
@@ -426,20 +426,14 @@ struct Plan {
       wide = wide && wide_at(grads.grad[j], grads.grad_stride[j]);
       wide = wide && (!grads.coefficients || wide_at(grads.y[j], grads.y_stride[j]));
     }
-    const int vector = wide ? kWide<T> : 1, stride = static_cast<int>(args.stride);
-    const int64_t vectors = args.channels / vector;
     weights = weights_of(args, false);
-    Tiling& tiling = geometry.tiling;
-    tiling = tiling_of(args.count, args.out_height, args.out_width, vectors, stride, most_padding(args), kBlockThreads,
-                       stride * stride);
-    geometry.channels = static_cast<int>(args.channels);
-    geometry.inner = tiling.lanes * vector < geometry.channels ? tiling.lanes * vector : geometry.channels;
-    geometry.halo = (tiling.padding + stride - 1) / stride;
-    geometry.pair_lanes = power_of_two(vectors * (geometry.inner / vector), kWarp);
-    geometry.most_taps = weights.most_taps;
-    geometry.finish();
-    const int64_t bytes = geometry.values * static_cast<int64_t>(sizeof(A));
+    int64_t bytes = lay_out(wide ? kWide<T> : 1);
+    if (wide && bytes > kMaxSharedBytes) {  // of single channels a block has fewer, and there are more blocks
+      wide = false;
+      bytes = lay_out(1);
+    }
     shared = bytes <= kMaxSharedBytes;
+    const Tiling& tiling = geometry.tiling;
     const int64_t others = args.inputs() * ceil_div(args.channels, geometry.inner), tiles = tiling.tiles;
     const int64_t row_bytes = kSplits * args.stages * geometry.row * static_cast<int64_t>(sizeof(A));
     int64_t parts = kMostParts / others;
@@ -451,6 +445,22 @@ struct Plan {
     prepared = ceil_div(weights.stages * weights.each() * static_cast<int64_t>(sizeof(A)), 16) * 16;
     scratch = shared ? 0 : parts * others * bytes;
     partial = parts * row_bytes;
+  }
+
+  /// Bytes of a block whose threads take `vector` channels at a time.
+  int64_t lay_out(int vector) {
+    const int64_t vectors = args.channels / vector;
+    const int stride = static_cast<int>(args.stride);
+    Tiling& tiling = geometry.tiling;
+    tiling = tiling_of(args.count, args.out_height, args.out_width, vectors, stride, most_padding(args), kBlockThreads,
+                       stride * stride);
+    geometry.channels = static_cast<int>(args.channels);
+    geometry.inner = tiling.lanes * vector < geometry.channels ? tiling.lanes * vector : geometry.channels;
+    geometry.halo = (tiling.padding + stride - 1) / stride;
+    geometry.pair_lanes = power_of_two(vectors * (geometry.inner / vector), kWarp);
+    geometry.most_taps = weights.most_taps;
+    geometry.finish();
+    return geometry.values * static_cast<int64_t>(sizeof(A));
   }
 };
 
@@ -478,11 +488,7 @@ void stage_grad(const Stage<T>& args, const StageGrads<T>& grads, void* workspac
       launch("stage_grad", kernel, plan.grid, geometry.tiling.threads, plan.shared ? geometry.values * sizeof(A) : 0,
              stream, plan.args, grads, geometry, prepared, scratch, partial, sums != nullptr);
     };
-    if (plan.wide) {
-      run(plan.shared ? grad_kernel<T, kWide<T>, true> : grad_kernel<T, kWide<T>, false>);
-    } else {
-      run(plan.shared ? grad_kernel<T, 1, true> : grad_kernel<T, 1, false>);
-    }
+    run(plan.wide ? grad_kernel<T, kWide<T>, true> : plan.shared ? grad_kernel<T, 1, true> : grad_kernel<T, 1, false>);
   }
   const int64_t blocks = ceil_div(geometry.row, kWarp);
   launch("stage_grad_merge", merge_kernel<T>, dim3(static_cast<unsigned>(blocks < 4096 ? blocks : 4096), args.stages),

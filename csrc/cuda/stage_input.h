@@ -7,10 +7,11 @@
 namespace fastnas::cuda {
 namespace {
 
-/// Normalised and rectified values of `channels` channels of an input, from `first` on, into the tile at `at`.
+/// Normalised and rectified values of `channels` channels of an input, from `first` on, into the tile at `at`, whose
+/// pixels are `pixel` values apart.
 template <int W, typename T>
 __device__ __forceinline__ void fill_input(const Stage<T>& args, int input, const Tiling& tiling, const Place& at,
-                                           int first, int channels, accumulate_t<T>* tile) {
+                                           int first, int channels, int pixel, accumulate_t<T>* tile) {
   using A = accumulate_t<T>;
   const int64_t stride = args.x_stride[input];
   const T* const x = args.x[input] + at.image * args.height * args.width * stride + first;
@@ -18,7 +19,7 @@ __device__ __forceinline__ void fill_input(const Stage<T>& args, int input, cons
   const int64_t statistics = (input * args.individuals + individual) * args.channels + first;
   const A* const mean = args.mean ? args.mean + statistics : nullptr;
   const A* const rstd = args.mean ? args.rstd + statistics : nullptr;
-  fill_tile<W>(tile, tiling.in_rows, tiling.in_columns, channels, at.top * args.stride - tiling.padding,
+  fill_tile<W>(tile, tiling.in_rows, tiling.in_columns, pixel, channels, at.top * args.stride - tiling.padding,
                at.left * args.stride - tiling.padding, args.height, args.width, tiling.lanes,
                [&](int64_t row, int64_t column, int c) {
                  auto value = load_wide<W>(x + (row * args.width + column) * stride + c);

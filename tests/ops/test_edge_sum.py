@@ -142,6 +142,13 @@ def test_candidates(candidates: list[Any], stride: int) -> None:
     check(case(candidates=candidates, stride=stride))
 
 
+@pytest.mark.parametrize("channels", [136, 135])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_many_channels(channels: int, stride: int) -> None:
+    """More than a warp has lanes for, and more than fits into shared memory."""
+    check(case(1, 2, 1, channels, (9, 6), stride, candidates=OTHERS, dtype=torch.float32))
+
+
 @pytest.mark.parametrize("wide", [0, 12, 13])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_first_channels_of_a_wider_state(dtype: torch.dtype, wide: int) -> None:

@@ -117,6 +117,13 @@ def test_sizes_of_a_supernet(case):
     check(make(case))
 
 
+@pytest.mark.parametrize("channels", [136, 135, 40])
+def test_many_channels_of_a_large_window(channels):
+    """More than a warp has lanes for, and more than fits into shared memory."""
+    check(make(Case(((3, 1), (5, 2), (7, 3)), channels, 2, 9, 6)))
+    check(make(Case(((5, 2),), channels, 1, 5, 9, stride=2, raw=True)))
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     kinds=st.lists(st.tuples(st.sampled_from([1, 3, 5, 7]), st.integers(1, 4)), min_size=1, max_size=9),
