@@ -152,32 +152,53 @@ class Call {
   Tensors depthwise_, pointwise_;
 };
 
-Tensors forward_cpu(const Tensor& x, Tensors depthwise, Tensors pointwise, std::vector<int64_t> depths,
-                    std::vector<int64_t> dilations, const Tensor& inner_scales, const Tensor& inner_offsets,
-                    const Tensor& scales, const Tensor& offsets, int64_t stride, bool shared) {
-  const Call call(x, depthwise, pointwise, depths, dilations, inner_scales, inner_offsets, scales, offsets, stride,
-                  shared);
+template <typename Run>
+Tensors forward(const Call& call, const Run& run) {
   Tensors results;
   for (int64_t e = 0; e < call.edges; ++e) {
     results.push_back(empty(call.x(), call.output(), Order::channels_last, call.dtype));
   }
   if (results[0].numel() == 0) return results;
-  THO_DISPATCH_V2(
-      call.dtype, kOp, AT_WRAP([&] {
-        EdgeSum<scalar_t> args = call.arguments<scalar_t>();
-        for (int e = 0; e < args.edges; ++e) args.result[e] = results[e].mutable_data_ptr<scalar_t>();
-        const int64_t bytes = FASTNAS_CPU_CALL(edge_sum_prepared_bytes, args);
-        const Tensor block = empty(call.x(), {bytes / 4 + 16}, Order::row_major, ScalarType::Float);
-        void* const prepared = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(block.data_ptr()) + 63) / 64 * 64);
-        FASTNAS_CPU_CALL(edge_sum_prepare, args, prepared);
-        const int64_t blocks = FASTNAS_CPU_CALL(edge_sum_blocks, args);
-        torch::stable::parallel_for(0, blocks, grain(call.x(), call.edges), [&](int64_t first, int64_t last) {
-          FASTNAS_CPU_CALL(edge_sum_forward, args, prepared, first, last);
-        });
-      }),
-      FASTNAS_FLOATING_TYPES);
+  THO_DISPATCH_V2(call.dtype, kOp, AT_WRAP([&] {
+                    EdgeSum<scalar_t> args = call.arguments<scalar_t>();
+                    for (int e = 0; e < args.edges; ++e) args.result[e] = results[e].mutable_data_ptr<scalar_t>();
+                    run(args);
+                  }),
+                  FASTNAS_FLOATING_TYPES);
   return results;
 }
+
+Tensors forward_cpu(const Tensor& x, Tensors depthwise, Tensors pointwise, std::vector<int64_t> depths,
+                    std::vector<int64_t> dilations, const Tensor& inner_scales, const Tensor& inner_offsets,
+                    const Tensor& scales, const Tensor& offsets, int64_t stride, bool shared) {
+  const Call call(x, depthwise, pointwise, depths, dilations, inner_scales, inner_offsets, scales, offsets, stride,
+                  shared);
+  return forward(call, [&](const auto& args) {
+    const int64_t bytes = FASTNAS_CPU_CALL(edge_sum_prepared_bytes, args);
+    const Tensor block = empty(call.x(), {bytes / 4 + 16}, Order::row_major, ScalarType::Float);
+    void* const prepared = reinterpret_cast<void*>((reinterpret_cast<uintptr_t>(block.data_ptr()) + 63) / 64 * 64);
+    FASTNAS_CPU_CALL(edge_sum_prepare, args, prepared);
+    const int64_t blocks = FASTNAS_CPU_CALL(edge_sum_blocks, args);
+    torch::stable::parallel_for(0, blocks, grain(call.x(), call.edges), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(edge_sum_forward, args, prepared, first, last);
+    });
+  });
+}
+
+#ifdef FASTNAS_CUDA
+Tensors forward_cuda(const Tensor& x, Tensors depthwise, Tensors pointwise, std::vector<int64_t> depths,
+                     std::vector<int64_t> dilations, const Tensor& inner_scales, const Tensor& inner_offsets,
+                     const Tensor& scales, const Tensor& offsets, int64_t stride, bool shared) {
+  const DeviceScope device(x);
+  const Call call(x, depthwise, pointwise, depths, dilations, inner_scales, inner_offsets, scales, offsets, stride,
+                  shared);
+  return forward(call, [&](const auto& args) {
+    const int64_t bytes = cuda::edge_sum_workspace(args);
+    const Tensor space = empty(call.x(), {(bytes + 3) / 4}, Order::row_major, ScalarType::Float);
+    cuda::edge_sum(args, space.data_ptr(), device.stream());
+  });
+}
+#endif
 
 }  // namespace
 }  // namespace fastnas
@@ -189,3 +210,7 @@ FASTNAS_OPERATORS(m) {
 }
 
 FASTNAS_OPERATORS_CPU(m) { m.impl("edge_sum", TORCH_BOX(&fastnas::forward_cpu)); }
+
+#ifdef FASTNAS_CUDA
+FASTNAS_OPERATORS_CUDA(m) { m.impl("edge_sum", TORCH_BOX(&fastnas::forward_cuda)); }
+#endif

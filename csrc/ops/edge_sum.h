@@ -11,6 +11,8 @@
 #include "cpu/isa.h"
 #include "ops/accumulate.h"
 
+struct CUstream_st;
+
 namespace fastnas {
 
 /// Bound the tables that kernels take.
@@ -55,3 +57,18 @@ FASTNAS_CPU_VARIANTS(template <typename T> int64_t edge_sum_blocks(const EdgeSum
                      // Blocks first..last. A term whose scale is zero on all edges of a block is not computed.
                      template <typename T>
                      void edge_sum_forward(const EdgeSum<T>& args, const void* prepared, int64_t first, int64_t last);)
+
+namespace fastnas::cuda {
+
+// All pointers, the tables' too, are device memory; errors of a launch throw std::runtime_error.
+
+/// Bytes that edge_sum wants for itself.
+template <typename T>
+int64_t edge_sum_workspace(const EdgeSum<T>& args);
+
+/// A term whose scales are zero for all individuals that a block serves is not computed. workspace: at a boundary
+/// of 16.
+template <typename T>
+void edge_sum(const EdgeSum<T>& args, void* workspace, CUstream_st* stream);
+
+}  // namespace fastnas::cuda

@@ -1,7 +1,10 @@
 #include "ops/stage.h"
 
+#include <algorithm>
+#include <cstring>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 
 #include "ops/backend.h"
 #include "ops/layout.h"
@@ -54,10 +57,14 @@ class Call {
   int64_t channels;
   ScalarType dtype;
 
+  void check_device(const char* name, const Tensor& t) const {
+    STD_TORCH_CHECK(t.device() == inputs_[0].device(), op_, ": ", name, " is on another device than the inputs");
+  }
   int64_t stages() const { return static_cast<int64_t>(depthwise_.size()); }
   const Tensor& input() const { return inputs_[0]; }
   Sizes output() const { return output_sizes(inputs_[0], channels, stride_); }
   const Tensors& inputs() const { return inputs_; }
+  Sizes depthwise_sizes(int64_t stage) const { return sizes_of(depthwise_[stage]); }
   bool normalized() const { return mean_.has_value(); }
 
   template <typename T>
@@ -138,6 +145,7 @@ class Call {
     STD_TORCH_CHECK(fits && t.scalar_type() == accumulate_dtype(dtype), op_, ": ", name, " has shape ", shape_of(t),
                     ", expected [", inputs, ", ", individuals_, ", ", channels, "] in ",
                     accumulate_dtype(dtype) == ScalarType::Double ? "float64" : "float32");
+    check_device(name, t);
     return stored(t, Order::row_major);
   }
 
@@ -163,47 +171,57 @@ A* aligned(const Tensor& t) {
   return reinterpret_cast<A*>((reinterpret_cast<uintptr_t>(t.data_ptr()) + 63) / 64 * 64);
 }
 
-// `normalized` says what mean and rstd are, which only the gradient depends on (fastnas/ops/stage.py).
-std::tuple<Tensors, Tensor, Tensor> forward_cpu(Tensors inputs, std::optional<Tensor> mean, std::optional<Tensor> rstd,
-                                                Tensors depthwise, Tensors pointwise, std::vector<int64_t> dilations,
-                                                int64_t stride, int64_t individuals, bool statistics,
-                                                bool /*normalized*/) {
-  const Call call(kForward, inputs, mean, rstd, depthwise, pointwise, dilations, stride, individuals);
+// --- forward ---------------------------------------------------------------------------------------------------------
+
+template <typename Run>
+std::tuple<Tensors, Tensor, Tensor> forward(const Call& call, int64_t individuals, bool statistics, const Run& run) {
   Tensors outputs;
   for (int64_t j = 0; j < call.stages(); ++j) {
     outputs.push_back(empty(call.input(), call.output(), Order::channels_last, call.dtype));
   }
   const Sizes shape = statistics ? Sizes{call.stages(), individuals, call.channels} : Sizes{0};
   const ScalarType type = accumulate_dtype(call.dtype);
-  Tensor out_mean = empty(call.input(), shape, Order::row_major, type);
-  Tensor out_variance = empty(call.input(), shape, Order::row_major, type);
+  Tensor mean = empty(call.input(), shape, Order::row_major, type);
+  Tensor variance = empty(call.input(), shape, Order::row_major, type);
   THO_DISPATCH_V2(call.dtype, kForward, AT_WRAP([&] {
-                    const Stage<scalar_t> args = call.arguments<scalar_t>();
+                    using A = accumulate_t<scalar_t>;
                     StageOutputs<scalar_t> out{};
                     for (size_t j = 0; j < outputs.size(); ++j) out.y[j] = outputs[j].mutable_data_ptr<scalar_t>();
-                    const Tensor prepared = bytes(call, FASTNAS_CPU_CALL(stage_prepared_bytes, args));
-                    const StageWork work = FASTNAS_CPU_CALL(stage_work, args);
-                    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
-                      FASTNAS_CPU_CALL(stage_prepare, args, aligned<void>(prepared), first, last);
-                    });
-                    const Sizes entries{statistics ? args.count * args.stages * 2 * args.channels : 0};
-                    Tensor table = empty(call.input(), entries, Order::row_major, ScalarType::Double);
-                    double* moments = statistics ? table.mutable_data_ptr<double>() : nullptr;
-                    const int64_t items = args.height * args.width == 0 ? 0 : work.forward;
-                    torch::stable::parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
-                      FASTNAS_CPU_CALL(stage_forward, args, aligned<void>(prepared), out, moments, first, last);
-                    });
-                    if (statistics) {
-                      using A = accumulate_t<scalar_t>;
-                      if (items == 0) std::fill(moments, moments + entries[0], 0.0);
-                      merge_statistics<A>(moments, individuals, args.count / individuals, args.stages, args.channels,
-                                          args.out_height * args.out_width, out_mean.mutable_data_ptr<A>(),
-                                          out_variance.mutable_data_ptr<A>());
-                    }
+                    run(call.arguments<scalar_t>(), out, statistics ? mean.mutable_data_ptr<A>() : nullptr,
+                        statistics ? variance.mutable_data_ptr<A>() : nullptr);
                   }),
                   FASTNAS_FLOATING_TYPES);
-  return {outputs, out_mean, out_variance};
+  return {outputs, mean, variance};
 }
+
+// `normalized` says what mean and rstd are, which only the gradient depends on (fastnas/ops/stage.py).
+std::tuple<Tensors, Tensor, Tensor> forward_cpu(Tensors inputs, std::optional<Tensor> mean, std::optional<Tensor> rstd,
+                                                Tensors depthwise, Tensors pointwise, std::vector<int64_t> dilations,
+                                                int64_t stride, int64_t individuals, bool statistics,
+                                                bool /*normalized*/) {
+  const Call call(kForward, inputs, mean, rstd, depthwise, pointwise, dilations, stride, individuals);
+  return forward(call, individuals, statistics, [&](const auto& args, const auto& out, auto* mean, auto* variance) {
+    const Tensor prepared = bytes(call, FASTNAS_CPU_CALL(stage_prepared_bytes, args));
+    const StageWork work = FASTNAS_CPU_CALL(stage_work, args);
+    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(stage_prepare, args, aligned<void>(prepared), first, last);
+    });
+    const Sizes entries{statistics ? args.count * args.stages * 2 * args.channels : 0};
+    Tensor table = empty(call.input(), entries, Order::row_major, ScalarType::Double);
+    double* moments = statistics ? table.mutable_data_ptr<double>() : nullptr;
+    const int64_t items = args.height * args.width == 0 ? 0 : work.forward;
+    torch::stable::parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(stage_forward, args, aligned<void>(prepared), out, moments, first, last);
+    });
+    if (statistics) {
+      if (items == 0) std::fill(moments, moments + entries[0], 0.0);
+      merge_statistics(moments, individuals, args.count / individuals, args.stages, args.channels,
+                       args.out_height * args.out_width, mean, variance);
+    }
+  });
+}
+
+// --- gradient --------------------------------------------------------------------------------------------------------
 
 // Checks one tensor per stage of the outputs' size; keeps what the pointers point to.
 Tensors as_outputs(const Call& call, const char* name, const Tensors& tensors) {
@@ -213,17 +231,17 @@ Tensors as_outputs(const Call& call, const char* name, const Tensors& tensors) {
   for (size_t j = 0; j < tensors.size(); ++j) {
     STD_TORCH_CHECK(sizes_of(tensors[j]) == call.output() && tensors[j].scalar_type() == call.dtype, kBackward, ": ",
                     name, "[", j, "] has shape ", shape_of(tensors[j]), ", which is not shape and dtype of an output");
+    call.check_device(name, tensors[j]);
     result.push_back(pixels(tensors[j]));
   }
   return result;
 }
 
-std::tuple<Tensors, Tensors, Tensors, Tensor> grad_cpu(Tensors grads, Tensors outputs,
-                                                       std::optional<Tensor> coefficients, Tensors inputs,
-                                                       std::optional<Tensor> mean, std::optional<Tensor> rstd,
-                                                       Tensors depthwise, Tensors pointwise,
-                                                       std::vector<int64_t> dilations, int64_t stride) {
-  const Call call(kBackward, inputs, mean, rstd, depthwise, pointwise, dilations, stride, 1);
+using Gradients = std::tuple<Tensors, Tensors, Tensors, Tensor>;
+
+template <typename Run>
+Gradients gradient(const Call& call, const Tensors& grads, const Tensors& outputs,
+                   const std::optional<Tensor>& coefficients, const Run& run) {
   const ScalarType type = accumulate_dtype(call.dtype);
   const Tensors g = as_outputs(call, "grads", grads);
   Tensors y;
@@ -234,6 +252,7 @@ std::tuple<Tensors, Tensors, Tensors, Tensor> grad_cpu(Tensors grads, Tensors ou
         sizes_of(*coefficients) == (Sizes{call.stages(), 4, call.channels}) && coefficients->scalar_type() == type,
         kBackward, ": coefficients has shape ", shape_of(*coefficients), ", expected [", call.stages(), ", 4, ",
         call.channels, "]");
+    call.check_device("coefficients", *coefficients);
     corrections = stored(*coefficients, Order::row_major);
   }
   Tensors grad_inputs, grad_depthwise, grad_pointwise;
@@ -241,15 +260,14 @@ std::tuple<Tensors, Tensors, Tensors, Tensor> grad_cpu(Tensors grads, Tensors ou
     grad_inputs.push_back(empty(x, sizes_of(x), Order::channels_last, call.dtype));
   }
   for (int64_t j = 0; j < call.stages(); ++j) {
-    grad_depthwise.push_back(empty(call.input(), sizes_of(depthwise[j]), Order::row_major, type));
-    grad_pointwise.push_back(empty(call.input(), sizes_of(pointwise[j]), Order::row_major, type));
+    grad_depthwise.push_back(empty(call.input(), call.depthwise_sizes(j), Order::row_major, type));
+    grad_pointwise.push_back(empty(call.input(), {call.channels, call.channels, 1, 1}, Order::row_major, type));
   }
-  const int64_t inputs_count = static_cast<int64_t>(inputs.size());
+  const int64_t inputs = static_cast<int64_t>(call.inputs().size());
   Tensor sums =
-      empty(call.input(), call.normalized() ? Sizes{inputs_count, 2, call.channels} : Sizes{0}, Order::row_major, type);
+      empty(call.input(), call.normalized() ? Sizes{inputs, 2, call.channels} : Sizes{0}, Order::row_major, type);
   THO_DISPATCH_V2(call.dtype, kBackward, AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
-                    const Stage<scalar_t> args = call.arguments<scalar_t>();
                     StageGrads<scalar_t> all{};
                     for (size_t j = 0; j < g.size(); ++j) {
                       all.grad[j] = g[j].const_data_ptr<scalar_t>();
@@ -260,38 +278,78 @@ std::tuple<Tensors, Tensors, Tensors, Tensor> grad_cpu(Tensors grads, Tensors ou
                       all.grad_pointwise[j] = grad_pointwise[j].mutable_data_ptr<A>();
                     }
                     all.coefficients = corrections ? corrections->const_data_ptr<A>() : nullptr;
-                    for (size_t i = 0; i < grad_inputs.size(); ++i)
+                    for (size_t i = 0; i < grad_inputs.size(); ++i) {
                       all.grad_x[i] = grad_inputs[i].mutable_data_ptr<scalar_t>();
-                    const Tensor prepared = bytes(call, FASTNAS_CPU_CALL(stage_prepared_bytes, args));
-                    const StageWork work = FASTNAS_CPU_CALL(stage_work, args);
-                    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
-                      FASTNAS_CPU_CALL(stage_prepare, args, aligned<void>(prepared), first, last);
-                    });
-                    const bool any = args.height * args.width > 0;
-                    const int64_t items = any ? work.gradient : 0;
-                    const int64_t partial_bytes = FASTNAS_CPU_CALL(stage_partial_bytes, args);
-                    Tensor partial = bytes(call, partial_bytes);
-                    if (!any) std::memset(aligned<void>(partial), 0, partial_bytes);
-                    const int64_t entries = inputs_count * 2 * call.channels;
-                    Tensor table = empty(call.input(), {call.normalized() ? args.count * entries : 0}, Order::row_major,
-                                         ScalarType::Double);
-                    double* per_image = call.normalized() ? table.mutable_data_ptr<double>() : nullptr;
-                    torch::stable::parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
-                      FASTNAS_CPU_CALL(stage_grad, args, aligned<void>(prepared), all, aligned<void>(partial),
-                                       per_image, first, last);
-                    });
-                    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
-                      FASTNAS_CPU_CALL(stage_grad_merge, args, all, aligned<void>(partial), first, last);
-                    });
-                    for (int64_t e = 0; call.normalized() && e < entries; ++e) {
-                      double sum = 0;
-                      for (int64_t n = 0; any && n < args.count; ++n) sum += per_image[n * entries + e];
-                      sums.mutable_data_ptr<A>()[e] = A(sum);
                     }
+                    run(call.arguments<scalar_t>(), all, call.normalized() ? sums.mutable_data_ptr<A>() : nullptr);
                   }),
                   FASTNAS_FLOATING_TYPES);
   return {grad_inputs, grad_depthwise, grad_pointwise, sums};
 }
+
+Gradients grad_cpu(Tensors grads, Tensors outputs, std::optional<Tensor> coefficients, Tensors inputs,
+                   std::optional<Tensor> mean, std::optional<Tensor> rstd, Tensors depthwise, Tensors pointwise,
+                   std::vector<int64_t> dilations, int64_t stride) {
+  const Call call(kBackward, inputs, mean, rstd, depthwise, pointwise, dilations, stride, 1);
+  return gradient(call, grads, outputs, coefficients, [&](const auto& args, const auto& all, auto* sums) {
+    using A = std::remove_cvref_t<decltype(*sums)>;
+    const Tensor prepared = bytes(call, FASTNAS_CPU_CALL(stage_prepared_bytes, args));
+    const StageWork work = FASTNAS_CPU_CALL(stage_work, args);
+    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(stage_prepare, args, aligned<void>(prepared), first, last);
+    });
+    const bool any = args.height * args.width > 0;
+    const int64_t items = any ? work.gradient : 0;
+    const int64_t partial_bytes = FASTNAS_CPU_CALL(stage_partial_bytes, args);
+    Tensor partial = bytes(call, partial_bytes);
+    if (!any) std::memset(aligned<void>(partial), 0, partial_bytes);
+    const int64_t entries = args.inputs() * 2 * args.channels;
+    Tensor table = empty(call.input(), {sums ? args.count * entries : 0}, Order::row_major, ScalarType::Double);
+    double* per_image = sums ? table.mutable_data_ptr<double>() : nullptr;
+    torch::stable::parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(stage_grad, args, aligned<void>(prepared), all, aligned<void>(partial), per_image, first, last);
+    });
+    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(stage_grad_merge, args, all, aligned<void>(partial), first, last);
+    });
+    for (int64_t e = 0; sums && e < entries; ++e) {
+      double sum = 0;
+      for (int64_t n = 0; any && n < args.count; ++n) sum += per_image[n * entries + e];
+      sums[e] = A(sum);
+    }
+  });
+}
+
+// --- CUDA ------------------------------------------------------------------------------------------------------------
+
+#ifdef FASTNAS_CUDA
+Tensor workspace(const Call& call, int64_t count) {
+  return empty(call.input(), {(count + 3) / 4}, Order::row_major, ScalarType::Float);
+}
+
+std::tuple<Tensors, Tensor, Tensor> forward_cuda(Tensors inputs, std::optional<Tensor> mean, std::optional<Tensor> rstd,
+                                                 Tensors depthwise, Tensors pointwise, std::vector<int64_t> dilations,
+                                                 int64_t stride, int64_t individuals, bool statistics,
+                                                 bool /*normalized*/) {
+  const Call call(kForward, inputs, mean, rstd, depthwise, pointwise, dilations, stride, individuals);
+  const DeviceScope device(call.input());
+  return forward(call, individuals, statistics, [&](const auto& args, const auto& out, auto* mean, auto* variance) {
+    const Tensor space = workspace(call, cuda::stage_forward_workspace(args, statistics));
+    cuda::stage_forward(args, out, space.data_ptr(), mean, variance, device.stream());
+  });
+}
+
+Gradients grad_cuda(Tensors grads, Tensors outputs, std::optional<Tensor> coefficients, Tensors inputs,
+                    std::optional<Tensor> mean, std::optional<Tensor> rstd, Tensors depthwise, Tensors pointwise,
+                    std::vector<int64_t> dilations, int64_t stride) {
+  const Call call(kBackward, inputs, mean, rstd, depthwise, pointwise, dilations, stride, 1);
+  const DeviceScope device(call.input());
+  return gradient(call, grads, outputs, coefficients, [&](const auto& args, const auto& all, auto* sums) {
+    const Tensor space = workspace(call, cuda::stage_grad_workspace(args, all));
+    cuda::stage_grad(args, all, space.data_ptr(), sums, device.stream());
+  });
+}
+#endif
 
 }  // namespace
 }  // namespace fastnas
@@ -311,3 +369,10 @@ FASTNAS_OPERATORS_CPU(m) {
   m.impl("stage", TORCH_BOX(&fastnas::forward_cpu));
   m.impl("stage_grad", TORCH_BOX(&fastnas::grad_cpu));
 }
+
+#ifdef FASTNAS_CUDA
+FASTNAS_OPERATORS_CUDA(m) {
+  m.impl("stage", TORCH_BOX(&fastnas::forward_cuda));
+  m.impl("stage_grad", TORCH_BOX(&fastnas::grad_cuda));
+}
+#endif

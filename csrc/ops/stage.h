@@ -12,6 +12,8 @@
 #include "cpu/isa.h"
 #include "ops/accumulate.h"
 
+struct CUstream_st;
+
 namespace fastnas {
 
 /// Bounds the tables that kernels take.
@@ -82,3 +84,26 @@ FASTNAS_CPU_VARIANTS(
     // Merges the parts of groups first..last into grad_depthwise and grad_pointwise.
     template <typename T> void stage_grad_merge(const Stage<T>& args, const StageGrads<T>& grads, const void* partial,
                                                 int64_t first, int64_t last);)
+
+namespace fastnas::cuda {
+
+// All pointers, the tables' too, are device memory; errors of a launch throw std::runtime_error. `workspace` has as
+// many bytes as the function before says, at a boundary of 16. No atomics: the same bits every time.
+
+template <typename T>
+int64_t stage_forward_workspace(const Stage<T>& args, bool statistics);
+
+/// mean and variance [J, P, C], or null where they are not wanted.
+template <typename T>
+void stage_forward(const Stage<T>& args, const StageOutputs<T>& out, void* workspace, accumulate_t<T>* mean,
+                   accumulate_t<T>* variance, CUstream_st* stream);
+
+template <typename T>
+int64_t stage_grad_workspace(const Stage<T>& args, const StageGrads<T>& grads);
+
+/// sums [I, 2, C] of Σ g and Σ g · x̂ where inputs are normalised, else null.
+template <typename T>
+void stage_grad(const Stage<T>& args, const StageGrads<T>& grads, void* workspace, accumulate_t<T>* sums,
+                CUstream_st* stream);
+
+}  // namespace fastnas::cuda

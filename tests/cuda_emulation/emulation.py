@@ -27,8 +27,9 @@ from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
 LIBRARY = Path(__file__).resolve().parents[2] / "build" / "emulate" / "lib" / "emulated_plain.so"
 ORDERS = ("forward", "reverse", "shuffled")
 
-# dtype → largest difference from the CPU kernel, relative to the largest value of the tensor. Both accumulate in
-# float32 (float64), in another order; half precision adds the last rounding.
+# dtype → largest difference from the CPU kernel, relative to the largest value of a result: a tensor, or all tensors of
+# a list, of which one may have a single value that cancels to almost nothing. Both accumulate in float32 (float64), in
+# another order; half precision adds the last rounding.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 
 
@@ -126,21 +127,30 @@ def _compared(name: str) -> Callable[..., Any]:
         ours = kernel(*args, **kwargs)
         expected = cpu.call_boxed(keys, *expected_args, **kwargs)
         for index in written:
-            _assert_same(f"{name}, argument {index}", args[index], expected_args[index])
-        pairs = zip(pytree.tree_leaves(ours), pytree.tree_leaves(expected), strict=True)
-        for index, (actual, wanted) in enumerate(pairs):
-            _assert_same(f"{name}, result {index}", actual, wanted)
+            _assert_same(f"{name}, argument {index}", args[index], expected_args[index], _largest(expected_args[index]))
+        for index, (result, wanted) in enumerate(zip(_tuple(ours), _tuple(expected), strict=True)):
+            tensors = pytree.tree_leaves(wanted)
+            scale = max((_largest(tensor) for tensor in tensors), default=0.0)
+            for place, (one, other) in enumerate(zip(pytree.tree_leaves(result), tensors, strict=True)):
+                _assert_same(f"{name}, result {index}[{place}]", one, other, scale)
         return ours
 
     return both
 
 
-def _assert_same(what: str, actual: Tensor, expected: Tensor) -> None:
+def _tuple(results: Any) -> tuple[Any, ...]:
+    return results if isinstance(results, tuple) else (results,)
+
+
+def _largest(tensor: Tensor) -> float:
+    finite = tensor[tensor.isfinite()]
+    return finite.abs().max().item() if finite.numel() else 0.0
+
+
+def _assert_same(what: str, actual: Tensor, expected: Tensor, scale: float) -> None:
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, on the CPU {tuple(expected.shape)}"
     assert actual.stride() == expected.stride(), f"{what}: strides {actual.stride()}, on the CPU {expected.stride()}"
     assert actual.dtype == expected.dtype, f"{what}: {actual.dtype}, on the CPU {expected.dtype}"
-    finite = expected[expected.isfinite()]
-    scale = finite.abs().max().item() if finite.numel() else 0.0
     tolerance = TOLERANCE.get(expected.dtype, 0.0) * scale
 
     def explain(difference: str) -> str:

@@ -14,6 +14,8 @@ from torch import Tensor
 from fastnas._library import _C
 from fastnas.ops import edge_sum, edge_sum_reference
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 # (depth, [(kernel, dilation) of each stage]): the convolutional candidates of DARTS, and others.
 DARTS = [(2, [(3, 1), (3, 1)]), (2, [(5, 1), (5, 1)]), (1, [(3, 2)]), (1, [(5, 2)])]
@@ -140,6 +142,13 @@ def test_candidates(candidates: list[Any], stride: int) -> None:
     check(case(candidates=candidates, stride=stride))
 
 
+@pytest.mark.parametrize("channels", [136, 135])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_many_channels(channels: int, stride: int) -> None:
+    """More than a warp has lanes for, and more than fits into shared memory."""
+    check(case(1, 2, 1, channels, (9, 6), stride, candidates=OTHERS, dtype=torch.float32))
+
+
 @pytest.mark.parametrize("wide", [0, 12, 13])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_first_channels_of_a_wider_state(dtype: torch.dtype, wide: int) -> None:
@@ -192,6 +201,7 @@ def test_nan_reaches_every_sum_that_reads_it() -> None:
         assert not result.isnan().all()
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize(("channels", "edges"), [(4, 4), (4, 1), (16, 2)])
 def test_threads_do_not_change_the_bits(channels: int, edges: int) -> None:
     a = case(images=20, channels=channels, edges=edges, size=(12, 12), dtype=torch.float32)

@@ -29,6 +29,7 @@ from fastnas._library import _C
 from fastnas.ops import stage
 
 OPS = torch.ops.fastnas
+pytestmark = pytest.mark.usefixtures("backend")
 CHANNELS = [1, 3, 4, 5, 6, 8, 12, 16, 20, 32, 64]
 
 
@@ -114,6 +115,13 @@ def test_sizes(height, stride):
 )
 def test_sizes_of_a_supernet(case):
     check(make(case))
+
+
+@pytest.mark.parametrize("channels", [136, 135, 40])
+def test_many_channels_of_a_large_window(channels):
+    """More than a warp has lanes for, and more than fits into shared memory."""
+    check(make(Case(((3, 1), (5, 2), (7, 3)), channels, 2, 9, 6)))
+    check(make(Case(((5, 2),), channels, 1, 5, 9, stride=2, raw=True)))
 
 
 @settings(deadline=None, max_examples=60)
@@ -226,6 +234,7 @@ def test_individuals(channels, shared, raw):
 # --- what must not change results ---
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("raw", [True, False])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("channels", [4, 16])

@@ -25,6 +25,7 @@ from torch import Tensor
 from fastnas.ops import stage_reference
 
 OPS = torch.ops.fastnas
+pytestmark = pytest.mark.usefixtures("backend")
 
 
 # --- gradients ---

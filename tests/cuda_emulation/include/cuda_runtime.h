@@ -175,6 +175,7 @@ T atomicCAS(T* p, std::type_identity_t<T> expected, std::type_identity_t<T> valu
 
 // --- arithmetic ------------------------------------------------------------------------------------------------------
 
+using std::isfinite;
 using std::max;
 using std::min;
 
