@@ -3,6 +3,7 @@
 # make lint      formats, types
 # make sanitize  operators and kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (GCC)
 # make emulate   the CUDA kernels, run on the CPU, under the same sanitizers
+# make cuda-check  what the compiler made of the CUDA kernels, against rules; needs nvcc, no GPU
 # make bench     measurements: the operators, one cell, the weight step
 # Everything happens in .venv; nothing else on the machine is touched.
 
@@ -20,7 +21,7 @@ CTEST := $(BIN)/ctest --test-dir build/emulate --output-on-failure --quiet
 PRELOAD = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file-name=libstdc++.so)
 SANITIZE_TESTS ?= tests/ops
 
-.PHONY: demo test emulation emulate sanitize lint format bench env install clean
+.PHONY: demo test emulation emulate cuda-check sanitize lint format bench env install clean
 
 demo: install
 	$(BIN)/python -m fastnas.search
@@ -51,6 +52,10 @@ sanitize: install
 	UBSAN_OPTIONS=print_stacktrace=1 build/sanitize-address/sanitize_threads
 	LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	FASTNAS_EXTENSION=$(CURDIR)/build/sanitize-address/lib $(PYTEST) -p tests.sanitize.extension -s $(SANITIZE_TESTS)
+
+cuda-check: install
+	FASTNAS_CUDA=1 $(BIN)/python setup.py --quiet build_ext --inplace
+	$(BIN)/python -m benchmarks resources --check
 
 lint: install
 	$(BIN)/ruff check .

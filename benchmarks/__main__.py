@@ -1,4 +1,8 @@
-"""`python -m benchmarks [NAME …]`: measures, prints tables, and writes CSV and JSON."""
+"""`python -m benchmarks [NAME …]`: measures, prints tables, and writes CSV and JSON.
+
+`python -m benchmarks roofline` and `python -m benchmarks resources` count instead (benchmarks/static); each has options of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,10 @@ def end_to_end() -> list[str]:
     return _stems(HERE)
 
 
+def static() -> list[str]:
+    return _stems(HERE / "static")
+
+
 def _stems(folder: Path) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.py") if not path.stem.startswith("__"))
 
@@ -44,6 +52,9 @@ def run(name: str, device: torch.device, seconds: float, options: Options) -> li
 
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in static():
+        importlib.import_module(f"benchmarks.static.{arguments[0]}").main(arguments[1:])
+        return
     known = [*operators(), *end_to_end()]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(

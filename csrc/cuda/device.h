@@ -8,6 +8,7 @@
 #include <torch/headeronly/util/Half.h>
 
 #include <cstdint>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -66,14 +67,48 @@ struct alignas(sizeof(T) * Width) Vec {
   T values[Width];
 };
 
+/// What the machine moves at once. Structures are moved member by member where the compiler sees fit.
+template <int Bytes>
+struct Word;
+template <>
+struct Word<2> {
+  using type = unsigned short;
+};
+template <>
+struct Word<4> {
+  using type = unsigned;
+};
+template <>
+struct Word<8> {
+  using type = uint2;
+};
+template <>
+struct Word<16> {
+  using type = uint4;
+};
+
+/// `source` must be a multiple of sizeof(T) · Width bytes, 2 to 16.
 template <int Width, typename T>
 __device__ __forceinline__ Vec<T, Width> load(const T* source) {
-  return *reinterpret_cast<const Vec<T, Width>*>(source);
+  using W = typename Word<sizeof(T) * Width>::type;
+  const W word = *reinterpret_cast<const W*>(source);
+  Vec<T, Width> vec;
+  memcpy(&vec, &word, sizeof(word));
+  return vec;
 }
 
+/// `target` as for load().
 template <typename T, int Width>
 __device__ __forceinline__ void store(T* target, const Vec<T, Width>& vec) {
-  *reinterpret_cast<Vec<T, Width>*>(target) = vec;
+  using W = typename Word<sizeof(T) * Width>::type;
+  W word;
+  memcpy(&word, &vec, sizeof(word));
+  size_t zero = 0;
+#ifdef __CUDA_ARCH__
+  // Before sm_100 the compiler otherwise mixes the four addresses into other arithmetic and stores word by word.
+  asm("" : "+l"(zero));
+#endif
+  *reinterpret_cast<W*>(reinterpret_cast<char*>(target) + zero) = word;
 }
 
 /// Whether a pointer may be read 16 bytes at a time.
