@@ -11,15 +11,14 @@ template <typename T>
 void bypass_grad(const BypassGrad<T>& args, T* result, int64_t first, int64_t last) {
   using A = accumulate_t<T>;
   const NodeShape& s = args.shape;
-  const int64_t C = s.channels, W = C * s.groups, R = W - C;
+  const int64_t C = s.channels, W = C * s.groups;
+  constexpr bool kInPlace = std::is_same_v<T, A>;
   struct Buffers {
-    A *sum, *input, *first, *rest;
+    A *sum, *input;
   };
   const auto lay_out = [&](Layout layout, Buffers& b) {
-    b.sum = layout.take<A>(s.tile * W);
-    b.input = layout.take<A>(s.tile * W);
-    b.first = layout.take<A>(s.tile * C);
-    b.rest = layout.take<A>(s.tile * R);
+    b.sum = layout.take<A>(kInPlace ? 0 : s.tile * W);
+    b.input = layout.take<A>(kInPlace ? 0 : s.tile * W);
     return layout.bytes();
   };
   Buffers b;
@@ -28,27 +27,29 @@ void bypass_grad(const BypassGrad<T>& args, T* result, int64_t first, int64_t la
   for (int64_t item = first; item < last; ++item) {
     const int64_t image = item / s.tiles;
     const Tile tile = tile_of(s, item % s.tiles);
-    std::memset(b.sum, 0, tile.count * W * sizeof(A));
+    T* const out = result + (image * s.pixels + tile.begin) * W;
+    A* sum = b.sum;
+    if constexpr (kInPlace) sum = out;
+    std::memset(sum, 0, tile.count * W * sizeof(A));
     for (int64_t a = 0; a < args.addend_count; ++a) {
       const NodePixels<T>& x = args.addends[a];
-      add_channels(tile_data(x, s, image, tile), x.stride, A(1), W, tile.count, b.sum, W);
+      add_channels(tile_data(x, s, image, tile), x.stride, A(1), W, tile.count, sum, W);
     }
     if (args.processed.data) {
       const T* data = tile_data(args.processed, s, image, tile);
-      add_channels(data, args.processed.stride, A(1), C, tile.count, b.sum, W);
+      add_channels(data, args.processed.stride, A(1), C, tile.count, sum, W);
     }
     for (int64_t i = 0; i < args.grad_count; ++i) {
       const NodePixels<T>& grad = args.grads[i];
       const T* data = tile_data(grad, s, image, tile);
-      if constexpr (std::is_same_v<T, A>) {
-        unshuffle(data, grad.stride, C, s.groups, tile.count, b.first, b.rest);
+      if constexpr (kInPlace) {
+        add_rest(data, grad.stride, C, s.groups, tile.count, args.weights[i], sum + C, W);
       } else {
         gather(data, grad.stride, W, tile.count, b.input);
-        unshuffle<A>(b.input, W, C, s.groups, tile.count, b.first, b.rest);
+        add_rest<A>(b.input, W, C, s.groups, tile.count, args.weights[i], sum + C, W);
       }
-      add_channels(b.rest, R, args.weights[i], R, tile.count, b.sum + C, W);
     }
-    write(b.sum, tile.count * W, result + (image * s.pixels + tile.begin) * W);
+    if constexpr (!kInPlace) write(sum, tile.count * W, out);
   }
 }
 

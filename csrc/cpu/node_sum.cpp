@@ -43,7 +43,8 @@ void add_scaled(const A* y, const A* mean, const A* scale, int64_t period, int64
     }
     for (int64_t i = j; i < n; i += period) {
       for (int v = 0; v < kBlock; ++v) {
-        store(sum + i + v * L, load(sum + i + v * L) + (load_unaligned(y + i + v * L) - m[v]) * s[v]);
+        store_unaligned(sum + i + v * L,
+                        load_unaligned(sum + i + v * L) + (load_unaligned(y + i + v * L) - m[v]) * s[v]);
       }
     }
   }
@@ -152,16 +153,20 @@ void node_sum_forward(const NodeSum<T>& args, T* result, int64_t stride, int64_t
     const int64_t p = item % P, image = item / P / s.tiles, own = p * s.images + image;
     const Tile tile = tile_of(s, item / P % s.tiles);
     const int64_t n = whole<A>(tile.count * C);
-    std::memset(b.sum, 0, n * sizeof(A));
+    T* const out = result + (own * s.pixels + tile.begin) * stride;
+    A* sum = b.sum;
+    if constexpr (std::is_same_v<T, A>) {
+      if (R == 0 && stride == C && n == tile.count * C) sum = out;
+    }
+    std::memset(sum, 0, n * sizeof(A));
     for (int64_t k = 0; k < K; ++k) {
       const NodePixels<T>& y = args.candidates[k];
       const T* data = tile_data(y, s, y.shared ? image : own, tile);
       const int64_t table = (p * K + k) * period;
-      add_scaled(dense(data, y.stride, C, tile.count, b.input), b.mean + table, b.scale + table, period, n, b.sum);
+      add_scaled(dense(data, y.stride, C, tile.count, b.input), b.mean + table, b.scale + table, period, n, sum);
     }
-    T* out = result + (own * s.pixels + tile.begin) * stride;
     if (R == 0) {
-      write_pixels(b.sum, C, tile.count, out, stride);
+      if (sum == b.sum) write_pixels(sum, C, tile.count, out, stride);
       continue;
     }
     std::memset(b.rest, 0, tile.count * R * sizeof(A));
@@ -171,9 +176,9 @@ void node_sum_forward(const NodeSum<T>& args, T* result, int64_t stride, int64_t
       add_channels(data, x.stride, args.bypass_weights[p * args.bypass_count + e], R, tile.count, b.rest, R);
     }
     if constexpr (std::is_same_v<T, A>) {
-      shuffle(b.sum, b.rest, C, s.groups, tile.count, out, stride);
+      shuffle(sum, b.rest, C, s.groups, tile.count, out, stride);
     } else {
-      shuffle(b.sum, b.rest, C, s.groups, tile.count, b.output, W);
+      shuffle(sum, b.rest, C, s.groups, tile.count, b.output, W);
       write_pixels(b.output, W, tile.count, out, stride);
     }
   }
@@ -217,15 +222,20 @@ void node_sum_grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* process
       if (R == 0) {
         g = dense(data, grad.stride, C, tile.count, b.grad);
       } else {
+        T* const to = processed + (image * s.pixels + tile.begin) * C;
+        A* values = b.grad;
         if constexpr (std::is_same_v<T, A>) {
-          unshuffle(data, grad.stride, C, s.groups, tile.count, b.grad, b.rest);
+          if (n == tile.count * C) g = values = to;
+          unshuffle(data, grad.stride, C, s.groups, tile.count, values, b.rest);
         } else {
           gather(data, grad.stride, W, tile.count, b.input);
-          unshuffle<A>(b.input, W, C, s.groups, tile.count, b.grad, b.rest);
+          unshuffle<A>(b.input, W, C, s.groups, tile.count, values, b.rest);
         }
-        for (int64_t i = tile.count * C; i < n; ++i) b.grad[i] = 0;
+        if (g == b.grad) {
+          for (int64_t i = tile.count * C; i < n; ++i) b.grad[i] = 0;
+          write(b.grad, tile.count * C, to);
+        }
         for (int64_t i = tile.count * R; i < rest; ++i) b.rest[i] = 0;
-        write(b.grad, tile.count * C, processed + (image * s.pixels + tile.begin) * C);
       }
       add_sums(g, period, n, sums);
       for (int64_t k = 0; k < K; ++k) {

@@ -149,4 +149,32 @@ inline void unshuffle(const A* __restrict__ from, int64_t stride, int64_t channe
   }
 }
 
+/// sum += weight · the rest of shuffled pixels, which are `stride` apart in `from` and `sum_stride` in `sum`.
+template <typename A>
+inline void add_rest(const A* __restrict__ from, int64_t stride, int64_t channels, int64_t groups, int64_t pixels,
+                     A weight, A* __restrict__ sum, int64_t sum_stride) {
+  if (groups == 4 && channels % 4 == 0) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      for (int64_t i = 0; i < channels; i += 4) {
+        Four<A> rows[4], total;
+        __builtin_memcpy(rows, from + p * stride + 4 * i, sizeof rows);
+        transpose<A>(rows);
+        for (int q = 1; q < 4; ++q) {
+          A* const at = sum + p * sum_stride + (q - 1) * channels + i;
+          __builtin_memcpy(&total, at, sizeof total);
+          total += weight * rows[q];
+          __builtin_memcpy(at, &total, sizeof total);
+        }
+      }
+    }
+    return;
+  }
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t q = 1; q < groups; ++q) {
+      A* const group = sum + p * sum_stride + (q - 1) * channels;
+      for (int64_t i = 0; i < channels; ++i) group[i] += weight * from[p * stride + i * groups + q];
+    }
+  }
+}
+
 }  // namespace fastnas::FASTNAS_ISA

@@ -102,36 +102,48 @@ struct StageTile {
   int64_t at(int64_t y, int64_t x, int64_t lanes) const { return (y + padding) * row + (x + padding) * lanes; }
 };
 
+namespace detail {
+
+// SLOTS: their number where it is known at compile time, else 0.
+template <int W, int SLOTS, typename T>
+void stage_fill(const Stage<T>& args, int input, int64_t image, int64_t slot_count, int64_t lanes,
+                const StageTile& tile, accumulate_t<T>* out) {
+  using A = accumulate_t<T>;
+  using R = Run<A, W>;
+  const int64_t channels = args.channels, stride = args.x_stride[input], slots = SLOTS ? SLOTS : slot_count;
+  const int64_t individual = image / (args.count / args.individuals);
+  const A* mean = args.mean ? args.mean + (input * args.individuals + individual) * channels : nullptr;
+  const A* rstd = args.mean ? args.rstd + (input * args.individuals + individual) * channels : nullptr;
+  for (int64_t c = 0; c < channels; c += W) {
+    const R shift = mean ? read<W, A>(mean + c) : R{}, scale = mean ? read<W, A>(rstd + c) : R{};
+    for (int64_t y = 0; y < args.height; ++y) {
+      const T* x = args.x[input] + (image * args.height + y) * args.width * stride + c;
+      A* row = out + tile.at(y, 0, lanes) + c;
+      const auto fill = [&](auto value_of) {
+        for (int64_t p = 0; p < args.width; ++p) {
+          const R value = value_of(read<W, A>(x + p * stride)), positive = value < 0 ? R{} : value;  // keeps NaN
+          for (int64_t s = 0; s < slots; ++s) write<W, A>(row + p * lanes + s * channels, positive);
+        }
+      };
+      if (mean) {
+        fill([&](R value) { return (value - shift) * scale; });
+      } else {
+        fill([](R value) { return value; });
+      }
+    }
+  }
+}
+
+}  // namespace detail
+
 /// The rectified, normalised rows of input `input` go to `slots` places side by side in every pixel of the tile.
 template <typename T>
 void stage_fill(const Stage<T>& args, int input, int64_t image, int slots, int64_t lanes, const StageTile& tile,
                 accumulate_t<T>* out) {
-  using A = accumulate_t<T>;
-  const int64_t channels = args.channels, stride = args.x_stride[input];
-  const int64_t individual = image / (args.count / args.individuals);
-  const A* mean = args.mean ? args.mean + (input * args.individuals + individual) * channels : nullptr;
-  const A* rstd = args.mean ? args.rstd + (input * args.individuals + individual) * channels : nullptr;
-  for_run(channels, [&]<int W>() {
-    using R = Run<A, W>;
-    for (int64_t c = 0; c < channels; c += W) {
-      const R shift = mean ? read<W, A>(mean + c) : R{}, scale = mean ? read<W, A>(rstd + c) : R{};
-      for (int64_t y = 0; y < args.height; ++y) {
-        const T* x = args.x[input] + (image * args.height + y) * args.width * stride + c;
-        A* row = out + tile.at(y, 0, lanes) + c;
-        if (mean) {
-          for (int64_t p = 0; p < args.width; ++p) {
-            const R value = (read<W, A>(x + p * stride) - shift) * scale;
-            for (int s = 0; s < slots; ++s) write<W, A>(row + p * lanes + s * channels, value < 0 ? R{} : value);
-          }
-        } else {
-          for (int64_t p = 0; p < args.width; ++p) {
-            const R value = read<W, A>(x + p * stride);  // the comparison keeps NaN
-            for (int s = 0; s < slots; ++s) write<W, A>(row + p * lanes + s * channels, value < 0 ? R{} : value);
-          }
-        }
-      }
-    }
-  });
+  constexpr int kFour = kLanes<accumulate_t<T>> / 4;  // slots of four channels: one store for a pixel
+  if (args.channels == 4 && slots == kFour)
+    return detail::stage_fill<4, kFour>(args, input, image, slots, lanes, tile, out);
+  for_run(args.channels, [&]<int W>() { detail::stage_fill<W, 0>(args, input, image, slots, lanes, tile, out); });
 }
 
 /// The tile of a bundle for `images` images; its border is zero already.
