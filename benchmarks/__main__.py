@@ -1,7 +1,7 @@
 """`python -m benchmarks [NAME …]`: measures, prints tables, and writes CSV and JSON.
 
-`python -m benchmarks roofline` and `python -m benchmarks resources` count instead (benchmarks/static); each has options of
-its own.
+`python -m benchmarks roofline` and `python -m benchmarks resources` count instead (benchmarks/static), with options of
+their own.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -158,7 +159,10 @@ def read(binary: Path) -> list[Instance]:
 
 
 def _run(*command: str, text: str | None = None) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True, input=text).stdout
+    done = subprocess.run(command, capture_output=True, text=True, input=text)
+    if done.returncode:
+        raise UserError(f"{' '.join(command)} ended with status {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
 
 
 # An instruction: its address and what it says, without the predicate.
@@ -303,19 +307,18 @@ def violations(instances: list[Instance]) -> list[str]:
 def show(rows: list[Row], console: Console) -> None:
     table = Table(
         title="CUDA kernels as compiled",
+        box=box.SIMPLE_HEAD,
         caption="built: instances of the template, 16 B: those that load or store 16 bytes at a time; then the worst "
-        "instance: threads of a block, registers of a thread, bytes of static shared memory and of stack, share of a "
+        "instance: threads of a block, registers of a thread, bytes of static shared memory, share of a "
         "multiprocessor's warps that fit.",
     )
     table.add_column("kernel", no_wrap=True)
-    for heading in ("sm", "built", "16 B", "threads", "regs", "shared", "stack", "warps"):
+    for heading in ("sm", "built", "16 B", "threads", "regs", "shared", "warps"):
         table.add_column(heading, justify="right", no_wrap=True)
     before = ""
     for row in rows:
         name = f"{row.file} {row.kernel.removesuffix('_kernel')}"
-        if before and name != before:
-            table.add_section()
-        numbers = (row.instances, row.wide_instances, row.threads, row.registers, row.shared_bytes, row.stack_bytes)
+        numbers = (row.instances, row.wide_instances, row.threads, row.registers, row.shared_bytes)
         sm = row.architecture.removeprefix("sm_")
         table.add_row(name if name != before else "", sm, *map(str, numbers), f"{row.occupancy:.0%}")
         before = name
@@ -355,4 +358,4 @@ def main(arguments: Sequence[str]) -> None:
 def built_extension() -> Path:
     from fastnas._library import _C
 
-    return Path(_C.__file__)
+    return Path(str(_C.__file__))

@@ -60,42 +60,63 @@ def take_launches() -> Counter[str]:
 
 
 @contextlib.contextmanager
-def emulated(order: str = "forward", seed: int = 0, compare: bool = True) -> Iterator[None]:
-    """Operators on CPU tensors run their CUDA kernels, threads and blocks in this order.
+def emulated(order: str = "forward", seed: int = 0) -> Iterator[None]:
+    """Operators on CPU tensors run their CUDA kernels, threads and blocks in this order, one of ORDERS.
 
     Raises:
-        AssertionError: from an operator whose kernels disagree with the CPU kernel, unless ``compare`` is False.
+        AssertionError: from an operator whose kernels disagree with the CPU kernel.
         RuntimeError: from an operator whose kernel does what a GPU leaves undefined, naming thread and line.
     """
     _library_handle().emulated_set_order(ORDERS.index(order), ctypes.c_uint64(seed))
-    replaced = torch.library.Library("fastnas", "IMPL")
-    try:
-        for name in operators():
-            replaced.impl(name, _replacement(name, compare), "CPU", allow_override=True)
+    with _replaced(_compared):
         yield
-    finally:
-        replaced._destroy()
 
 
 @contextlib.contextmanager
-def counting() -> Iterator[Counter[str]]:
-    """Collects the launches of a scope in which kernels are only launched, not run: results hold nothing."""
+def counting() -> Iterator[dict[str, list[Counter[str]]]]:
+    """Collects what every call of an operator launches: {operator: [{kernel: launches}, ...]}.
+
+    Kernels are launched but not run, so results hold nothing.
+    """
     handle = _library_handle()
-    counts: Counter[str] = Counter()
-    take_launches()
+    calls: dict[str, list[Counter[str]]] = {}
+
+    def counted(name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            take_launches()
+            result = _kernel(name)(*args, **kwargs)
+            calls.setdefault(name, []).append(take_launches())
+            return result
+
+        return call
+
     handle.emulated_set_dry(True)
     try:
-        with emulated(compare=False):
-            yield counts
+        with _replaced(counted):
+            yield calls
     finally:
         handle.emulated_set_dry(False)
-        counts.update(take_launches())
 
 
-def _replacement(name: str, compare: bool) -> Callable[..., Any]:
-    kernel = getattr(torch.ops.fastnas_emulated, name).default
-    if not compare:
-        return kernel
+@contextlib.contextmanager
+def _replaced(replacement: Callable[[str], Callable[..., Any]]) -> Iterator[None]:
+    """Within it, each operator that has CUDA kernels is `replacement(name)` for tensors of the CPU."""
+    library = torch.library.Library("fastnas", "IMPL")
+    try:
+        for name in operators():
+            library.impl(name, replacement(name), "CPU", allow_override=True)
+        yield
+    finally:
+        library._destroy()
+
+
+def _kernel(name: str) -> Any:
+    return getattr(torch.ops.fastnas_emulated, name).default
+
+
+def _compared(name: str) -> Callable[..., Any]:
+    """The operator's CUDA side, which also runs its CPU side and compares results and arguments that are written."""
+    kernel = _kernel(name)
     cpu = torch.library.get_kernel(f"fastnas::{name}", "CPU")
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
     written = [index for index, argument in enumerate(kernel._schema.arguments) if argument.is_write]

@@ -1,0 +1,417 @@
+"""`python -m benchmarks roofline`: bounds for a GPU, counted from shapes. Nothing is measured, nothing is computed.
+
+The weight step of the supernet and the evaluation of a population run on tensors without data, once in plain torch and
+once on the fused operators, and every operator that they call is counted:
+
+* bytes: what it reads and writes in memory, each tensor once, in sectors of 32 bytes; views cost nothing. A cache may
+  keep part of it, so the traffic of a real run can be lower, above all of small tensors.
+* FLOPs: a multiply-add counts 2. Products and convolutions by their shapes, other operators one per element.
+* launches: of plain torch the least that it can do: one for an operator, two where it fills and then copies, one for
+  each gradient of a convolution. Of a fused operator what its CUDA side launches (LAUNCHES; tests/cuda_emulation holds
+  the launchers to it).
+
+The floor of a GPU is the sum over operators of max(bytes / bandwidth, FLOPs / arithmetic) at its public rates; no run
+can be faster unless its caches help, and launches come on top. Tensor cores are left out: float32 results need float32
+products.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from benchmarks.harness import FASTNAS, PLAIN
+from benchmarks.harness.networks import CLASSES, SPACES
+from fastnas.nn import Supernet
+from fastnas.spaces import CELL_KINDS
+
+TABLE = Path(__file__).resolve().parents[1] / "results" / "roofline.csv"
+SECTOR = 32  # bytes: the least that a GPU moves to or from memory
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Public rates: float32 without tensor cores, and memory."""
+
+    name: str
+    teraflops: float
+    terabytes_per_second: float
+    source: str
+
+
+GPUS = (
+    Gpu("A100", 19.5, 2.039, "NVIDIA A100 Tensor Core GPU datasheet, 80 GB SXM"),
+    Gpu("H100", 67.0, 3.35, "NVIDIA H100 Tensor Core GPU datasheet, SXM"),
+    Gpu("H200", 67.0, 4.8, "NVIDIA H200 Tensor Core GPU datasheet, SXM"),
+    Gpu("B200", 75.0, 7.7, "NVIDIA Blackwell datasheet, HGX B200, per GPU"),
+)
+
+# Launches of a call of a fused operator, at most: the kernel, and one that merges what its blocks leave.
+LAUNCHES = {
+    "fastnas.mixed_sum": 1,
+    "fastnas.mixed_sum_grad_outputs": 2,
+    "fastnas.mixed_sum_grad_weights": 2,
+    "fastnas.stage": 2,
+    "fastnas.stage_grad": 3,
+    "fastnas.pool": 2,
+    "fastnas.pool_grad": 1,
+    "fastnas.preprocess": 2,
+    "fastnas.preprocess_grad": 3,
+    "fastnas.node_sum": 1,
+    "fastnas.node_sum_into": 1,
+    "fastnas.node_sum_grad": 2,
+    "fastnas.node_sum_grad_candidates": 1,
+    "fastnas.bypass_grad": 1,
+}
+# Operators of torch that launch twice: a fill, then a copy.
+TWICE = {"aten.select_backward", "aten.slice_backward", "aten.constant_pad_nd"}
+# Tensors that one launch of a foreach operator takes, by the number of its lists of tensors.
+FOREACH_TENSORS = {1: 110, 2: 64, 3: 48}
+NOTHING = ("empty", "new_empty", "detach", "lift_fresh", "_unsafe_view", "as_strided_", "device")
+
+
+@dataclass
+class Count:
+    """What the calls of an operator need."""
+
+    calls: int = 0
+    launches: int = 0
+    bytes: int = 0
+    flops: int = 0
+    # One entry for each call: its floor depends on which of the two takes longer.
+    each: list[tuple[int, int]] = field(default_factory=list)  # (bytes, FLOPs)
+
+    def add(self, launches: int, nbytes: int, flops: int) -> None:
+        self.calls += 1
+        self.launches += launches
+        self.bytes += nbytes
+        self.flops += flops
+        self.each.append((nbytes, flops))
+
+    def floor_ms(self, gpu: Gpu) -> float:
+        rates = gpu.terabytes_per_second * 1e9, gpu.teraflops * 1e9
+        return sum(max(nbytes / rates[0], flops / rates[1]) for nbytes, flops in self.each)
+
+    def times(self, factor: int) -> Count:
+        return replace(
+            self,
+            calls=self.calls * factor,
+            launches=self.launches * factor,
+            bytes=self.bytes * factor,
+            flops=self.flops * factor,
+            each=self.each * factor,
+        )
+
+
+Counts = dict[str, Count]
+
+
+def total(counts: Counts) -> Count:
+    result = Count()
+    for one in counts.values():
+        result.calls += one.calls
+        result.launches += one.launches
+        result.bytes += one.bytes
+        result.flops += one.flops
+        result.each += one.each
+    return result
+
+
+class Counting(TorchDispatchMode):
+    """Counts every operator that runs within it, in `counts`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counts = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = function(*args, **kwargs)
+        name = f"{function.namespace}.{function._schema.name.partition('::')[2]}"
+        if not _is_free(function):
+            launches = _launches(name, args)
+            nbytes = _bytes(function, args, kwargs, result)
+            self.counts.setdefault(name, Count()).add(launches, nbytes, _flops(name, function, args, kwargs, result))
+        return result
+
+
+def _is_free(function: Any) -> bool:
+    """Views and allocations."""
+    views = any(one.alias_info is not None and not one.alias_info.is_write for one in function._schema.returns)
+    return views or function._schema.name.partition("::")[2].startswith(NOTHING)
+
+
+def _launches(name: str, args: tuple[Any, ...]) -> int:
+    if name in LAUNCHES:
+        return LAUNCHES[name]
+    if name == "aten.convolution_backward":
+        return sum(args[-1])  # the gradients that are asked for
+    if name.startswith("aten._foreach"):
+        lists = [arg for arg in args if isinstance(arg, (list, tuple))]
+        return -(-len(lists[0]) // FOREACH_TENSORS[len(lists)])
+    return 2 if name in TWICE else 1
+
+
+def _tensors(items: Any) -> Iterator[Tensor]:
+    return (item for item in pytree.tree_leaves(items) if isinstance(item, Tensor))
+
+
+def _bytes(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    """Read and written; what is only written (`Tensor(a!) out`) is not read."""
+    overwrites = {"fastnas::node_sum_into": 1}
+    arguments = args[overwrites.get(function._schema.name, 0) :]
+    written = list(_tensors(result)) or list(_tensors(args[:1]))
+    return sum(map(moved_bytes, _tensors((arguments, kwargs)))) + sum(map(moved_bytes, written))
+
+
+def moved_bytes(tensor: Tensor) -> int:
+    """Bytes between memory and chip for all elements of a tensor: whole sectors where it is a part of another one."""
+    if tensor.numel() == 0:
+        return 0
+    # An expanded dimension has stride 0: it is read once.
+    dimensions = zip(tensor.stride(), tensor.shape, strict=True)
+    sizes = sorted((stride, size) for stride, size in dimensions if size > 1 and stride)
+    run = 1  # elements that follow each other
+    while sizes and sizes[0][0] == run:
+        run *= sizes.pop(0)[1]
+    runs = 1
+    for _, size in sizes:
+        runs *= size
+    nbytes = run * tensor.element_size()
+    # A run that does not end with a sector shares it with what lies between the runs.
+    return runs * (-(-nbytes // SECTOR) * SECTOR if sizes else nbytes)
+
+
+def _flops(name: str, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> int:
+    if name in FLOPS:
+        return FLOPS[name](args, result)
+    if (known := flop_registry.get(function.overloadpacket)) is not None:
+        return known(*args, **kwargs, out_val=result)
+    return max((tensor.numel() for tensor in _tensors((args, result))), default=0)
+
+
+def _convolution_flops(args: tuple[Any, ...], result: Any) -> int:
+    return 2 * result.numel() * args[1][0].numel()
+
+
+def _convolution_backward_flops(args: tuple[Any, ...], _: Any) -> int:
+    """Each gradient that is asked for costs as much as the convolution; that of a bias does not count."""
+    grad, weight, mask = args[0], args[2], args[-1]
+    return sum(mask[:2]) * 2 * grad.numel() * weight[0].numel()
+
+
+def _pixels(image: Tensor) -> int:
+    return image.numel() // image.shape[1]
+
+
+def _stage_flops(args: tuple[Any, ...], result: Any) -> int:
+    """Depthwise and pointwise convolution of every output."""
+    depthwise, pointwise = args[3:5]
+    return sum(
+        2 * _pixels(y) * (taps.numel() + matrix.numel())
+        for y, taps, matrix in zip(result[0], depthwise, pointwise, strict=True)
+    )
+
+
+def _stage_grad_flops(args: tuple[Any, ...], _: Any) -> int:
+    """The depthwise convolution once more, and two gradients of each."""
+    outputs, depthwise, pointwise = args[1], args[6], args[7]
+    grads = args[0]
+    images = outputs if len(outputs) == len(depthwise) else [grads[0]] * len(depthwise)
+    return sum(
+        2 * _pixels(y) * (3 * taps.numel() + 2 * matrix.numel())
+        for y, taps, matrix in zip(images, depthwise, pointwise, strict=True)
+    )
+
+
+def _preprocess_flops(args: tuple[Any, ...], result: Any) -> int:
+    return 2 * _pixels(result[0]) * sum(weight.numel() for weight in args[1])
+
+
+def _preprocess_grad_flops(args: tuple[Any, ...], _: Any) -> int:
+    return 4 * _pixels(args[0][0]) * sum(weight.numel() for weight in args[4])
+
+
+FLOPS: dict[str, Callable[[tuple[Any, ...], Any], int]] = {
+    "aten.convolution": _convolution_flops,
+    "aten.convolution_backward": _convolution_backward_flops,
+    "fastnas.stage": _stage_flops,
+    "fastnas.stage_grad": _stage_grad_flops,
+    "fastnas.preprocess": _preprocess_flops,
+    "fastnas.preprocess_grad": _preprocess_grad_flops,
+    # Every input once, for the sum.
+    "fastnas.node_sum": lambda args, _: 2 * sum(y.numel() for y in args[0]),
+    "fastnas.node_sum_into": lambda args, _: 2 * sum(y.numel() for y in args[1]),
+    "fastnas.node_sum_grad": lambda args, _: 2 * sum(y.numel() for y in args[1]),
+    "fastnas.pool": lambda args, result: 18 * result[0].numel(),
+    "fastnas.pool_grad": lambda args, _: 18 * args[1][0].numel(),
+}
+
+
+# --- the two workloads -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The paper's setting by default: EG-NAS (Cai et al., AAAI 2024) on CIFAR-10."""
+
+    space: str = "egnas"
+    channels: int = 16
+    layers: int = 8
+    batch: int = 256
+    size: int = 32  # pixels a side
+    individuals: int = 50
+
+    def __str__(self) -> str:
+        return (
+            f"{self.space} k={SPACES[self.space]} C={self.channels} {self.layers} cells, "
+            f"{self.batch}×{self.size}×{self.size}"
+        )
+
+
+@contextmanager
+def _without_data() -> Iterator[None]:
+    with FakeTensorMode():
+        yield
+
+
+def _network(contender: str, sizes: Sizes) -> Supernet:
+    return Supernet(
+        sizes.space,
+        channels=sizes.channels,
+        layers=sizes.layers,
+        num_classes=CLASSES,
+        partial_channels=SPACES[sizes.space],
+        backend="fused" if contender == FASTNAS else "reference",
+    )
+
+
+def _images(contender: str, sizes: Sizes) -> Tensor:
+    images = torch.empty(sizes.batch, 3, sizes.size, sizes.size)  # [B, 3, H, W]
+    return images if contender == PLAIN else images.contiguous(memory_format=torch.channels_last)
+
+
+def weight_step(contender: str, sizes: Sizes) -> Counts:
+    """Forward, cross-entropy and backward."""
+    with _without_data():
+        network, images = _network(contender, sizes), _images(contender, sizes)
+        labels = torch.empty(sizes.batch, dtype=torch.long)  # [B]
+        with Counting() as counting:
+            F.cross_entropy(network(images), labels).backward()
+    return counting.counts
+
+
+def population(contender: str, sizes: Sizes) -> Counts:
+    """The logits of all individuals, normalised by running statistics. Plain torch takes them one by one."""
+    individuals = sizes.individuals if contender == FASTNAS else 1
+    with _without_data():
+        network, images = _network(contender, sizes), _images(contender, sizes)
+        shape = (individuals, *network.alphas["normal"].shape)
+        alphas = {kind: torch.empty(shape) for kind in CELL_KINDS}  # [P, E, O]
+        with Counting() as counting:
+            network.population_logits(images, alphas, chunk=individuals)
+    counts = counting.counts
+    if contender != FASTNAS:
+        counts = {name: count.times(sizes.individuals) for name, count in counts.items()}
+    return counts
+
+
+WORKLOADS: dict[str, Callable[[str, Sizes], Counts]] = {"weight step": weight_step, "population": population}
+
+
+# --- what a person reads ---------------------------------------------------------------------------------------------
+
+COLUMNS = ["workload", "case", "contender", "operator", "calls", "launches", "bytes", "flops"]
+
+
+def rows_of(workload: str, case: str, contender: str, counts: Counts) -> list[dict[str, Any]]:
+    """One row for each operator, and their sum, with the floor of each GPU in milliseconds."""
+    rows = []
+    for name, count in [("all", total(counts)), *sorted(counts.items(), key=lambda item: -item[1].bytes)]:
+        values = (workload, case, contender, name, count.calls, count.launches, count.bytes, count.flops)
+        floors = {f"{gpu.name} floor ms": f"{count.floor_ms(gpu):.4g}" for gpu in GPUS}
+        rows.append(dict(zip(COLUMNS, values, strict=True)) | floors)
+    return rows
+
+
+def show(workload: str, case: str, counts: dict[str, Counts], console: Console) -> None:
+    table = Table(title=f"{workload}: {case}", box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("operator", no_wrap=True)
+    for heading in ("calls", "launches", "GB", "GFLOP"):
+        table.add_column(heading, justify="right")
+    for contender, of_contender in counts.items():
+        largest = sorted(of_contender.items(), key=lambda item: -item[1].bytes)
+        shown, rest = dict(largest[:8]), dict(largest[8:])
+        entries = [(f"[bold]{contender}[/]", total(of_contender)), *shown.items()]
+        entries += [(f"{len(rest)} other operators", total(rest))] if rest else []
+        for name, one in entries:
+            indent = "" if name.startswith("[") else "  "
+            table.add_row(
+                indent + name, f"{one.calls:,}", f"{one.launches:,}", f"{one.bytes / 1e9:.2f}", f"{one.flops / 1e9:.1f}"
+            )
+        table.add_section()
+    console.print(table)
+    plain, ours = (total(counts[name]) for name in (PLAIN, FASTNAS))
+    floors = Table(title="Time floor in ms (bounds, not measurements)", box=box.SIMPLE_HEAD, title_justify="left")
+    floors.add_column("")
+    for gpu in GPUS:
+        floors.add_column(gpu.name, justify="right")
+    for contender, one in ((PLAIN, plain), (FASTNAS, ours)):
+        floors.add_row(contender, *(f"{one.floor_ms(gpu):.2f}" for gpu in GPUS))
+    console.print(floors)
+    console.print(
+        f"fastnas: 1/{plain.bytes / ours.bytes:.1f} of plain torch's bytes, "
+        f"1/{plain.launches / ours.launches:.1f} of its launches\n",
+        highlight=False,
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks roofline", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    defaults = Sizes()
+    parser.add_argument("--space", choices=SPACES, default=defaults.space, help="default: %(default)s")
+    for name in ("batch", "channels", "layers", "size", "individuals"):
+        parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name), help="default: %(default)s")
+    parser.add_argument("--out", type=Path, help=f"write the counts as CSV; the committed ones are {TABLE.name}")
+    given = vars(parser.parse_args(arguments))
+    out = given.pop("out")
+    sizes = Sizes(**given)
+    console = Console()
+    console.print("Counted from shapes: bounds, not measurements.", *map(_rates, GPUS), sep="\n", highlight=False)
+    rows: list[dict[str, Any]] = []
+    for workload, count in WORKLOADS.items():
+        case = str(sizes) if workload == "weight step" else f"P={sizes.individuals} {sizes}"
+        counts = {contender: count(contender, sizes) for contender in (PLAIN, FASTNAS)}
+        show(workload, case, counts, console)
+        for contender, of_contender in counts.items():
+            rows += rows_of(workload, case, contender, of_contender)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _rates(gpu: Gpu) -> str:
+    return f"{gpu.name}: {gpu.teraflops:g} TFLOP/s, {gpu.terabytes_per_second:g} TB/s ({gpu.source})"

@@ -1,0 +1,175 @@
+"""What is counted: bytes, FLOPs and launches of the roofline, and the rules for compiled kernels."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.harness import FASTNAS, PLAIN
+from benchmarks.static import resources, roofline
+from benchmarks.static.resources import Instance
+from benchmarks.static.roofline import GPUS, SECTOR, Counting, Sizes, moved_bytes, total
+from fastnas.errors import UserError
+
+SMALL = Sizes(layers=1, batch=4, individuals=10)
+
+
+@given(
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    channels=st.integers(1, 40),
+    part=st.integers(1, 40),
+    double=st.booleans(),
+)
+def test_dense_tensors_move_once_and_parts_in_sectors(shape, channels, part, double):
+    dtype = torch.float64 if double else torch.float32
+    whole = torch.empty(*shape, channels, dtype=dtype)
+    assert moved_bytes(whole) == whole.nbytes
+    assert moved_bytes(whole.transpose(0, -1)) == whole.nbytes
+    piece = whole[..., : min(part, channels)]
+    assert piece.nbytes <= moved_bytes(piece)
+    if min(part, channels) < channels and piece[..., 0].numel() > 1:
+        sectors = -(-piece.shape[-1] * piece.element_size() // SECTOR)
+        assert moved_bytes(piece) == piece[..., 0].numel() * sectors * SECTOR
+
+
+def test_expanded_and_empty_tensors_cost_what_they_store():
+    assert moved_bytes(torch.empty(8).expand(100, 8)) == 32
+    assert moved_bytes(torch.empty(0, 3)) == 0
+
+
+def test_a_convolution_is_counted_as_on_paper():
+    with FakeTensorMode():
+        images, taps = torch.empty(2, 3, 8, 8, requires_grad=True), torch.empty(5, 3, 3, 3, requires_grad=True)
+        with Counting() as counting:
+            F.relu(F.conv2d(images, taps, padding=1)).sum().backward()
+    counts = counting.counts
+    y = 4 * 2 * 5 * 8 * 8
+    forward = counts["aten.convolution"]
+    assert (forward.launches, forward.bytes) == (1, images.nbytes + taps.nbytes + y)
+    assert forward.flops == 2 * 2 * 5 * 8 * 8 * 27
+    backward = counts["aten.convolution_backward"]
+    assert (backward.launches, backward.flops) == (2, 2 * forward.flops)
+    assert counts["aten.relu"].bytes == 2 * y
+    assert not any("view" in name or "detach" in name or "empty" in name for name in counts)
+
+
+def test_the_floor_takes_the_slower_of_memory_and_arithmetic():
+    count = roofline.Count()
+    count.add(1, 2 * 10**12, 1)
+    count.add(1, 1, 3 * 10**12)
+    gpu = replace(GPUS[0], teraflops=3.0, terabytes_per_second=2.0)
+    assert count.floor_ms(gpu) == pytest.approx(2000)
+    assert count.times(5).floor_ms(gpu) == pytest.approx(10000)
+
+
+FEWER_LAUNCHES = {"weight step": 5, "population": 10}
+
+
+@pytest.mark.parametrize("workload", roofline.WORKLOADS)
+def test_fused_operators_need_a_third_of_the_bytes_and_few_launches(workload):
+    plain, ours = (total(roofline.WORKLOADS[workload](name, SMALL)) for name in (PLAIN, FASTNAS))
+    assert 3 * ours.bytes <= plain.bytes
+    assert FEWER_LAUNCHES[workload] * ours.launches <= plain.launches
+
+
+@pytest.mark.parametrize("workload", roofline.WORKLOADS)
+def test_so_says_the_committed_table_of_the_papers_setting(workload):
+    with roofline.TABLE.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["workload"] == workload and row["operator"] == "all"]
+    plain, ours = ({row["contender"]: row for row in rows}[name] for name in (PLAIN, FASTNAS))
+    assert str(Sizes()) in plain["case"]
+    assert 3 * int(ours["bytes"]) <= int(plain["bytes"])
+    assert FEWER_LAUNCHES[workload] * int(ours["launches"]) <= int(plain["launches"])
+
+
+def test_the_report_says_what_it_is_and_writes_a_table(tmp_path, capsys):
+    out = tmp_path / "roofline.csv"
+    roofline.main(["--layers=1", "--channels=8", "--batch=1", "--size=8", "--individuals=2", f"--out={out}"])
+    printed = capsys.readouterr().out
+    assert "bounds, not measurements" in printed
+    assert all(gpu.name in printed for gpu in GPUS)
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["workload"] for row in rows} == set(roofline.WORKLOADS)
+    sums = [row for row in rows if row["operator"] == "all"]
+    for row in sums:
+        parts = [r for r in rows if r["operator"] != "all" and all(r[k] == row[k] for k in ("workload", "contender"))]
+        assert int(row["bytes"]) == sum(int(part["bytes"]) for part in parts)
+
+
+# --- resources of compiled kernels -----------------------------------------------------------------------------------
+
+KERNEL = Instance("pool", "sum_kernel", "float, 4", 80, 256, 32, 0, 0, 0, 2, 2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "occupancy"),
+    [
+        ({}, 1.0),
+        ({"registers": 40}, 0.75),  # 65536 / (40 · 256) = 6 blocks of 8 warps
+        ({"registers": 128}, 0.25),
+        ({"registers": 255}, 0.125),
+        ({"shared_bytes": 40 << 10}, 0.5),  # 164 / 41 = 4 blocks
+        ({"shared_bytes": 40 << 10, "architecture": 90}, 0.625),  # 228 / 41 = 5
+        ({"threads": 32}, 0.5),  # 32 blocks of one warp
+    ],
+)
+def test_occupancy(changes, occupancy):
+    assert replace(KERNEL, **changes).occupancy == occupancy
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stack_bytes": 128}, "128 bytes of stack"),
+        ({"local": 3}, "3 accesses to local memory"),
+        ({"registers": 255}, "leaves 12% of the warps"),
+        ({"wide_loads": 0}, "no instance loads 16 bytes"),
+        ({"wide_stores": 0}, "no instance stores 16 bytes"),
+    ],
+)
+def test_every_rule_is_kept_by_somebody_and_broken_by_somebody(changes, message):
+    assert resources.violations([KERNEL]) == []
+    (sentence,) = resources.violations([replace(KERNEL, **changes)])
+    assert message in sentence
+    assert sentence.startswith("pool.cu: sum_kernel")
+
+
+def test_narrow_instances_beside_a_wide_one_and_narrow_kernels_are_fine():
+    narrow = replace(KERNEL, arguments="float, 1", wide_loads=0, wide_stores=0)
+    assert resources.violations([KERNEL, narrow]) == []
+    assert resources.violations([KERNEL, replace(narrow, arguments="c10::Half, 1")])
+    merge = replace(narrow, file="mixed_sum", kernel="merge_kernel")
+    assert resources.violations([merge]) == []
+
+
+ASSEMBLY = """
+		Function : _ZN4kern
+        /*0040*/               @P0 EXIT ;                       /* 0x000000000000794d */
+        /*0050*/                   LDG.E.128 R4, [R2.64] ;      /* 0x0 */
+        /*0060*/              @!P0 LDG.E R4, [R2.64] ;          /* 0x0 */
+        /*0070*/                   STG.E.128 [R8.64], R4 ;      /* 0x0 */
+        /*0080*/              @!P0 BRA 0x60 ;                   /* 0x0 */
+        /*0090*/                   STL [R1], R4 ;               /* 0x0 */
+        /*00a0*/                   BRA 0xa0;                    /* 0x0 */
+"""
+
+
+def test_accesses_count_wide_ones_within_loops():
+    (lines,) = resources._assembly(ASSEMBLY).values()
+    counts = resources._accesses(lines)
+    assert counts == {"local": 1, "loads": 2, "wide_loads": 0, "stores": 1, "wide_stores": 1}
+
+
+def test_a_binary_without_kernels_is_named(tmp_path):
+    empty = tmp_path / "empty.o"
+    empty.write_bytes(b"")
+    with pytest.raises(UserError, match=r"empty\.o|no cuobjdump"):
+        resources.read(empty)

@@ -1,0 +1,105 @@
+"""That the emulation sees every CUDA kernel, and sees it when one is wrong. The emulator's own tests run in ctest."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from cuda_emulation import emulation
+
+from benchmarks.static.roofline import LAUNCHES
+from fastnas.nn import Supernet
+from fastnas.ops import mixed_sum
+
+pytestmark = [
+    pytest.mark.emulated,
+    pytest.mark.skipif(
+        not emulation.library_path().is_file(), reason="the CUDA kernels are not built for the CPU: make emulation"
+    ),
+]
+
+KERNELS = Path(__file__).resolve().parents[2] / "csrc" / "cuda"
+
+
+def search_a_little() -> None:
+    """Calls every operator, backward passes included: a weight step and a population in both modes of each space."""
+    for individuals in (None, 3):
+        leading = () if individuals is None else (individuals,)
+        outputs = [torch.randn(*leading, 2, 4, 6, 6, requires_grad=True), torch.randn(*leading, 2, 4, 6, 6)]
+        if individuals:
+            outputs.append(torch.randn(1, 2, 4, 6, 6, requires_grad=True))
+        weights = torch.rand(*leading, len(outputs), requires_grad=True)
+        mixed_sum(outputs, weights).sum().backward()
+    images, labels = torch.randn(2, 3, 8, 8), torch.tensor([1, 0])
+    for space, parts in (("egnas", 4), ("darts", 1)):
+        network = Supernet(space, channels=8, layers=3, num_classes=2, partial_channels=parts)
+        F.cross_entropy(network(images), labels).backward()
+        alphas = {kind: torch.randn(2, *alpha.shape) for kind, alpha in network.alphas.items()}
+        for mode in ("running", "batch"):
+            network.population_logits(images, alphas, bn_mode=mode)
+
+
+def test_every_kernel_runs_and_agrees_with_the_cpu(seed):
+    sources = "\n".join(path.read_text() for path in KERNELS.glob("*.cu"))
+    names = set(re.findall(r"\blaunch\(\s*\"(\w+)\"", sources))
+    assert names, "the launches of csrc/cuda were not found"
+    emulation.take_launches()
+    with emulation.emulated("shuffled", seed):
+        search_a_little()
+    launched = emulation.take_launches()
+    assert names == set(launched), f"launched and not in the sources, or the reverse: {names ^ set(launched)}"
+
+
+def test_launches_are_as_many_as_the_roofline_says():
+    with emulation.counting() as calls:
+        search_a_little()
+    assert set(calls) == set(emulation.operators()), "an operator with CUDA kernels was not called"
+    most = {name: max(launches.total() for launches in of_operator) for name, of_operator in calls.items()}
+    assert most == {name: LAUNCHES[f"fastnas.{name}"] for name in most}
+
+
+def test_orders_give_the_same_bits():
+    outputs = [torch.randn(3, 5, 33, 33) for _ in range(4)]
+    weights, grad = torch.rand(4), torch.randn(3, 5, 33, 33)
+    results = []
+    for order in emulation.ORDERS:
+        with emulation.emulated(order, seed=3):
+            results.append(torch.ops.fastnas.mixed_sum_grad_weights(grad, outputs, weights))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_a_wrong_result_is_seen(monkeypatch):
+    """Of a kernel that adds 1e-4 of the largest value to one element."""
+    right = emulation._kernel
+
+    def wrong(name: str):
+        kernel = right(name)
+        if name != "mixed_sum":
+            return kernel
+
+        class Wrong:
+            _schema = kernel._schema
+
+            def __call__(self, *args):
+                result = kernel(*args)
+                result.view(-1)[-1] += 1e-4 * result.abs().max()
+                return result
+
+        return Wrong()
+
+    monkeypatch.setattr(emulation, "_kernel", wrong)
+    with emulation.emulated(), pytest.raises(AssertionError, match=r"mixed_sum, result 0 differs from the CPU's"):
+        mixed_sum([torch.randn(3, 5), torch.randn(3, 5)], torch.tensor([0.5, 0.5]))
+
+
+def test_the_cpu_kernels_come_back():
+    emulation.take_launches()
+    with emulation.emulated():
+        mixed_sum([torch.ones(2)], torch.ones(1))
+    assert emulation.take_launches() == Counter(mixed_sum_forward=1)
+    mixed_sum([torch.ones(2)], torch.ones(1))
+    assert emulation.take_launches() == Counter()
