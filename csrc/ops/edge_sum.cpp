@@ -1,10 +1,9 @@
 #include "ops/edge_sum.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <optional>
 
+#include "ops/backend.h"
 #include "ops/layout.h"
 
 namespace fastnas {
@@ -183,10 +182,10 @@ Tensors forward_cpu(const Tensor& x, Tensors depthwise, Tensors pointwise, std::
 }  // namespace
 }  // namespace fastnas
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) {
+FASTNAS_OPERATORS(m) {
   m.def(
       "edge_sum(Tensor x, Tensor[] depthwise, Tensor[] pointwise, int[] depths, int[] dilations, Tensor inner_scales, "
       "Tensor inner_offsets, Tensor scales, Tensor offsets, int stride, bool shared) -> Tensor[]");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) { m.impl("edge_sum", TORCH_BOX(&fastnas::forward_cpu)); }
+FASTNAS_OPERATORS_CPU(m) { m.impl("edge_sum", TORCH_BOX(&fastnas::forward_cpu)); }

@@ -1,6 +1,6 @@
 #include "ops/layout.h"
 
-#include <torch/csrc/stable/library.h>
+#include "ops/backend.h"
 
 namespace fastnas {
 namespace {
@@ -15,10 +15,10 @@ Tensor empty_images(const Tensor& like, Sizes size) {
 
 // Uninitialised channels-last images of the dtype and device of `like`, in memory that is kept for the next step: what
 // operators such as node_sum_into write into.
-STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m) { m.def("empty_images(Tensor like, int[] size) -> Tensor"); }
+FASTNAS_OPERATORS(m) { m.def("empty_images(Tensor like, int[] size) -> Tensor"); }
 
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) { m.impl("empty_images", TORCH_BOX(&fastnas::empty_images)); }
+FASTNAS_OPERATORS_CPU(m) { m.impl("empty_images", TORCH_BOX(&fastnas::empty_images)); }
 
-#ifdef FASTNAS_CUDA
-STABLE_TORCH_LIBRARY_IMPL(fastnas, CUDA, m) { m.impl("empty_images", TORCH_BOX(&fastnas::empty_images)); }
+#if defined(FASTNAS_CUDA) && !defined(FASTNAS_EMULATE)  // no kernel: nothing to compare
+FASTNAS_OPERATORS_CUDA(m) { m.impl("empty_images", TORCH_BOX(&fastnas::empty_images)); }
 #endif
