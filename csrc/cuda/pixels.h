@@ -10,6 +10,10 @@ namespace fastnas::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+/// Blocks on a multiprocessor at least, the second of __launch_bounds__; without it the compiler aims at more and
+/// spills.
+template <typename T>
+constexpr int kResident = sizeof(T) == 8 ? 1 : 2;
 constexpr int64_t kMaxBlocks = 1 << 20;      // grids stride, so any number of pixels fits
 constexpr int64_t kMaxBlocksBeside = 65535;  // in y and z
 

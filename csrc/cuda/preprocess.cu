@@ -371,7 +371,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     merge_kernel(const __grid_constant__ Preprocess<T> args, const accumulate_t<T>* __restrict__ partial,
                  int64_t chunks, const __grid_constant__ PreprocessWeightGrads<T> grads) {
   const int64_t size = args.outputs * args.channels;

@@ -90,7 +90,7 @@ struct BlockStatistics {
 
 // Block (x, y): a warp of columns (output, channel), an individual. Warps take the individual's rows in turn.
 template <typename A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     merge_statistics_kernel(const double* __restrict__ table, int64_t blocks, int64_t individuals, int64_t outputs,
                             int64_t channels, A* __restrict__ mean, A* __restrict__ variance) {
   constexpr int kWarps = kThreads / kWarp;
