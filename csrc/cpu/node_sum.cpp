@@ -173,7 +173,8 @@ void node_sum_forward(const NodeSum<T>& args, T* result, int64_t stride, int64_t
     for (int64_t e = 0; e < args.bypass_count; ++e) {
       const NodePixels<T>& x = args.bypass[e];
       const T* data = tile_data(x, s, x.shared ? image : own, tile);
-      add_channels(data, x.stride, args.bypass_weights[p * args.bypass_count + e], R, tile.count, b.rest, R);
+      const A weight = args.bypass_weights ? args.bypass_weights[p * args.bypass_count + e] : A(1);
+      add_channels(data, x.stride, weight, R, tile.count, b.rest, R);
     }
     if constexpr (std::is_same_v<T, A>) {
       shuffle(sum, b.rest, C, s.groups, tile.count, out, stride);

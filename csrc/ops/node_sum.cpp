@@ -29,8 +29,94 @@ NodeShape node_shape(int64_t individuals, int64_t images, const Tensor& like, in
   return s;
 }
 
+// --- backends --------------------------------------------------------------------------------------------------------
+
 // Threads are worth their start from about this many values of all inputs together.
 int64_t grain(int64_t values_per_item) { return std::max<int64_t>(1, 65536 / std::max<int64_t>(1, values_per_item)); }
+
+struct Cpu {
+  explicit Cpu(const Tensor&) {}
+
+  template <typename T>
+  void forward(const NodeSum<T>& args, T* result, int64_t stride) const {
+    const NodeShape& s = args.shape;
+    const int64_t rest = (s.groups - 1) * s.channels;
+    const int64_t values = s.tile * (args.candidate_count * s.channels + args.bypass_count * rest);
+    torch::stable::parallel_for(0, s.images * s.tiles * s.individuals, grain(values), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(node_sum_forward, args, result, stride, first, last);
+    });
+  }
+
+  template <typename T, typename A>
+  void grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* processed, A* sums, A* dots, A* bypass_dots) const {
+    const NodeShape& s = args.shape;
+    const int64_t C = s.channels, K = args.candidate_count, E = args.bypass_count, entries = C + K * C + E;
+    std::vector<double> partial(s.images * entries), total(entries);
+    torch::stable::parallel_for(0, s.images, grain(s.pixels * ((K + 1) * C + (E + 1) * (s.groups - 1) * C)),
+                                [&](int64_t first, int64_t last) {
+                                  FASTNAS_CPU_CALL(node_sum_grad, args, grad, processed, partial.data(), first, last);
+                                });
+    for (int64_t image = 0; image < s.images; ++image) {
+      for (int64_t i = 0; i < entries; ++i) total[i] += partial[image * entries + i];
+    }
+    const double* from = total.data();
+    for (int64_t c = 0; c < C; ++c) sums[c] = A(*from++);
+    for (int64_t i = 0; i < K * C; ++i) dots[i] = A(*from++ * args.rstd[i]);
+    for (int64_t e = 0; e < E; ++e) bypass_dots[e] = A(*from++);
+  }
+
+  template <typename T>
+  void grad_candidates(const NodeSum<T>& args, const NodePixels<T>& processed, const NodeSumGrads<T>& grads) const {
+    const NodeShape& s = args.shape;
+    torch::stable::parallel_for(0, s.images * s.tiles, grain(s.tile * (2 * args.candidate_count + 1) * s.channels),
+                                [&](int64_t first, int64_t last) {
+                                  FASTNAS_CPU_CALL(node_sum_grad_candidates, args, processed, grads, first, last);
+                                });
+  }
+
+  template <typename T>
+  void bypass_grad(const BypassGrad<T>& args, T* result) const {
+    const NodeShape& s = args.shape;
+    const int64_t images = args.grad_count + args.addend_count + 1;
+    torch::stable::parallel_for(
+        0, s.images * s.tiles, grain(s.tile * s.groups * s.channels * images),
+        [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(bypass_grad, args, result, first, last); });
+  }
+};
+
+#ifdef FASTNAS_CUDA
+struct Cuda {
+  const Tensor& like;
+  DeviceScope device;
+
+  explicit Cuda(const Tensor& like) : like(like), device(like) {}
+
+  template <typename T>
+  void forward(const NodeSum<T>& args, T* result, int64_t stride) const {
+    cuda::node_sum_forward(args, result, stride, device.stream());
+  }
+
+  template <typename T, typename A>
+  void grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* processed, A* sums, A* dots, A* bypass_dots) const {
+    const NodeShape& s = args.shape;
+    const int64_t size = cuda::node_sum_chunk(std::max<int64_t>(1, s.channels));
+    const int64_t chunks = (s.images * s.pixels + size - 1) / size;
+    const int64_t entries = s.channels + args.candidate_count * s.channels + args.bypass_count;
+    Tensor partial = empty(like, {chunks, entries}, Order::row_major, accumulate_dtype(like.scalar_type()));
+    cuda::node_sum_grad(args, grad, processed, partial.mutable_data_ptr<A>(), sums, dots, bypass_dots, device.stream());
+  }
+
+  template <typename T>
+  void grad_candidates(const NodeSum<T>& args, const NodePixels<T>& processed, const NodeSumGrads<T>& grads) const {
+    cuda::node_sum_grad_candidates(args, processed, grads, device.stream());
+  }
+
+  template <typename T>
+  void bypass_grad(const BypassGrad<T>& args, T* result) const {
+    cuda::bypass_grad(args, result, device.stream());
+  }
+};
+#endif
 
 // --- checks ----------------------------------------------------------------------------------------------------------
 
@@ -153,6 +239,7 @@ int64_t images_of(const char* op, const Tensors& candidates, const Tensors& bypa
 }
 
 // Into `given` where there is one, else into a new tensor.
+template <typename Backend>
 Tensor sum(const char* op, std::optional<Tensor> given, const Tensors& candidates, const Tensor& mean,
            const Tensor& rstd, const Tensor& weights, const Tensors& bypass,
            const std::optional<Tensor>& bypass_weights, int64_t individuals, std::optional<int64_t> images,
@@ -175,6 +262,7 @@ Tensor sum(const char* op, std::optional<Tensor> given, const Tensors& candidate
   if (bypass_weights) check_table(op, "bypass_weights", *bypass_weights, {P, E}, like);
   const int64_t groups = E ? groups_of(op, C, R) : 1;
 
+  const Backend backend(like);
   const NodeShape shape = node_shape(P, B, like, C, groups);
   const Inputs inputs(candidates, bypass, mean, rstd);
   const Tensor w = stored(weights, Order::row_major);
@@ -188,30 +276,27 @@ Tensor sum(const char* op, std::optional<Tensor> given, const Tensors& candidate
                     using A = accumulate_t<scalar_t>;
                     NodeSum<scalar_t> args = inputs.arguments<scalar_t>(shape);
                     args.weights = w.const_data_ptr<A>();
-                    const std::vector<A> ones(bypass_weights ? 0 : P * E, A(1));
                     const Tensor bw = bypass_weights ? stored(*bypass_weights, Order::row_major) : w;
-                    args.bypass_weights = bypass_weights ? bw.const_data_ptr<A>() : ones.data();
-                    scalar_t* out = result.mutable_data_ptr<scalar_t>();
-                    torch::stable::parallel_for(
-                        0, B * shape.tiles * P, grain(shape.tile * (K * C + E * R)), [&](int64_t first, int64_t last) {
-                          FASTNAS_CPU_CALL(node_sum_forward, args, out, pixel_stride(result), first, last);
-                        });
+                    if (bypass_weights) args.bypass_weights = bw.const_data_ptr<A>();
+                    backend.forward(args, result.mutable_data_ptr<scalar_t>(), pixel_stride(result));
                   }),
                   FASTNAS_FLOATING_TYPES);
   return result;
 }
 
+template <typename Backend>
 Tensor forward(Tensors candidates, const Tensor& mean, const Tensor& rstd, const Tensor& weights, Tensors bypass,
                std::optional<Tensor> bypass_weights, int64_t individuals, std::optional<int64_t> images,
                std::optional<std::vector<int64_t>> normalized) {
-  return sum("fastnas::node_sum", std::nullopt, candidates, mean, rstd, weights, bypass, bypass_weights, individuals,
-             images, normalized);
+  return sum<Backend>("fastnas::node_sum", std::nullopt, candidates, mean, rstd, weights, bypass, bypass_weights,
+                      individuals, images, normalized);
 }
 
+template <typename Backend>
 void forward_into(Tensor out, Tensors candidates, const Tensor& mean, const Tensor& rstd, const Tensor& weights,
                   Tensors bypass, std::optional<Tensor> bypass_weights, int64_t individuals, int64_t images) {
-  sum("fastnas::node_sum_into", out, candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images,
-      std::nullopt);
+  sum<Backend>("fastnas::node_sum_into", out, candidates, mean, rstd, weights, bypass, bypass_weights, individuals,
+               images, std::nullopt);
 }
 
 // --- gradients -------------------------------------------------------------------------------------------------------
@@ -229,6 +314,7 @@ void check_candidates(const char* op, const Tensors& candidates, const Tensor& l
   check_table(op, "rstd", rstd, table, like);
 }
 
+template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor> grad(const Tensor& grad, Tensors candidates, const Tensor& mean,
                                                 const Tensor& rstd, Tensors bypass) {
   constexpr auto op = "fastnas::node_sum_grad";
@@ -244,6 +330,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad(const Tensor& grad, Tensors cand
   check_candidates(op, candidates, grad, C, mean, rstd);
   const int64_t groups = R ? groups_of(op, C, R) : 1;
 
+  const Backend backend(grad);
   const NodeShape shape = node_shape(1, grad.size(0), grad, C, groups);
   const Inputs inputs(candidates, bypass, mean, rstd);
   const Tensor g = pixels(grad);
@@ -253,30 +340,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> grad(const Tensor& grad, Tensors cand
   Tensor sums = empty(mean, {C}, Order::row_major, numbers);
   Tensor dots = empty(mean, {K, C}, Order::row_major, numbers);
   Tensor bypass_dots = empty(mean, {E}, Order::row_major, numbers);
-  const int64_t entries = C + K * C + E;
-  std::vector<double> partial(shape.images * entries), total(entries);
   THO_DISPATCH_V2(grad.scalar_type(), op, AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
-                    const NodeSum<scalar_t> args = inputs.arguments<scalar_t>(shape);
-                    const NodePixels<scalar_t> from = view<scalar_t>(g);
-                    scalar_t* out = processed.mutable_data_ptr<scalar_t>();
-                    torch::stable::parallel_for(0, shape.images, grain(shape.pixels * ((K + 1) * C + (E + 1) * R)),
-                                                [&](int64_t first, int64_t last) {
-                                                  FASTNAS_CPU_CALL(node_sum_grad, args, from, out, partial.data(),
-                                                                   first, last);
-                                                });
-                    for (int64_t image = 0; image < shape.images; ++image) {
-                      for (int64_t i = 0; i < entries; ++i) total[i] += partial[image * entries + i];
-                    }
-                    const double* from_sum = total.data();
-                    for (int64_t c = 0; c < C; ++c) sums.mutable_data_ptr<A>()[c] = A(*from_sum++);
-                    for (int64_t i = 0; i < K * C; ++i) dots.mutable_data_ptr<A>()[i] = A(*from_sum++ * args.rstd[i]);
-                    for (int64_t e = 0; e < E; ++e) bypass_dots.mutable_data_ptr<A>()[e] = A(*from_sum++);
+                    backend.grad(inputs.arguments<scalar_t>(shape), view<scalar_t>(g),
+                                 processed.mutable_data_ptr<scalar_t>(), sums.mutable_data_ptr<A>(),
+                                 dots.mutable_data_ptr<A>(), bypass_dots.mutable_data_ptr<A>());
                   }),
                   FASTNAS_FLOATING_TYPES);
   return {processed, sums, dots, bypass_dots};
 }
 
+template <typename Backend>
 Tensors grad_candidates(const Tensor& processed, Tensors candidates, const Tensor& mean, const Tensor& rstd,
                         const Tensor& weights, const Tensor& sums, const Tensor& dots,
                         std::vector<int64_t> normalized) {
@@ -290,6 +364,7 @@ Tensors grad_candidates(const Tensor& processed, Tensors candidates, const Tenso
   STD_TORCH_CHECK(normalized.size() == candidates.size(), op, ": normalized has ", normalized.size(),
                   " entries but there are ", K, " candidates");
 
+  const Backend backend(processed);
   const NodeShape shape = node_shape(1, processed.size(0), processed, C, 1);
   const Inputs inputs(candidates, {}, mean, rstd);
   const Tensor g = pixels(processed), w = stored(weights, Order::row_major), a = stored(sums, Order::row_major),
@@ -310,16 +385,13 @@ Tensors grad_candidates(const Tensor& processed, Tensors candidates, const Tenso
                       grads.normalized[k] = normalized[k] != 0;
                       grads.candidates[k] = results[k].mutable_data_ptr<scalar_t>();
                     }
-                    torch::stable::parallel_for(0, shape.images * shape.tiles, grain(shape.tile * (2 * K + 1) * C),
-                                                [&](int64_t first, int64_t last) {
-                                                  FASTNAS_CPU_CALL(node_sum_grad_candidates, args, from, grads, first,
-                                                                   last);
-                                                });
+                    backend.grad_candidates(args, from, grads);
                   }),
                   FASTNAS_FLOATING_TYPES);
   return results;
 }
 
+template <typename Backend>
 Tensor bypass(std::optional<Tensor> processed, Tensors grads, const Tensor& weights, Tensors addends,
               int64_t channels) {
   constexpr auto op = "fastnas::bypass_grad";
@@ -338,6 +410,7 @@ Tensor bypass(std::optional<Tensor> processed, Tensors grads, const Tensor& weig
   }
   check_table(op, "weights", weights, {static_cast<int64_t>(grads.size())}, like);
 
+  const Backend backend(like);
   const NodeShape shape = node_shape(1, like.size(0), like, channels, groups);
   const Tensors from = all_pixels(grads), plus = all_pixels(addends);
   const Tensor w = stored(weights, Order::row_major), front = processed ? pixels(*processed) : like;
@@ -351,11 +424,7 @@ Tensor bypass(std::optional<Tensor> processed, Tensors grads, const Tensor& weig
                     args.grad_count = static_cast<int64_t>(from.size());
                     args.addend_count = static_cast<int64_t>(plus.size());
                     args.shape = shape;
-                    scalar_t* out = result.mutable_data_ptr<scalar_t>();
-                    torch::stable::parallel_for(
-                        0, shape.images * shape.tiles,
-                        grain(shape.tile * W * (args.grad_count + args.addend_count + 1)),
-                        [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(bypass_grad, args, out, first, last); });
+                    backend.bypass_grad(args, result.mutable_data_ptr<scalar_t>());
                   }),
                   FASTNAS_FLOATING_TYPES);
   return result;
@@ -381,9 +450,19 @@ FASTNAS_OPERATORS(m) {
 }
 
 FASTNAS_OPERATORS_CPU(m) {
-  m.impl("node_sum", TORCH_BOX(&fastnas::forward));
-  m.impl("node_sum_into", TORCH_BOX(&fastnas::forward_into));
-  m.impl("node_sum_grad", TORCH_BOX(&fastnas::grad));
-  m.impl("node_sum_grad_candidates", TORCH_BOX(&fastnas::grad_candidates));
-  m.impl("bypass_grad", TORCH_BOX(&fastnas::bypass));
+  m.impl("node_sum", TORCH_BOX(&fastnas::forward<fastnas::Cpu>));
+  m.impl("node_sum_into", TORCH_BOX(&fastnas::forward_into<fastnas::Cpu>));
+  m.impl("node_sum_grad", TORCH_BOX(&fastnas::grad<fastnas::Cpu>));
+  m.impl("node_sum_grad_candidates", TORCH_BOX(&fastnas::grad_candidates<fastnas::Cpu>));
+  m.impl("bypass_grad", TORCH_BOX(&fastnas::bypass<fastnas::Cpu>));
 }
+
+#ifdef FASTNAS_CUDA
+FASTNAS_OPERATORS_CUDA(m) {
+  m.impl("node_sum", TORCH_BOX(&fastnas::forward<fastnas::Cuda>));
+  m.impl("node_sum_into", TORCH_BOX(&fastnas::forward_into<fastnas::Cuda>));
+  m.impl("node_sum_grad", TORCH_BOX(&fastnas::grad<fastnas::Cuda>));
+  m.impl("node_sum_grad_candidates", TORCH_BOX(&fastnas::grad_candidates<fastnas::Cuda>));
+  m.impl("bypass_grad", TORCH_BOX(&fastnas::bypass<fastnas::Cuda>));
+}
+#endif

@@ -10,6 +10,8 @@
 #include "cpu/isa.h"
 #include "ops/accumulate.h"
 
+struct CUstream_st;
+
 namespace fastnas {
 
 /// Bounds the tables of candidates, of bypasses and of what is added to a gradient.
@@ -39,7 +41,7 @@ struct NodeSum {
   const accumulate_t<T>* mean;               // [K, P, C]
   const accumulate_t<T>* rstd;               // [K, P, C]
   const accumulate_t<T>* weights;            // [P, K]; unused by node_sum_grad
-  const accumulate_t<T>* bypass_weights;     // [P, E]; unused by the gradients
+  const accumulate_t<T>* bypass_weights;     // [P, E], or null for ones; unused by the gradients
   int64_t candidate_count;                   // K
   int64_t bypass_count;                      // E
   NodeShape shape;
@@ -80,3 +82,32 @@ FASTNAS_CPU_VARIANTS(
                                                         const NodeSumGrads<T>& grads, int64_t first, int64_t last);
     // result [N, H·W, g·C]; items first..last of N · tiles.
     template <typename T> void bypass_grad(const BypassGrad<T>& args, T* result, int64_t first, int64_t last);)
+
+namespace fastnas::cuda {
+
+// All pointers, the tables' too, are device memory; `tile` and `tiles` of the shape are not used. Asynchronous on
+// `stream`; errors of a launch throw std::runtime_error. No atomics: the same bits every time.
+
+/// result [N, H·W, g·C], pixels `stride` apart.
+template <typename T>
+void node_sum_forward(const NodeSum<T>& args, T* result, int64_t stride, CUstream_st* stream);
+
+/// Pixels that one row of `partial` covers.
+inline int64_t node_sum_chunk(int64_t channels) { return channels < 8192 ? 8192 / channels : 1; }
+
+/// processed [N, H·W, C] is not written if g is 1; partial [ceil(N·H·W / node_sum_chunk(C)), C + K·C + E] is scratch;
+/// sums [C], dots [K, C], bypass_dots [E].
+template <typename T>
+void node_sum_grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* processed, accumulate_t<T>* partial,
+                   accumulate_t<T>* sums, accumulate_t<T>* dots, accumulate_t<T>* bypass_dots, CUstream_st* stream);
+
+/// processed: C channels.
+template <typename T>
+void node_sum_grad_candidates(const NodeSum<T>& args, const NodePixels<T>& processed, const NodeSumGrads<T>& grads,
+                              CUstream_st* stream);
+
+/// result [N, H·W, g·C].
+template <typename T>
+void bypass_grad(const BypassGrad<T>& args, T* result, CUstream_st* stream);
+
+}  // namespace fastnas::cuda

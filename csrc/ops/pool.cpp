@@ -58,19 +58,75 @@ std::vector<Tensor> all_pixels(const std::vector<Tensor>& tensors) {
   return result;
 }
 
+// --- backends --------------------------------------------------------------------------------------------------------
+
 // Images per thread from which on threads are worth their start.
 int64_t grain(const PoolShape& shape) {
   return std::max<int64_t>(1, 16384 / (shape.channels * shape.height * shape.width));
 }
 
+struct Cpu {
+  explicit Cpu(const Tensor&) {}
+
+  template <typename T, typename A>
+  void forward(const PoolShape& shape, const PoolImages<T>& x, int64_t images, int64_t individuals, T* average,
+               T* maximum, A* mean, A* variance) const {
+    const int64_t all = images * individuals, C = shape.channels;
+    const int64_t windows = pool_windows(shape.height, shape.stride) * pool_windows(shape.width, shape.stride);
+    std::vector<double> table(mean ? all * 2 * 2 * C : 0);
+    if (all * windows * C > 0) {
+      double* rows = mean ? table.data() : nullptr;
+      torch::stable::parallel_for(0, all, grain(shape), [&](int64_t first, int64_t last) {
+        FASTNAS_CPU_CALL(pool_forward, shape, x, average, maximum, rows, first, last);
+      });
+    }
+    if (mean) merge_statistics(table.data(), individuals, images, 2, C, windows, mean, variance);
+  }
+
+  template <typename T>
+  void grad(const PoolGrad<T>& args, int64_t images, T* result) const {
+    torch::stable::parallel_for(0, images, grain(args.shape), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(pool_grad, args, result, first, last);
+    });
+  }
+};
+
+#ifdef FASTNAS_CUDA
+struct Cuda {
+  const Tensor& like;
+  DeviceScope device;
+
+  explicit Cuda(const Tensor& like) : like(like), device(like) {}
+
+  template <typename T, typename A>
+  void forward(const PoolShape& shape, const PoolImages<T>& x, int64_t images, int64_t individuals, T* average,
+               T* maximum, A* mean, A* variance) const {
+    std::optional<Tensor> table;
+    if (mean) {
+      const Sizes sizes{individuals, cuda::pool_forward_blocks(shape, images), 1 + 4 * shape.channels};
+      table = empty(like, sizes, Order::row_major, ScalarType::Double);
+    }
+    cuda::pool_forward(shape, x, images, individuals, average, maximum,
+                       table ? table->mutable_data_ptr<double>() : nullptr, mean, variance, device.stream());
+  }
+
+  template <typename T>
+  void grad(const PoolGrad<T>& args, int64_t images, T* result) const {
+    cuda::pool_grad(args, images, result, device.stream());
+  }
+};
+#endif
+
 // --- forward ---------------------------------------------------------------------------------------------------------
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward_cpu(const Tensor& x, int64_t stride, int64_t individuals,
-                                                       bool statistics) {
+template <typename Backend>
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, int64_t stride, int64_t individuals,
+                                                   bool statistics) {
   constexpr auto op = "fastnas::pool";
   const PoolShape shape = shape_of_pool(op, x, stride);
   STD_TORCH_CHECK(individuals >= 1 && x.size(0) % individuals == 0, op, ": individuals is ", individuals,
                   ", which does not divide the ", x.size(0), " images of x ", shape_of(x));
+  const Backend backend(x);
   const Tensor image = pixels(x);
   const Sizes sizes = pooled_sizes(x, shape);
   Tensor average = empty(x, sizes, Order::channels_last, x.scalar_type());
@@ -80,20 +136,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_cpu(const Tensor& x, int64_t 
   Tensor variance = empty(x, moments, Order::row_major, accumulate_dtype(x.scalar_type()));
   THO_DISPATCH_V2(x.scalar_type(), op, AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
-                    std::vector<double> table(statistics ? x.size(0) * 2 * 2 * shape.channels : 0);
-                    if (x.numel() > 0) {
-                      const auto from = images_of<scalar_t>(image);
-                      scalar_t* averages = average.mutable_data_ptr<scalar_t>();
-                      scalar_t* maxima = maximum.mutable_data_ptr<scalar_t>();
-                      double* rows = statistics ? table.data() : nullptr;
-                      torch::stable::parallel_for(0, x.size(0), grain(shape), [&](int64_t first, int64_t last) {
-                        FASTNAS_CPU_CALL(pool_forward, shape, from, averages, maxima, rows, first, last);
-                      });
-                    }
-                    if (statistics) {
-                      merge_statistics(table.data(), individuals, x.size(0) / individuals, 2, shape.channels,
-                                       sizes[2] * sizes[3], mean.mutable_data_ptr<A>(), variance.mutable_data_ptr<A>());
-                    }
+                    backend.forward(shape, images_of<scalar_t>(image), x.size(0) / individuals, individuals,
+                                    average.mutable_data_ptr<scalar_t>(), maximum.mutable_data_ptr<scalar_t>(),
+                                    statistics ? mean.mutable_data_ptr<A>() : nullptr,
+                                    statistics ? variance.mutable_data_ptr<A>() : nullptr);
                   }),
                   FASTNAS_FLOATING_TYPES);
   return {average, maximum, mean, variance};
@@ -101,9 +147,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward_cpu(const Tensor& x, int64_t 
 
 // --- gradient --------------------------------------------------------------------------------------------------------
 
-Tensor grad_cpu(const Tensor& x, std::vector<Tensor> grads, const Tensor& scales, std::vector<Tensor> outputs,
-                std::optional<Tensor> corrections, std::optional<Tensor> skip, std::vector<Tensor> addends,
-                int64_t stride) {
+template <typename Backend>
+Tensor grad(const Tensor& x, std::vector<Tensor> grads, const Tensor& scales, std::vector<Tensor> outputs,
+            std::optional<Tensor> corrections, std::optional<Tensor> skip, std::vector<Tensor> addends,
+            int64_t stride) {
   constexpr auto op = "fastnas::pool_grad";
   const PoolShape shape = shape_of_pool(op, x, stride);
   const int64_t count = static_cast<int64_t>(grads.size());
@@ -120,6 +167,7 @@ Tensor grad_cpu(const Tensor& x, std::vector<Tensor> grads, const Tensor& scales
     check_table(op, "skip", *skip, x, {count, shape.channels});
   }
 
+  const Backend backend(x);
   const Tensor image = pixels(x);
   grads = all_pixels(grads);
   outputs = all_pixels(outputs);
@@ -142,10 +190,7 @@ Tensor grad_cpu(const Tensor& x, std::vector<Tensor> grads, const Tensor& scales
                     if (corrections) args.corrections = corrections->const_data_ptr<A>();
                     if (skip && count > 0) args.skip = skip->const_data_ptr<A>();
                     if (x.numel() == 0) return;
-                    scalar_t* to = result.mutable_data_ptr<scalar_t>();
-                    torch::stable::parallel_for(0, x.size(0), grain(shape), [&](int64_t first, int64_t last) {
-                      FASTNAS_CPU_CALL(pool_grad, args, to, first, last);
-                    });
+                    backend.grad(args, x.size(0), result.mutable_data_ptr<scalar_t>());
                   }),
                   FASTNAS_FLOATING_TYPES);
   return result;
@@ -164,6 +209,13 @@ FASTNAS_OPERATORS(m) {
 }
 
 FASTNAS_OPERATORS_CPU(m) {
-  m.impl("pool", TORCH_BOX(&fastnas::forward_cpu));
-  m.impl("pool_grad", TORCH_BOX(&fastnas::grad_cpu));
+  m.impl("pool", TORCH_BOX(&fastnas::forward<fastnas::Cpu>));
+  m.impl("pool_grad", TORCH_BOX(&fastnas::grad<fastnas::Cpu>));
 }
+
+#ifdef FASTNAS_CUDA
+FASTNAS_OPERATORS_CUDA(m) {
+  m.impl("pool", TORCH_BOX(&fastnas::forward<fastnas::Cuda>));
+  m.impl("pool_grad", TORCH_BOX(&fastnas::grad<fastnas::Cuda>));
+}
+#endif

@@ -10,6 +10,8 @@
 #include "cpu/isa.h"
 #include "ops/accumulate.h"
 
+struct CUstream_st;
+
 namespace fastnas {
 
 /// Bound the pointer tables of PoolGrad.
@@ -55,3 +57,23 @@ FASTNAS_CPU_VARIANTS(
                                             double* table, int64_t first, int64_t last);
     // Images first..last. result [N, H, W, C] dense.
     template <typename T> void pool_grad(const PoolGrad<T>& args, T* result, int64_t first, int64_t last);)
+
+namespace fastnas::cuda {
+
+// All pointers are device memory. Asynchronous on `stream`; errors of a launch throw std::runtime_error. No atomics:
+// the same bits every time.
+
+/// Rows of 1 + 4·C numbers that pool_forward needs for the statistics of one individual, at most.
+int64_t pool_forward_blocks(const PoolShape& shape, int64_t images);
+
+/// `images` of each individual. average, maximum [N, H', W', C] dense. table [P, pool_forward_blocks, 1 + 4·C] is
+/// scratch for mean and variance [2, P, C]; all three are null where nobody asks.
+template <typename T>
+void pool_forward(const PoolShape& shape, const PoolImages<T>& x, int64_t images, int64_t individuals, T* average,
+                  T* maximum, double* table, accumulate_t<T>* mean, accumulate_t<T>* variance, CUstream_st* stream);
+
+/// result [N, H, W, C] dense, of N images.
+template <typename T>
+void pool_grad(const PoolGrad<T>& args, int64_t images, T* result, CUstream_st* stream);
+
+}  // namespace fastnas::cuda

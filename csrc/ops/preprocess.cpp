@@ -110,19 +110,90 @@ std::unique_ptr<Preprocess<T>> arguments(const Shape& shape, const std::vector<T
   return args;
 }
 
-// Threads are worth their start from about this many multiplications.
-int64_t grain(const Shape& shape, int64_t items) {
-  const int64_t work = shape.images * shape.pixels() * (shape.channels + 1) * (shape.outputs + 1);
-  return std::max<int64_t>(1, 500000 * items / (work + 1));
-}
+// --- backends --------------------------------------------------------------------------------------------------------
 
-std::tuple<Tensor, Tensor, Tensor> forward_cpu(std::vector<Tensor> inputs, std::vector<Tensor> weights,
-                                               std::vector<int64_t> offsets, int64_t stride, int64_t individuals,
-                                               bool statistics) {
+struct Cpu {
+  explicit Cpu(const Tensor&) {}
+
+  // Threads are worth their start from about this many multiplications.
+  template <typename T>
+  static int64_t grain(const Preprocess<T>& args, int64_t items) {
+    const int64_t pixels = args.images * args.output_height * args.output_width;
+    return std::max<int64_t>(1, 500000 * items / (pixels * (args.channels + 1) * (args.outputs + 1) + 1));
+  }
+
+  template <typename T, typename A>
+  void forward(const Preprocess<T>& args, int64_t individuals, T* output, A* mean, A* variance) const {
+    std::vector<double> moments(mean ? args.images * 2 * args.outputs : 0);
+    double* table = mean ? moments.data() : nullptr;
+    torch::stable::parallel_for(0, args.images, grain(args, args.images), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(preprocess_forward, args, output, table, first, last);
+    });
+    if (mean) {
+      merge_statistics(table, individuals, args.images / individuals, 1, args.outputs,
+                       args.output_height * args.output_width, mean, variance);
+    }
+  }
+
+  template <typename T, typename A>
+  void grad(const Preprocess<T>& args, const PreprocessGrad<T>& grad, const std::vector<A*>& grad_weights) const {
+    const int64_t chunks = std::min(kPreprocessChunks, args.images), size = args.outputs * args.channels;
+    std::vector<A> partial(chunks * size);
+    torch::stable::parallel_for(0, chunks, grain(args, chunks), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(preprocess_backward, args, grad, partial.data(), chunks, first, last);
+    });
+    for (int64_t m = 0; m < args.matrix_count; ++m) {
+      const Matrix<A>& matrix = args.matrices[m];
+      for (int64_t i = 0; i < matrix.rows * args.channels; ++i) {
+        double sum = 0;
+        for (int64_t chunk = 0; chunk < chunks; ++chunk)
+          sum += partial[chunk * size + matrix.output * args.channels + i];
+        grad_weights[m][i] = A(sum);
+      }
+    }
+  }
+};
+
+#ifdef FASTNAS_CUDA
+struct Cuda {
+  const Tensor& like;
+  DeviceScope device;
+
+  explicit Cuda(const Tensor& like) : like(like), device(like) {}
+
+  template <typename T, typename A>
+  void forward(const Preprocess<T>& args, int64_t individuals, T* output, A* mean, A* variance) const {
+    std::optional<Tensor> table;
+    if (mean) {
+      const Sizes sizes{individuals, cuda::preprocess_forward_tiles(args, individuals), 1 + 2 * args.outputs};
+      table = empty(like, sizes, Order::row_major, ScalarType::Double);
+    }
+    cuda::preprocess_forward(args, individuals, output, table ? table->mutable_data_ptr<double>() : nullptr, mean,
+                             variance, device.stream());
+  }
+
+  template <typename T, typename A>
+  void grad(const Preprocess<T>& args, const PreprocessGrad<T>& grad, const std::vector<A*>& grad_weights) const {
+    cuda::PreprocessWeightGrads<T> results{};
+    std::copy(grad_weights.begin(), grad_weights.end(), results.weights);
+    const Sizes sizes{cuda::preprocess_grad_chunks(args), args.outputs, args.channels};
+    Tensor partial = empty(like, sizes, Order::row_major, accumulate_dtype(like.scalar_type()));
+    cuda::preprocess_grad(args, grad, partial.mutable_data_ptr<A>(), results, device.stream());
+  }
+};
+#endif
+
+// --- forward ---------------------------------------------------------------------------------------------------------
+
+template <typename Backend>
+std::tuple<Tensor, Tensor, Tensor> forward(std::vector<Tensor> inputs, std::vector<Tensor> weights,
+                                           std::vector<int64_t> offsets, int64_t stride, int64_t individuals,
+                                           bool statistics) {
   constexpr auto op = "fastnas::preprocess";
   const Shape shape = check(op, inputs, weights, offsets, stride);
   STD_TORCH_CHECK(individuals >= 1 && shape.images % individuals == 0, op, ": individuals is ", individuals,
                   ", expected a divisor of the ", shape.images, " images");
+  const Backend backend(inputs[0]);
   const std::vector<Tensor> x = all_pixels(inputs), w = all_dense(weights);
   const Tensor &like = inputs[0], &weight = weights[0];
   Tensor output = empty(like, shape.output(), Order::channels_last, like.scalar_type());
@@ -132,21 +203,15 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(std::vector<Tensor> inputs, std::
   THO_DISPATCH_V2(like.scalar_type(), op, AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
                     const auto args = arguments<scalar_t>(shape, x, w, offsets, stride);
-                    scalar_t* to = output.mutable_data_ptr<scalar_t>();
-                    std::vector<double> moments(statistics ? shape.images * 2 * shape.outputs : 0);
-                    double* table = statistics ? moments.data() : nullptr;
-                    torch::stable::parallel_for(0, shape.images, grain(shape, shape.images),
-                                                [&](int64_t first, int64_t last) {
-                                                  FASTNAS_CPU_CALL(preprocess_forward, *args, to, table, first, last);
-                                                });
-                    if (statistics) {
-                      merge_statistics(moments.data(), individuals, shape.images / individuals, 1, shape.outputs,
-                                       shape.pixels(), mean.mutable_data_ptr<A>(), variance.mutable_data_ptr<A>());
-                    }
+                    backend.forward(*args, individuals, output.mutable_data_ptr<scalar_t>(),
+                                    statistics ? mean.mutable_data_ptr<A>() : nullptr,
+                                    statistics ? variance.mutable_data_ptr<A>() : nullptr);
                   }),
                   FASTNAS_FLOATING_TYPES);
   return {output, mean, variance};
 }
+
+// --- gradient --------------------------------------------------------------------------------------------------------
 
 // `grads`, `output` and `coefficients` fit the gradient of an output of this shape.
 void check_grads(const char* op, const Shape& shape, const std::vector<Tensor>& grads,
@@ -180,12 +245,15 @@ void check_grads(const char* op, const Shape& shape, const std::vector<Tensor>& 
                   shape.output_width, "]");
 }
 
-std::tuple<std::vector<Tensor>, std::vector<Tensor>> backward_cpu(
-    std::vector<Tensor> grads, std::optional<Tensor> output, std::optional<Tensor> coefficients,
-    std::vector<Tensor> inputs, std::vector<Tensor> weights, std::vector<int64_t> offsets, int64_t stride) {
+template <typename Backend>
+std::tuple<std::vector<Tensor>, std::vector<Tensor>> backward(std::vector<Tensor> grads, std::optional<Tensor> output,
+                                                              std::optional<Tensor> coefficients,
+                                                              std::vector<Tensor> inputs, std::vector<Tensor> weights,
+                                                              std::vector<int64_t> offsets, int64_t stride) {
   constexpr auto op = "fastnas::preprocess_grad";
   const Shape shape = check(op, inputs, weights, offsets, stride);
   check_grads(op, shape, grads, output, coefficients, inputs[0], weights[0]);
+  const Backend backend(inputs[0]);
   const std::vector<Tensor> x = all_pixels(inputs), w = all_dense(weights), g = all_pixels(grads);
   std::optional<Tensor> dense_output, dense_coefficients;
   if (coefficients) {
@@ -197,9 +265,6 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> backward_cpu(
     grad_inputs.push_back(empty(t, sizes_of(t), Order::channels_last, t.scalar_type()));
   }
   for (const Tensor& t : weights) grad_weights.push_back(empty(t, sizes_of(t), Order::row_major, t.scalar_type()));
-  const int64_t chunks = std::min(kPreprocessChunks, shape.images), size = shape.outputs * shape.channels;
-  const ScalarType dtype = weights[0].scalar_type();
-  Tensor partial = empty(weights[0], {chunks, shape.outputs, shape.channels}, Order::row_major, dtype);
   THO_DISPATCH_V2(inputs[0].scalar_type(), op, AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
                     const auto args = arguments<scalar_t>(shape, x, w, offsets, stride);
@@ -212,20 +277,9 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> backward_cpu(
                       grad->output = dense_output->const_data_ptr<scalar_t>();
                       grad->coefficients = dense_coefficients->const_data_ptr<A>();
                     }
-                    A* sums = partial.mutable_data_ptr<A>();
-                    torch::stable::parallel_for(0, chunks, grain(shape, chunks), [&](int64_t first, int64_t last) {
-                      FASTNAS_CPU_CALL(preprocess_backward, *args, *grad, sums, chunks, first, last);
-                    });
-                    for (const Tensor& t : grad_weights) {
-                      const int64_t count = t.numel();
-                      A* to = t.mutable_data_ptr<A>();
-                      for (int64_t i = 0; i < count; ++i) {
-                        double sum = 0;
-                        for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += sums[chunk * size + i];
-                        to[i] = A(sum);
-                      }
-                      sums += count;
-                    }
+                    std::vector<A*> to;
+                    for (const Tensor& t : grad_weights) to.push_back(t.mutable_data_ptr<A>());
+                    backend.grad(*args, *grad, to);
                   }),
                   FASTNAS_FLOATING_TYPES);
   return {grad_inputs, grad_weights};
@@ -244,6 +298,13 @@ FASTNAS_OPERATORS(m) {
 }
 
 FASTNAS_OPERATORS_CPU(m) {
-  m.impl("preprocess", TORCH_BOX(&fastnas::forward_cpu));
-  m.impl("preprocess_grad", TORCH_BOX(&fastnas::backward_cpu));
+  m.impl("preprocess", TORCH_BOX(&fastnas::forward<fastnas::Cpu>));
+  m.impl("preprocess_grad", TORCH_BOX(&fastnas::backward<fastnas::Cpu>));
 }
+
+#ifdef FASTNAS_CUDA
+FASTNAS_OPERATORS_CUDA(m) {
+  m.impl("preprocess", TORCH_BOX(&fastnas::forward<fastnas::Cuda>));
+  m.impl("preprocess_grad", TORCH_BOX(&fastnas::backward<fastnas::Cuda>));
+}
+#endif

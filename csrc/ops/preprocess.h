@@ -10,6 +10,8 @@
 #include "cpu/isa.h"
 #include "ops/accumulate.h"
 
+struct CUstream_st;
+
 namespace fastnas {
 
 /// States, gradients or matrices of one call.
@@ -68,3 +70,34 @@ FASTNAS_CPU_VARIANTS(
     template <typename T>
     void preprocess_backward(const Preprocess<T>& args, const PreprocessGrad<T>& grad, accumulate_t<T>* partial,
                              int64_t chunks, int64_t first, int64_t last);)
+
+namespace fastnas::cuda {
+
+// All pointers, the tables' too, are device memory. Asynchronous on `stream`; errors of a launch throw
+// std::runtime_error. No atomics: the same bits every time.
+
+/// Rows of 1 + 2 · outputs numbers that preprocess_forward needs for the statistics of one individual.
+template <typename T>
+int64_t preprocess_forward_tiles(const Preprocess<T>& args, int64_t individuals);
+
+/// output [N, output_height, output_width, outputs]. table [P, preprocess_forward_tiles, 1 + 2 · outputs] is scratch
+/// for mean and variance [P, outputs]; all three are null where nobody asks.
+template <typename T>
+void preprocess_forward(const Preprocess<T>& args, int64_t individuals, T* output, double* table, accumulate_t<T>* mean,
+                        accumulate_t<T>* variance, CUstream_st* stream);
+
+template <typename T>
+struct PreprocessWeightGrads {
+  accumulate_t<T>* weights[kMaxParts];  // of each matrix [rows, Cin]
+};
+
+/// Rows of `partial`.
+template <typename T>
+int64_t preprocess_grad_chunks(const Preprocess<T>& args);
+
+/// partial [preprocess_grad_chunks, outputs, Cin] is scratch.
+template <typename T>
+void preprocess_grad(const Preprocess<T>& args, const PreprocessGrad<T>& grad, accumulate_t<T>* partial,
+                     const PreprocessWeightGrads<T>& grad_weights, CUstream_st* stream);
+
+}  // namespace fastnas::cuda

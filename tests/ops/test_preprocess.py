@@ -16,6 +16,8 @@ from fastnas._library import _C
 from fastnas.nn.primitives import FactorizedReduce
 from fastnas.ops import preprocess, preprocess_reference
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 OPS = torch.ops.fastnas
 
 # dtype → (tolerance of the forward pass, of the gradients), relative to the largest value of the float64 reference
@@ -135,6 +137,7 @@ def test_equals_reference(case, dtype):
     check(case, dtype)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("name", ["portable", "AVX2", "AVX-512"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -244,6 +247,7 @@ def test_coefficients_are_the_backward_of_batch_normalisation():
     torch.testing.assert_close([*ours[0], *ours[1]], list(expected))
 
 
+@pytest.mark.cpu_only  # emulated kernels are compared with these at every call
 @pytest.mark.parametrize("case", [Case((3, 2), (4,), height=3, width=2), CASES[8]], ids=str)
 def test_gradcheck(case):
     inputs, weights, _ = case.make(torch.float64)
@@ -314,6 +318,7 @@ def test_empty(shape):
     assert weight.grad.eq(0).all()
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("case", [Case((16, 5), (20,), images=19, height=16, width=16), CASES[14]], ids=str)
 def test_threads_do_not_change_a_bit(case):
     inputs, weights, grad = case.make(torch.float32)

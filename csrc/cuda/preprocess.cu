@@ -1,0 +1,492 @@
+// preprocess and its gradient: products of pixels and small matrices, with relu on the way in.
+//
+// Forward: a block has kResults results, Outputs of a group's for as many pixels as that gives. kDepth channels at a
+// time, the rectified pixels and the matrix lie in shared memory; a thread multiplies 4 pixels by 4 outputs in
+// registers. The states of a call follow each other in this loop, so they are never put together. Each pixel is read
+// once for up to 64 outputs of its group.
+//
+// Gradient: a block has a slice of the channels of one state and a chunk of pixels. kPixels pixels at a time, z =
+// relu(x), the gradient g of the output and the matrix lie in shared memory, for both products: the gradient of x is
+// written (and zeros where no matrix reads), that of the matrix stays in registers until the chunk is done; a second
+// kernel adds up the chunks. x and g are read once for both.
+#include <algorithm>
+
+#include "cuda/statistics.h"
+#include "ops/preprocess.h"
+
+namespace fastnas::cuda {
+namespace {
+
+constexpr int kResults = 4096;  // of a block: 4 × 4 for each thread
+/// Channels at a time, 64 bytes.
+template <typename A>
+constexpr int kDepth = 64 / sizeof(A);
+
+/// Where an output pixel reads its image at an offset; -1 beyond the edge. `pixel` counts over all images.
+template <typename T>
+__device__ __forceinline__ int64_t source_of(const Preprocess<T>& args, int64_t offset, int64_t pixel) {
+  if (args.stride == 1) return pixel;
+  const int64_t row = divide(pixel, args.output_width), image = divide(row, args.output_height);
+  const int64_t y = (row - image * args.output_height) * args.stride + offset;
+  const int64_t x = (pixel - row * args.output_width) * args.stride + offset;
+  return y < args.height && x < args.width ? (image * args.height + y) * args.width + x : -1;
+}
+
+/// A column of a group: its row of a matrix and its channel in the output; no weights beyond the last column.
+template <typename A>
+struct Column {
+  const A* weights;
+  int64_t output;
+};
+
+template <typename T>
+__device__ __forceinline__ Column<accumulate_t<T>> column_of(const Preprocess<T>& args, int64_t offset,
+                                                             int64_t column) {
+  for (int64_t m = 0; m < args.matrix_count; ++m) {
+    const auto& matrix = args.matrices[m];
+    const int64_t row = column - matrix.column;
+    if (matrix.offset != offset || row < 0 || row >= matrix.rows) continue;
+    return {matrix.weights + row * args.channels, matrix.output + row};
+  }
+  return {nullptr, 0};
+}
+
+template <typename A>
+__device__ __forceinline__ A rectify(A value) {
+  return value < 0 ? A(0) : value;  // NaN stays
+}
+
+/// Calls put(pixel, channel, values) with relu of `Count` channels from `first` on of the pixels in `sources`, zeros
+/// beyond; Width channels at a time.
+template <int Width, int Pixels, int Count, typename T, typename Put>
+__device__ __forceinline__ void rectified(const T* data, int64_t stride, int64_t channels, int64_t first,
+                                          const int64_t* sources, const Put& put) {
+  using A = accumulate_t<T>;
+  constexpr int kVectors = Count / Width;
+  for (int i = threadIdx.x; i < Pixels * kVectors; i += kThreads) {
+    const int pixel = i / kVectors, c = i % kVectors * Width;
+    A values[Width] = {};
+    if (sources[pixel] >= 0 && first + c < channels) {
+      const auto value = read<Width>(data + sources[pixel] * stride + first + c);
+#pragma unroll
+      for (int j = 0; j < Width; ++j) values[j] = rectify(value.values[j]);
+    }
+    put(pixel, c, values);
+  }
+}
+
+/// Whether the pixels of a state can be read 16 bytes at a time.
+template <typename T>
+__device__ __forceinline__ bool wide(const T* data, int64_t stride, int64_t channels) {
+  return (reinterpret_cast<uintptr_t>(data) | uintptr_t(stride * sizeof(T)) | uintptr_t(channels * sizeof(T))) % 16 ==
+         0;
+}
+
+// Block (x, y): a tile of an individual's pixels, a tile of the columns of a group.
+template <typename T, int Outputs>
+__global__ void __launch_bounds__(kThreads, 1)
+    forward_kernel(const __grid_constant__ Preprocess<T> args, T* __restrict__ output, double* __restrict__ table,
+                   int64_t individuals, int64_t tiles, bool wide_output) {
+  using A = accumulate_t<T>;
+  constexpr int kPixels = kResults / Outputs, kGap = 4;
+  alignas(16) __shared__ A z[kDepth<A>][kPixels + kGap];
+  alignas(16) __shared__ A w[kDepth<A>][Outputs + kGap];
+  __shared__ int64_t sources[kPixels];
+  __shared__ Column<A> columns[Outputs];
+  __shared__ BlockStatistics<1, 4, A> statistics;
+  const int64_t tiles_of_first = ceil_div(args.group_outputs[0], Outputs);
+  const int64_t offset = int64_t(blockIdx.y) < tiles_of_first ? 0 : 1;
+  const int64_t first_column = (blockIdx.y - (offset ? tiles_of_first : 0)) * Outputs;
+  const int64_t count = args.images / individuals * args.output_height * args.output_width;  // pixels of an individual
+  const Rows rows(Outputs / 4);
+  if (threadIdx.x < Outputs) columns[threadIdx.x] = column_of(args, offset, first_column + threadIdx.x);
+  for (int64_t tile = blockIdx.x; tile < individuals * tiles; tile += gridDim.x) {
+    const int64_t p = divide(tile, tiles), begin = (tile - p * tiles) * kPixels;
+    for (int i = threadIdx.x; i < kPixels; i += kThreads) {
+      sources[i] = begin + i < count ? source_of(args, offset, p * count + begin + i) : -1;
+    }
+    __syncthreads();
+    A sums[4][4] = {};
+    int64_t before = 0;  // channels of the states that are done
+    for (int64_t s = 0; s < args.states.count; ++s) {
+      const T* const data = args.states.data[s];
+      const int64_t stride = args.states.stride[s], channels = args.states.channels[s];
+      for (int64_t first = 0; first < channels; first += kDepth<A>) {
+        const auto put = [&](int pixel, int c, const auto& values) {
+#pragma unroll
+          for (int j = 0; j < int(sizeof(values) / sizeof(A)); ++j) z[c + j][pixel] = values[j];
+        };
+        if (wide(data, stride, channels)) {
+          rectified<kWide<T>, kPixels, kDepth<A>>(data, stride, channels, first, sources, put);
+        } else {
+          rectified<1, kPixels, kDepth<A>>(data, stride, channels, first, sources, put);
+        }
+        for (int i = threadIdx.x; i < Outputs * kDepth<A>; i += kThreads) {
+          const int column = i / kDepth<A>, c = i % kDepth<A>;
+          const A* const weights = columns[column].weights;
+          w[c][column] = weights && first + c < channels ? weights[before + first + c] : A(0);
+        }
+        __syncthreads();
+#pragma unroll
+        for (int c = 0; c < kDepth<A>; ++c) {
+          const auto pixels = read<4>(&z[c][rows.row * 4]), weights = read<4>(&w[c][rows.lane * 4]);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) sums[i][j] += pixels.values[i] * weights.values[j];
+          }
+        }
+        __syncthreads();
+      }
+      before += channels;
+    }
+    Deviations<4, A> seen[1];
+    const Column<A>* const own = columns + rows.lane * 4;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t pixel = begin + rows.row * 4 + i;
+      if (pixel >= count) continue;
+      T* const to = output + (p * count + pixel) * args.outputs;
+      if (wide_output) {
+        if (own->weights) write(to + own->output, sums[i]);
+      } else {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (own[j].weights) to[own[j].output] = T(sums[i][j]);
+        }
+      }
+      if (table) seen[0].add(sums[i]);
+    }
+    if (table) {
+      double* const row = table + tile * statistics_row(1, args.outputs);
+      const A seen_pixels = statistics.merge(rows, seen, [&](int, int j, double mean, double square) {
+        if (!own[j].weights) return;
+        row[1 + own[j].output] = mean;
+        row[1 + args.outputs + own[j].output] = square;
+      });
+      if (threadIdx.x == 0 && blockIdx.y == 0) row[0] = seen_pixels;
+    }
+    __syncthreads();
+  }
+}
+
+constexpr int kPixels = 64;     // that a block of the gradient works on at a time
+constexpr int kChunkTiles = 4;  // such tiles of a chunk, or more
+constexpr int64_t kMaxChunks = 1024;
+
+/// Where the gradient of an output channel and its coefficients are.
+template <typename T>
+struct GradColumn {
+  const T* data;
+  int64_t stride;
+};
+
+template <typename T>
+__device__ __forceinline__ GradColumn<T> grad_column_of(const Parts<const T>& grads, int64_t output) {
+  for (int64_t n = 0; n < grads.count; ++n) {
+    if (output < grads.channels[n]) return {grads.data[n] + output, grads.stride[n]};
+    output -= grads.channels[n];
+  }
+  return {nullptr, 0};
+}
+
+/// Dynamic shared memory of grad_kernel. The last fold needs 16 values of each thread.
+template <typename A, int Outputs, int Channels>
+constexpr size_t kGradValues =
+    kPixels * (Channels + 4) + kPixels * (Outputs + 4) + Outputs * (Channels + 4) > 16 * kThreads
+        ? kPixels * (Channels + 4) + kPixels * (Outputs + 4) + Outputs * (Channels + 4)
+        : 16 * kThreads;
+
+// Block (x, y, z): a chunk of pixels, a slice of the channels of a state, a tile of the columns of a group. Where a
+// group has several tiles, the first one's blocks go through all of them for the gradient of x.
+template <typename T, int Outputs, int Channels>
+__global__ void __launch_bounds__(kThreads, 1)
+    grad_kernel(const __grid_constant__ Preprocess<T> args, const __grid_constant__ PreprocessGrad<T> grad,
+                accumulate_t<T>* __restrict__ partial, int64_t tiles, int64_t chunk_tiles) {
+  using A = accumulate_t<T>;
+  constexpr int kRow = Channels + 4, kGradRow = Outputs + 4;
+  A* const z = dynamic_shared<A>();     // [kPixels, kRow], of x
+  A* const g = z + kPixels * kRow;      // [kPixels, kGradRow], of the output
+  A* const w = g + kPixels * kGradRow;  // [Outputs, kRow]
+  __shared__ int64_t sources[kPixels];
+  __shared__ Column<A> columns[Outputs];
+  __shared__ GradColumn<T> grad_columns[Outputs];
+
+  int64_t state = 0, before = 0, slice = blockIdx.y;
+  for (; slice >= ceil_div(args.states.channels[state], Channels); ++state) {
+    slice -= ceil_div(args.states.channels[state], Channels);
+    before += args.states.channels[state];
+  }
+  const T* const data = args.states.data[state];
+  const int64_t stride = args.states.stride[state], channels = args.states.channels[state], first = slice * Channels;
+  const int64_t tiles_of_first = ceil_div(args.group_outputs[0], Outputs);
+  const int64_t offset = int64_t(blockIdx.z) < tiles_of_first || args.group_outputs[1] == 0 ? 0 : 1;
+  const int64_t own_tile = blockIdx.z - (offset ? tiles_of_first : 0);
+  const int64_t column_tiles = own_tile > 0 ? own_tile + 1 : ceil_div(args.group_outputs[offset], Outputs);
+  const int64_t count = args.images * args.output_height * args.output_width;
+  const bool clears = own_tile == 0 && offset == (args.group_outputs[0] > 0 || args.group_outputs[1] == 0 ? 0 : 1);
+
+  // Of the gradient of x, kOfPixels × 4 channels for each thread; of the matrix, 4 × 4, its pixels shared out.
+  constexpr int kOfPixels = Channels / 16;
+  const Rows pixel_rows(Channels / 4), matrix_rows(Outputs / 4 * (Channels / 4));
+  constexpr int kShare = kPixels * (Outputs / 4) * (Channels / 4) / kThreads;
+  const int matrix_output = matrix_rows.lane / (Channels / 4) * 4,
+            matrix_channel = matrix_rows.lane % (Channels / 4) * 4;
+  A of_matrix[4][4] = {};
+  int64_t loaded = -1;
+  for (int64_t tile = blockIdx.x * chunk_tiles; tile < tiles && tile < (blockIdx.x + 1) * chunk_tiles; ++tile) {
+    const int64_t begin = tile * kPixels;
+    if (threadIdx.x < kPixels) {
+      sources[threadIdx.x] = begin + threadIdx.x < count ? source_of(args, offset, begin + threadIdx.x) : -1;
+    }
+    __syncthreads();
+    const auto put = [&](int pixel, int c, const auto& values) { write(z + pixel * kRow + c, values); };
+    if (wide(data, stride, channels)) {
+      rectified<kWide<T>, kPixels, Channels>(data, stride, channels, first, sources, put);
+    } else {
+      rectified<1, kPixels, Channels>(data, stride, channels, first, sources, put);
+    }
+    __syncthreads();
+    A of_pixels[kOfPixels][4] = {};
+    for (int64_t column_tile = own_tile; column_tile < column_tiles; ++column_tile) {
+      if (column_tile != loaded) {
+        if (threadIdx.x < Outputs) {
+          columns[threadIdx.x] = column_of(args, offset, column_tile * Outputs + threadIdx.x);
+          grad_columns[threadIdx.x] = grad_column_of(grad.grads, columns[threadIdx.x].output);
+        }
+        __syncthreads();
+        for (int i = threadIdx.x; i < Outputs * Channels; i += kThreads) {
+          const int column = i / Channels, c = i % Channels;
+          const A* const weights = columns[column].weights;
+          w[column * kRow + c] = weights && first + c < channels ? weights[before + first + c] : A(0);
+        }
+        loaded = column_tile;
+      }
+      for (int i = threadIdx.x; i < kPixels * Outputs; i += kThreads) {
+        const int pixel = i / Outputs, column = i % Outputs;
+        A value = 0;
+        if (begin + pixel < count && columns[column].weights) {
+          value = A(grad_columns[column].data[(begin + pixel) * grad_columns[column].stride]);
+          if (grad.coefficients) {
+            const int64_t c = columns[column].output, all = args.outputs;
+            const A y = A(grad.output[(begin + pixel) * all + c]);
+            value = grad.coefficients[c] * value + grad.coefficients[all + c] * (y - grad.coefficients[2 * all + c]) +
+                    grad.coefficients[3 * all + c];
+          }
+        }
+        g[pixel * kGradRow + column] = value;
+      }
+      __syncthreads();
+      if (own_tile == 0) {
+#pragma unroll 1
+        for (int o = 0; o < Outputs; o += 4) {
+          Vec<A, 4> of_output[kOfPixels];
+#pragma unroll
+          for (int i = 0; i < kOfPixels; ++i) {
+            of_output[i] = read<4>(g + (pixel_rows.row * kOfPixels + i) * kGradRow + o);
+          }
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+            const auto weights = read<4>(w + (o + k) * kRow + pixel_rows.lane * 4);
+#pragma unroll
+            for (int i = 0; i < kOfPixels; ++i) {
+#pragma unroll
+              for (int j = 0; j < 4; ++j) of_pixels[i][j] += of_output[i].values[k] * weights.values[j];
+            }
+          }
+        }
+      }
+      if (column_tile == own_tile) {
+#pragma unroll 4
+        for (int i = 0; i < kShare; ++i) {
+          const int pixel = matrix_rows.row * kShare + i;
+          const auto of_output = read<4>(g + pixel * kGradRow + matrix_output);
+          const auto values = read<4>(z + pixel * kRow + matrix_channel);
+#pragma unroll
+          for (int k = 0; k < 4; ++k) {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) of_matrix[k][j] += of_output.values[k] * values.values[j];
+          }
+        }
+      }
+      __syncthreads();
+    }
+    if (own_tile == 0) {
+      T* const to = grad.grad_states.data[state];
+      const int64_t c = first + pixel_rows.lane * 4;
+      const bool whole = wide(to, channels, channels);
+#pragma unroll
+      for (int i = 0; i < kOfPixels; ++i) {
+        const int pixel = pixel_rows.row * kOfPixels + i;
+        const A* const values = z + pixel * kRow + pixel_rows.lane * 4;
+        const auto put_pixel = [&](int64_t at, const A(&result)[4]) {
+          if (whole && c + 4 <= channels) {
+            write(to + at * channels + c, result);
+          } else {
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+              if (c + j < channels) to[at * channels + c + j] = T(result[j]);
+            }
+          }
+        };
+        if (sources[pixel] >= 0) {
+          A result[4];
+#pragma unroll
+          for (int j = 0; j < 4; ++j) result[j] = values[j] <= 0 ? A(0) : of_pixels[i][j];
+          put_pixel(sources[pixel], result);
+        }
+        if (!clears || args.stride == 1 || begin + pixel >= count) continue;
+        // Of the 2 × 2 pixels of x, those that no block writes.
+        const A zeros[4] = {};
+        const int64_t row = divide(begin + pixel, args.output_width), image = divide(row, args.output_height);
+        const int64_t y = (row - image * args.output_height) * 2, x = (begin + pixel - row * args.output_width) * 2;
+#pragma unroll 1
+        for (int d = 0; d < 4; ++d) {
+          const int dy = d / 2, dx = d % 2;
+          if (dy == dx && (dy == offset || args.group_outputs[dy] > 0)) continue;
+          if (y + dy < args.height && x + dx < args.width) {
+            put_pixel((image * args.height + y + dy) * args.width + x + dx, zeros);
+          }
+        }
+      }
+    }
+    __syncthreads();
+  }
+  if (own_tile >= ceil_div(args.group_outputs[offset], Outputs)) return;  // no columns: the whole block leaves
+  // z, g and w are done with.
+#pragma unroll
+  for (int i = 0; i < 16; ++i) z[i * kThreads + threadIdx.x] = of_matrix[i / 4][i % 4];
+  matrix_rows.fold([z](int to, int from) {
+#pragma unroll
+    for (int i = 0; i < 16; ++i) z[i * kThreads + to] += z[i * kThreads + from];
+  });
+  if (matrix_rows.row > 0) return;
+#pragma unroll
+  for (int i = 0; i < 16; ++i) {
+    const Column<A> column = column_of(args, offset, own_tile * Outputs + matrix_output + i / 4);
+    const int64_t c = first + matrix_channel + i % 4;
+    if (!column.weights || c >= channels) continue;
+    partial[(blockIdx.x * args.outputs + column.output) * args.channels + before + c] = z[i * kThreads + threadIdx.x];
+  }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads, 1)
+    merge_kernel(const __grid_constant__ Preprocess<T> args, const accumulate_t<T>* __restrict__ partial,
+                 int64_t chunks, const __grid_constant__ PreprocessWeightGrads<T> grads) {
+  const int64_t size = args.outputs * args.channels;
+  for (int64_t first = int64_t(blockIdx.x) * kWarp; first < size; first += int64_t(gridDim.x) * kWarp) {
+    const double total = sum_columns(partial, chunks, size, first);
+    const int64_t i = first + threadIdx.x;
+    if (threadIdx.x >= kWarp || i >= size) continue;
+    for (int64_t m = 0; m < args.matrix_count; ++m) {
+      const int64_t begin = args.matrices[m].output * args.channels, own = args.matrices[m].rows * args.channels;
+      if (i >= begin && i < begin + own) grads.weights[m][i - begin] = accumulate_t<T>(total);
+    }
+  }
+}
+
+/// Calls f.template operator()<Outputs>() with the narrowest tile that holds all columns of a group, or the widest.
+template <typename T, typename F>
+void for_outputs(const Preprocess<T>& args, const F& f) {
+  const int64_t most = args.group_outputs[0] > args.group_outputs[1] ? args.group_outputs[0] : args.group_outputs[1];
+  if (most <= 16) return f.template operator()<16>();
+  if (most <= 32) return f.template operator()<32>();
+  f.template operator()<64>();
+}
+
+template <typename T>
+int64_t column_tiles(const Preprocess<T>& args, int outputs) {
+  return ceil_div(args.group_outputs[0], outputs) + ceil_div(args.group_outputs[1], outputs);
+}
+
+}  // namespace
+
+template <typename T>
+int64_t preprocess_forward_tiles(const Preprocess<T>& args, int64_t individuals) {
+  int64_t tiles = 0;
+  for_outputs(args, [&]<int Outputs>() {
+    tiles = ceil_div(args.images / individuals * args.output_height * args.output_width, kResults / Outputs);
+  });
+  return tiles;
+}
+
+template <typename T>
+void preprocess_forward(const Preprocess<T>& args, int64_t individuals, T* output, double* table, accumulate_t<T>* mean,
+                        accumulate_t<T>* variance, CUstream_st* stream) {
+  const int64_t tiles = preprocess_forward_tiles(args, individuals);
+  bool wide_output = args.outputs % 4 == 0 && aligned16(output);
+  for (int64_t m = 0; m < args.matrix_count; ++m) wide_output = wide_output && args.matrices[m].rows % 4 == 0;
+  if (tiles > 0 && args.outputs > 0) {
+    for_outputs(args, [&]<int Outputs>() {
+      const dim3 grid(blocks_of(tiles * individuals), static_cast<unsigned>(column_tiles(args, Outputs)));
+      launch("preprocess_forward", forward_kernel<T, Outputs>, grid, kThreads, 0, stream, args, output, table,
+             individuals, tiles, wide_output);
+    });
+  }
+  if (mean) {
+    merge_statistics("preprocess_statistics", table, tiles, individuals, 1, args.outputs, mean, variance, stream);
+  }
+}
+
+namespace {
+
+template <typename T>
+int64_t grad_tiles(const Preprocess<T>& args) {
+  return ceil_div(args.images * args.output_height * args.output_width, kPixels);
+}
+
+int64_t tiles_of_chunk(int64_t tiles) {
+  const int64_t least = ceil_div(tiles, kMaxChunks);
+  return least > kChunkTiles ? least : kChunkTiles;
+}
+
+}  // namespace
+
+template <typename T>
+int64_t preprocess_grad_chunks(const Preprocess<T>& args) {
+  const int64_t tiles = grad_tiles(args);
+  return ceil_div(tiles, tiles_of_chunk(tiles));
+}
+
+template <typename T>
+void preprocess_grad(const Preprocess<T>& args, const PreprocessGrad<T>& grad, accumulate_t<T>* partial,
+                     const PreprocessWeightGrads<T>& grad_weights, CUstream_st* stream) {
+  using A = accumulate_t<T>;
+  const int64_t tiles = grad_tiles(args), chunks = preprocess_grad_chunks(args);
+  const auto launch_grad = [&]<int Outputs, int Channels>() {
+    int64_t slices = 0;
+    for (int64_t s = 0; s < args.states.count; ++s) slices += ceil_div(args.states.channels[s], Channels);
+    if (slices == 0 || chunks == 0) return;
+    const int64_t all = column_tiles(args, Outputs);  // without any the gradient of x is zero
+    const dim3 grid(static_cast<unsigned>(chunks), static_cast<unsigned>(slices), static_cast<unsigned>(all ? all : 1));
+    launch("preprocess_grad", grad_kernel<T, Outputs, Channels>, grid, kThreads,
+           kGradValues<A, Outputs, Channels> * sizeof(A), stream, args, grad, partial, tiles, tiles_of_chunk(tiles));
+  };
+  int64_t most = 0;
+  for (int64_t s = 0; s < args.states.count; ++s) most = std::max(most, args.states.channels[s]);
+  for_outputs(args, [&]<int Outputs>() {
+    if constexpr (Outputs == 16) {
+      if (most <= 16) return launch_grad.template operator()<Outputs, 16>();
+    }
+    launch_grad.template operator()<Outputs, 64>();
+  });
+  const int64_t size = args.outputs * args.channels;
+  if (size == 0) return;
+  launch("preprocess_grad_merge", merge_kernel<T>, dim3(blocks_of(ceil_div(size, kWarp))), kThreads, 0, stream, args,
+         partial, chunks, grad_weights);
+}
+
+#define INSTANTIATE(T)                                                                                             \
+  template int64_t preprocess_forward_tiles(const Preprocess<T>&, int64_t);                                        \
+  template void preprocess_forward(const Preprocess<T>&, int64_t, T*, double*, accumulate_t<T>*, accumulate_t<T>*, \
+                                   CUstream_st*);                                                                  \
+  template int64_t preprocess_grad_chunks(const Preprocess<T>&);                                                   \
+  template void preprocess_grad(const Preprocess<T>&, const PreprocessGrad<T>&, accumulate_t<T>*,                  \
+                                const PreprocessWeightGrads<T>&, CUstream_st*);
+INSTANTIATE(double)
+INSTANTIATE(float)
+INSTANTIATE(c10::BFloat16)
+INSTANTIATE(c10::Half)
+
+}  // namespace fastnas::cuda
