@@ -218,7 +218,7 @@ def _demangled(names: Iterable[str]) -> dict[str, tuple[str, str, str]]:
     result = {}
     for name, text in zip(mangled, readable, strict=True):
         # nvcc calls the unnamed namespace after the file.
-        file = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_[0-9a-f]{8}_", name)
+        file = re.search(r"_GLOBAL__N__[0-9a-f]+_\d+_(\w+?)_cu_[0-9a-f]{8}", name)
         kernel = re.search(r"\(anonymous namespace\)::(\w+)(?:<(.*?)>)?\(", text)
         if file is None or kernel is None:
             raise UserError(f"{text} is not in an unnamed namespace; kernels are, so that each is known by its file.")

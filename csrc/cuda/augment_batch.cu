@@ -13,8 +13,8 @@ constexpr int64_t kMaxBlocksY = 65535;
 template <typename T>
 constexpr int kWide = 16 / sizeof(T);
 
-// blockIdx.y strides over images, blockIdx.x over vectors of one image. Left to itself, the compiler spills for sm_100 to
-// fit eight blocks.
+// blockIdx.y strides over images, blockIdx.x over vectors of one image. Left to itself, the compiler spills for sm_100
+// to fit eight blocks.
 template <typename T, int Width>
 __global__ void __launch_bounds__(kThreads, 4)
     augment_kernel(const __grid_constant__ AugmentBatch<T> args, T* __restrict__ result) {

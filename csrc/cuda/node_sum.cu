@@ -53,7 +53,7 @@ __device__ __forceinline__ void write_shuffled(T* pixel, int64_t c, int64_t q, i
 
 // Individuals are the fastest index of the grid: those that share a candidate read it while it is in the cache.
 template <typename T, int Width, int Groups>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kResident<T>)
     sum_kernel(const __grid_constant__ NodeSum<T> args, T* __restrict__ result, int64_t stride) {
   using A = accumulate_t<T>;
   const NodeShape& s = args.shape;
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int64_t q = 0; q < s.groups; q += kTogether<Groups>) {
         A sum[kTogether<Groups>][Width] = {};
         if (q == 0) {
-#pragma unroll 4
+#pragma unroll(Width == 8 ? 2 : 4)
           for (int64_t k = 0; k < args.candidate_count; ++k) {
             const NodePixels<T>& from = args.candidates[k];
             const auto y = read<Width>(from.data + (from.shared ? pixel : own) * from.stride + c);
@@ -101,7 +101,7 @@ constexpr int kSlice = Width * sizeof(accumulate_t<T>) > 16 || sizeof(T) == 8 ? 
 // Block (x, y, z): a slice of candidates, a chunk of pixels, a run of channels. The first slice also sums the gradient
 // itself and writes group 0 of it down.
 template <typename T, int Width>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kResident<T>)
     dots_kernel(const __grid_constant__ NodeSum<T> args, const __grid_constant__ NodePixels<T> grad,
                 T* __restrict__ processed, accumulate_t<T>* __restrict__ partial, int64_t size, int lanes) {
   using A = accumulate_t<T>;
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // Block (x, y): a bypass, a chunk of pixels as above. Only who learns the bypass weights needs it.
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kResident<T>)
     bypass_dots_kernel(const __grid_constant__ NodeSum<T> args, const __grid_constant__ NodePixels<T> grad,
                        accumulate_t<T>* __restrict__ partial, int64_t size) {
   using A = accumulate_t<T>;
@@ -183,7 +183,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename A>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kResident<A>)
     merge_kernel(const A* __restrict__ partial, int64_t chunks, int64_t channels, int64_t candidates, int64_t bypasses,
                  const A* __restrict__ rstd, A* __restrict__ sums, A* __restrict__ dots, A* __restrict__ bypass_dots) {
   const int64_t columns = channels + candidates * channels + bypasses;
@@ -203,7 +203,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // The gradient of candidate k is w r (G - Σ G / N - ŷ Σ G ŷ / N); the thread's G stays in registers for all of them.
 template <typename T, int Width>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kResident<T>)
     candidates_kernel(const __grid_constant__ NodeSum<T> args, const __grid_constant__ NodePixels<T> processed,
                       const __grid_constant__ NodeSumGrads<T> grads) {
   using A = accumulate_t<T>;
@@ -241,7 +241,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename T, int Width, int Groups>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kResident<T>)
     bypass_kernel(const __grid_constant__ BypassGrad<T> args, T* __restrict__ result) {
   using A = accumulate_t<T>;
   const NodeShape& s = args.shape;

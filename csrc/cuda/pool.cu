@@ -131,7 +131,7 @@ struct Range {
 
 // A block takes tile after tile; channels are the fastest index, so that neighbours share what lies side by side.
 template <typename T, int Width>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kResident<T>)
     grad_kernel(const __grid_constant__ PoolGrad<T> args, T* __restrict__ result,
                 const __grid_constant__ PoolTiles tiles) {
   using A = accumulate_t<T>;
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int64_t row = down.first + window / across.count, column = across.first + window % across.count;
       const int64_t y = row * stride, x = column * stride, at = (image * windows_high + row) * windows_wide + column;
       A average[Width] = {}, maximum[Width] = {}, past[Width] = {};
-#pragma unroll 2
+#pragma unroll(Width == 8 ? 1 : 2)
       for (int64_t n = 0; n < G; ++n) {
         const auto g = read<Width>(args.grads[n].pixels + at * args.grads[n].stride + c);
         const auto of_average = read<Width>(args.scales + n * C + c);

@@ -84,7 +84,7 @@ __device__ __forceinline__ bool wide(const T* data, int64_t stride, int64_t chan
 
 // Block (x, y): a tile of an individual's pixels, a tile of the columns of a group.
 template <typename T, int Outputs>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kResident<T>)
     forward_kernel(const __grid_constant__ Preprocess<T> args, T* __restrict__ output, double* __restrict__ table,
                    int64_t individuals, int64_t tiles, bool wide_output) {
   using A = accumulate_t<T>;
@@ -200,7 +200,7 @@ constexpr size_t kGradValues =
 // Block (x, y, z): a chunk of pixels, a slice of the channels of a state, a tile of the columns of a group. Where a
 // group has several tiles, the first one's blocks go through all of them for the gradient of x.
 template <typename T, int Outputs, int Channels>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kResident<T>)
     grad_kernel(const __grid_constant__ Preprocess<T> args, const __grid_constant__ PreprocessGrad<T> grad,
                 accumulate_t<T>* __restrict__ partial, int64_t tiles, int64_t chunk_tiles) {
   using A = accumulate_t<T>;
@@ -371,7 +371,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kResident<T>)
     merge_kernel(const __grid_constant__ Preprocess<T> args, const accumulate_t<T>* __restrict__ partial,
                  int64_t chunks, const __grid_constant__ PreprocessWeightGrads<T> grads) {
   const int64_t size = args.outputs * args.channels;

@@ -261,6 +261,11 @@ def test_bypass_weights_are_ones_by_default():
     assert torch.equal(inputs(node_sum), replace(inputs, bypass_weights=torch.ones(2))(node_sum))
 
 
+def test_more_channels_than_a_block_has_threads():
+    for groups in (1, 2):
+        check(make((1, 262, 2, 3, groups), count=2, edges=1), torch.float32)
+
+
 def test_one_candidate_and_most_candidates():
     for count in (1, 128):
         check(make((1, 4, 5, 5, 4), count=count, edges=1), torch.float32)

@@ -141,6 +141,11 @@ def test_statistics_of_large_means(channels):
     torch.testing.assert_close(variance[:, 0].double(), both.var(-1, correction=0), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_more_channels_than_a_block_has_threads(stride):
+    check(images((2, 262, 3, 5), torch.float32), stride, individuals=2)
+
+
 def test_no_statistics_unless_asked():
     mean, variance = pool(images((2, 3, 4, 4)))[2:]
     assert mean.shape == variance.shape == (0,)
