@@ -162,4 +162,7 @@ def _assert_same(what: str, actual: Tensor, expected: Tensor, scale: float) -> N
     def explain(difference: str) -> str:
         return f"{what} differs from the CPU's: {difference}"
 
-    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance, equal_nan=True, msg=explain)
+    # Infinities of both signs are NaN when they meet in a sum, which depends on its order.
+    lost = ~actual.isfinite() & ~expected.isfinite() & (actual.isnan() | expected.isnan())
+    actual, expected = (tensor.masked_fill(lost, 0) for tensor in (actual, expected))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance, msg=explain)

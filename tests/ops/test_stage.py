@@ -117,10 +117,10 @@ def test_sizes_of_a_supernet(case):
     check(make(case))
 
 
-@pytest.mark.parametrize("channels", [136, 135, 40])
+@pytest.mark.parametrize("channels", [136, 35])
 def test_many_channels_of_a_large_window(channels):
     """More than a warp has lanes for, and more than fits into shared memory."""
-    check(make(Case(((3, 1), (5, 2), (7, 3)), channels, 2, 9, 6)))
+    check(make(Case(((3, 1), (7, 3)), channels, 1, 9, 6)))
     check(make(Case(((5, 2),), channels, 1, 5, 9, stride=2, raw=True)))
 
 
