@@ -70,16 +70,16 @@ LAUNCHES = {
     "fastnas.augment_batch": 1,
     "fastnas.color_jitter": 1,
     "fastnas.philox": 1,
-    "fastnas.edge_sum": 1,
-    "fastnas.stage": 2,
+    "fastnas.edge_sum": 2,
+    "fastnas.stage": 3,
     "fastnas.stage_grad": 3,
     "fastnas.pool": 2,
     "fastnas.pool_grad": 1,
     "fastnas.preprocess": 2,
-    "fastnas.preprocess_grad": 3,
+    "fastnas.preprocess_grad": 2,
     "fastnas.node_sum": 1,
     "fastnas.node_sum_into": 1,
-    "fastnas.node_sum_grad": 2,
+    "fastnas.node_sum_grad": 3,  # 2 without weights of bypasses
     "fastnas.node_sum_grad_candidates": 1,
     "fastnas.bypass_grad": 1,
 }
@@ -254,9 +254,19 @@ def _preprocess_grad_flops(args: tuple[Any, ...], _: Any) -> int:
     return 4 * _pixels(args[0][0]) * sum(weight.numel() for weight in args[4])
 
 
+def _edge_sum_flops(args: tuple[Any, ...], result: Any) -> int:
+    """Both convolutions of every stage once for each image of the state, and every term once for each sum."""
+    x, depthwise, _, _, _, _, _, scales = args[:8]
+    _, channels, height, width = result[0].shape
+    taps = sum(weight[0].numel() + channels for weight in depthwise)
+    terms = scales.shape[2] * sum(one.numel() for one in result)
+    return 2 * (x.shape[0] * channels * height * width * taps + terms)
+
+
 FLOPS: dict[str, Callable[[tuple[Any, ...], Any], int]] = {
     "aten.convolution": _convolution_flops,
     "aten.convolution_backward": _convolution_backward_flops,
+    "fastnas.edge_sum": _edge_sum_flops,
     "fastnas.stage": _stage_flops,
     "fastnas.stage_grad": _stage_grad_flops,
     "fastnas.preprocess": _preprocess_flops,

@@ -131,7 +131,7 @@ def _compared(name: str) -> Callable[..., Any]:
         floor = CANCELLED * max((_largest(leaf) for leaf in pytree.tree_leaves((args, kwargs))), default=0.0)
         for index in written:
             scale = max(_largest(expected_args[index]), floor)
-            _assert_same(f"{name}, argument {index}", args[index], expected_args[index], scale)
+            _assert_same(f"{name}, argument {index}", args[index].clone(), expected_args[index], scale)
         for index, (result, wanted) in enumerate(zip(_tuple(ours), _tuple(expected), strict=True)):
             tensors = pytree.tree_leaves(wanted)
             scale = max((_largest(tensor) for tensor in tensors), default=0.0)
@@ -143,7 +143,7 @@ def _compared(name: str) -> Callable[..., Any]:
 
 
 def _tuple(results: Any) -> tuple[Any, ...]:
-    return results if isinstance(results, tuple) else (results,)
+    return () if results is None else results if isinstance(results, tuple) else (results,)
 
 
 def _largest(value: Any) -> float:
