@@ -51,7 +51,7 @@ def reaches(module: nn.Module, size: int = 15) -> set[tuple[int, int]]:
 def test_names_are_those_of_the_field() -> None:
     assert list(PRIMITIVES) == [
         *("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "sep_conv_5x5", "sep_conv_7x7"),
-        *("dil_conv_3x3", "dil_conv_5x5", "conv_7x1_1x7"),
+        *("dil_conv_3x3", "dil_conv_5x5", "conv_7x1_1x7", "nor_conv_1x1", "nor_conv_3x3"),
     ]
 
 
