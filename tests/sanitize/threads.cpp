@@ -17,9 +17,9 @@
 
 #include "cpu/isa.h"
 #include "cpu/memory.h"
-#include "ops/edge_sum.h"
 #include "ops/augment_batch.h"
 #include "ops/color_jitter.h"
+#include "ops/edge_sum.h"
 #include "ops/mixed_sum.h"
 #include "ops/node_sum.h"
 #include "ops/philox.h"
