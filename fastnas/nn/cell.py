@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -106,9 +107,17 @@ class SearchCell(nn.Module):
         self, s0: Tensor, s1: Tensor, weights: Tensor, edge_weights: Tensor | None, active: Tensor | None
     ) -> Tensor | None:
         # torch.compile traces with the modules that there are, and guards them itself.
-        if not torch.compiler.is_compiling() and not self._plan.is_of(self, active):
-            self._plan = CellPlan(self, active)
+        if not torch.compiler.is_compiling():
+            if not self._plan.is_of(self, active):
+                self._plan = CellPlan(self, active)
+            self._plan.to(s0.device)
         return fused_cell(self, self._plan, s0, s1, weights, edge_weights) if self._plan.known else None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SearchCell:
+        """What `to(device)` calls: the plan moves along."""
+        super()._apply(fn, recurse)
+        self._plan.to(next(self.parameters()).device)
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_plan"}

@@ -50,7 +50,8 @@ class Backward:
         for state, part, out in zip(states, plan.states, outputs, strict=False):
             out.place(self.rows, part, state.narrow(1, 0, channels))
         self.scale = op_weights[0, :, None] * rstd[:, 0]  # [K, C/k]
-        self.normalised = mean.new_tensor(plan.normalised(settings.batch))[:, None]  # [K, 1]
+        # How much of the gradient goes to the statistics: none where they are constants.
+        self.share = self.scale * plan.has_norm if settings.batch else torch.zeros_like(self.scale)  # [K, C/k]
         self.table = mean.new_zeros(len(plan.row_norms), 4, channels)  # (a, b, mean, c) of each row
         self.table[:, 0] = self.scale
         self.table[:, 2] = mean[:, 0]
@@ -88,7 +89,7 @@ class Backward:
         self.grads[node] = grad
         self.processed[node] = grad if self.settings.parts == 1 else processed
         self.grad_op_weights[0, part] = dots.sum(1)
-        share = self.scale[part] * self.normalised[part] / max(1, count(grad))  # [K, C/k]
+        share = self.share[part] / max(1, count(grad))  # [K, C/k]
         self.table[part, 1] = -share * self.rstd[part, 0] * dots
         self.table[part, 3] = -share * sums
 
@@ -117,7 +118,7 @@ class Backward:
         if self.settings.parts == 1:
             return total
         whole = [self.grads[node] for node in plan.nodes]
-        factors = self.mean.new_ones(len(whole)) if self.edge_weights is None else self.edge_weights[0, plan.edges]
+        factors = self.mean.new_ones(len(whole)) if self.edge_weights is None else self.edge_weights[0, plan.edge_index]
         if plan.stride == 1:
             return _bypass_grad(total, whole, factors, from_outside, channels)
         halved = _bypass_grad(None, whole, factors, [], channels)  # [N, C, H', W']

@@ -49,8 +49,7 @@ def evaluate(
     seen = channels // settings.parts  # by the candidates, C/k
 
     # A row more than there are: that of a term which an edge lacks, and of a sum, which counts as it is.
-    rows = len(plan.row_norms)
-    mean, rstd = op_weights.new_zeros(2, rows + 1, 1, seen)  # [K + 1, 1, C/k]
+    mean, rstd = op_weights.new_zeros(2, len(plan.row_norms) + 1, 1, seen)  # [K + 1, 1, C/k]
     rstd += 1
     mean[plan.normalised_rows], variance = running.rows
     rstd[plan.normalised_rows] = torch.rsqrt(variance + settings.eps)
@@ -60,8 +59,7 @@ def evaluate(
     op_weights = torch.cat([op_weights, one], 1)  # [P, K + 1]
     mean, rstd = mean.expand(-1, individuals, -1), rstd.expand(-1, individuals, -1)  # [K + 1, P, C/k]
 
-    sums: list[list[Tensor]] = [[] for _ in plan.states]  # of each node: tensors, and their rows
-    tables: list[list[int]] = [[] for _ in plan.states]
+    sums: list[list[Tensor]] = [[] for _ in plan.states]  # of each node
     bypasses: list[Tensor] = []
     output: Tensor | None = None
     for source, state_plan in enumerate(plan.states):
@@ -87,14 +85,11 @@ def evaluate(
         )
         for leads_to, edge_sum in zip(state_plan.nodes, edge_sums, strict=True):
             sums[leads_to - 2].append(edge_sum)
-            tables[leads_to - 2].append(rows)
         if state_plan.reduces:
             offsets_of = [0, 1] * len(state_plan.reduces)
             raw, _, _ = _preprocess([x], weights.reduce[source], offsets_of, 2, 1, False)  # [N, reduces·C/k, H', W']
-            for index, (edge, row, _) in enumerate(state_plan.reduces):
-                leads_to = state_plan.nodes[edge]
-                sums[leads_to - 2].append(raw.narrow(1, index * seen, seen))
-                tables[leads_to - 2].append(row)
+            for index, (edge, *_) in enumerate(state_plan.reduces):
+                sums[state_plan.nodes[edge] - 2].append(raw.narrow(1, index * seen, seen))
         if settings.parts > 1:
             bypasses.append(bypass(state, seen, state_plan.stride))
         if source == 0:
@@ -103,7 +98,7 @@ def evaluate(
         if output is None:
             shape = (individuals * images, (len(plan.states) - 1) * channels, *edge_sums[0].shape[2:])
             output = empty_images(x, shape)
-        of_node = tables[index]
+        of_node = plan.sum_rows[index]
         node_state = output.narrow(1, index * channels, channels)
         _node_sum_into(
             node_state,

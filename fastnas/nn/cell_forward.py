@@ -113,7 +113,7 @@ class Forward:
         self.states = [self._preprocess(index, x) for index, x in enumerate(inputs)]  # [N or B, C, H, W]
         shape = (3, len(plan.row_norms), settings.individuals, self.states[0].shape[1] // settings.parts)
         self.table = op_weights.new_zeros(shape)  # mean, variance, rstd of the rows [K, P, C/k]
-        self.table[2] = 1
+        self.table[2].fill_(1)
         if running is not None:
             self._enter(plan.normalised_rows, *running.rows)
         self.mean, self.variance, self.rstd = self.table  # views

@@ -4,14 +4,15 @@ The edges are looked at from both ends. A state is read once for the candidates 
 the candidates of all edges that enter it. Each candidate that contributes has a row: in the tables of statistics and of
 gradient coefficients, and among the weights of its node. The rows of a node follow each other.
 
-A plan is made once; it holds modules, never parameters or buffers, which other code may replace.
+A plan is made once; it holds modules, never parameters or buffers, which other code may replace. Its index tensors lie
+where the weights do, so that no step copies anything to a GPU or waits for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +47,11 @@ class CellWeights:
 
 
 def _index(values: Iterable[int]) -> Tensor:
-    return torch.tensor(list(values), dtype=torch.int64)
+    return torch.tensor(list(values), dtype=torch.int64, device="cpu")
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.int64
 
 
 @dataclass
@@ -84,6 +89,7 @@ class StatePlan:
 
     def finish(self, norms: Sequence[BatchNorm | None]) -> None:
         """Works out what every pass over the cell needs. norms: of all rows."""
+        self.edge_index = _index(self.edges)
         self.firsts = [first for first, *_ in self.seconds]
         self.first_index = _index(self.firsts)
         self.first_norms = [cast(BatchNorm, self.stages[first].norm) for first in self.firsts]
@@ -143,7 +149,7 @@ class StatePlan:
             return None
         depths = [len(kind) for kind in kinds[0]]
         dilations = [dilation for kind in kinds[0] for _, dilation in kind]
-        return SumPlan(depths, dilations, stages, torch.tensor(table, dtype=torch.int64))
+        return SumPlan(depths, dilations, stages, _index(row for rows in table for row in rows).view(len(table), -1))
 
 
 def _geometry(stage: DepthwiseStage) -> tuple[int, int]:
@@ -156,15 +162,20 @@ class CellPlan:
     Attributes:
         states: one plan for each state that an edge leaves.
         first_row: of each node; and the number of rows K.
+        device: of the index tensors.
         columns: [K], where the weight of each row is in the flattened table [E·O].
         active: [E, O] booleans, the candidates that take part; None for all.
         row_norms: of each row; None where a candidate is not normalised.
+        has_norm: [K, 1], 1 where it is.
+        sum_rows: of each node, the rows of what `edge_sum` and reductions give it, state by state; K for a sum of edges.
         norms: all of them: of the preprocessings, of first stages state by state, of the rows.
     """
 
     def __init__(self, cell: SearchCell, active: Tensor | None = None) -> None:
         space = cell.space
         self.active = active
+        self.device = torch.device("cpu")
+        self._indices: list[tuple[Any, Any, Tensor]] = []
         taking_part = None if active is None else active.tolist()
         self.preprocess: list[ReLUConvNorm | FactorizedReduce] = [cell.preprocess0, cell.preprocess1]
         self.states = [StatePlan(2 if cell.reduction and source < 2 else 1) for source in range(space.nodes + 1)]
@@ -195,13 +206,40 @@ class CellPlan:
         self.norms += [norm for state in self.states for norm in state.first_norms]
         self.norms += [norm for norm in self.row_norms if norm is not None]
         self.normalised_rows = _index(row for row, norm in enumerate(self.row_norms) if norm is not None)
+        self.has_norm = _index(int(norm is not None) for norm in self.row_norms)[:, None]
+        self.sum_rows = [_index(self._sum_rows(node)) for node in range(2, space.nodes + 2)]
         self.known = self._fits()
+        # Where each index tensor is held, and itself, on the CPU.
+        owners = [self, *self.states, *(state.sums for state in self.states if state.sums)]
+        holders: list[Any] = [vars(owner) for owner in owners]
+        self._indices = [(holder, key, value) for holder in holders for key, value in holder.items() if _is_index(value)]
+        self._indices += [(self.sum_rows, node, rows) for node, rows in enumerate(self.sum_rows)]
+        self.to(next(cell.parameters()).device)
+
+    def to(self, device: torch.device) -> None:
+        """Brings the index tensors to where the weights are, all in one copy."""
+        if device == self.device or not self._indices:
+            return
+        tensors = [tensor for *_, tensor in self._indices]
+        moved = torch.cat([tensor.flatten() for tensor in tensors]).to(device)
+        parts = moved.split([tensor.numel() for tensor in tensors])
+        for (holder, key, tensor), part in zip(self._indices, parts, strict=True):
+            holder[key] = part.view(tensor.shape)
+        self.device = device
 
     def is_of(self, cell: SearchCell, active: Tensor | None) -> bool:
         """Whether these candidates take part, and the cell still consists of the modules that were sorted."""
         if self.active is not active and (self.active is None or active is None or not self.active.equal(active)):
             return False
         return all(children.get(name) is child for children, name, child in self._children)
+
+    def _sum_rows(self, node: int) -> list[int]:
+        rows: list[int] = []
+        for state in self.states:
+            if node in state.nodes:
+                rows.append(len(self.row_norms))
+                rows += [row for place, row, _ in state.reduces if state.nodes[place] == node]
+        return rows
 
     def normalised(self, batch: bool) -> list[int]:
         """Of each row: 1 where statistics of the batch normalise it."""

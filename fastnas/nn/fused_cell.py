@@ -25,7 +25,7 @@ from fastnas.nn.cell_backward import Backward
 from fastnas.nn.cell_evaluation import evaluate
 from fastnas.nn.cell_forward import Batch, Forward, Moments, Outputs, Running, Settings
 from fastnas.nn.cell_plan import CellPlan
-from fastnas.ops.layout import accumulate_dtype
+from fastnas.ops.layout import DEVICE_TYPES, accumulate_dtype, computation_dtype
 
 if TYPE_CHECKING:
     from fastnas.nn.cell import SearchCell
@@ -108,7 +108,7 @@ def fused_cell(
     """
     training, images, eps, momentum = (getattr(plan.norms[0], name) for name in _ALIKE)
     alike = len({tuple(getattr(norm, name) for name in _ALIKE) for norm in plan.norms}) == 1
-    if not (s0.is_cpu and s0.is_floating_point() and alike) or momentum is None:
+    if not (s0.device.type in DEVICE_TYPES and s0.is_floating_point() and alike) or momentum is None:
         return None
     individuals = op_weights.shape[0] if s0.dim() == 5 else 1
     batch = training or images is not None
@@ -122,8 +122,7 @@ def fused_cell(
     differentiable = torch.is_grad_enabled() and any(t.requires_grad for t in (s0, s1, op_weights, edges, *weights))
     if differentiable and individuals > 1:
         return None
-    lowered = torch.is_autocast_enabled("cpu") and s0.dtype != torch.float64  # which autocast leaves alone
-    dtype = torch.get_autocast_dtype("cpu") if lowered else s0.dtype
+    dtype = computation_dtype(s0)
     numbers = accumulate_dtype(dtype)
     inputs = [s.flatten(0, -4).to(dtype).contiguous(memory_format=torch.channels_last) for s in (s0, s1)]
     shared = individuals > 1 and s0.shape[0] == 1, individuals > 1 and s1.shape[0] == 1

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,9 +81,10 @@ class Statistics:
         """Moves running statistics towards those of the batch, as BatchNorm does while training."""
         for norm, mean, variance in self._taken:
             batches = cast(Tensor, norm.num_batches_tracked).add_(1)
-            share = 1 / float(batches) if norm.momentum is None else norm.momentum
             for buffer, value in ((norm.running_mean, mean), (norm.running_var, variance)):
-                cast(Tensor, buffer).lerp_(value.to(cast(Tensor, buffer).dtype), share)
+                dtype = cast(Tensor, buffer).dtype
+                share = batches.to(dtype).reciprocal() if norm.momentum is None else norm.momentum  # []
+                cast(Tensor, buffer).lerp_(value.to(dtype), cast(Any, share))
 
 
 @dataclass
@@ -146,7 +147,7 @@ class PoolChain(Chain):
         self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Sequence[Tensor], batch: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         scales = numbers.new_zeros(2, 1, grad.shape[1])  # [kinds, gradients, C]
-        scales[self.kind] = 1
+        scales[self.kind].fill_(1)
         return [_pool_grad(states[0], [grad], scales, [], None, None, [], self.stride)], []
 
 
@@ -231,7 +232,8 @@ def values_of(images: Tensor) -> int:
 def _through_norm(grad: Tensor, y: Tensor, moments: Moments, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Σ g, γ·Σ g·ŷ and Σ g·ŷ, the gradient of γ, from sums [2, C]: Σ g and Σ g·(γ·ŷ + β)."""
     total, dot = sums[0], sums[1] - moments.beta * sums[0]
-    if moments.gamma.abs().amin() >= LEAST_GAMMA:
+    # To ask a GPU for the smallest |γ| would be to wait for it.
+    if grad.is_cpu and moments.gamma.abs().amin() >= LEAST_GAMMA:
         return total, dot, dot / moments.gamma
     mean, rstd = (number.view(1, 1, -1) for number in moments[:2])
     dots = _node_sum_grad(grad, [y], mean, rstd, [])[2][0]

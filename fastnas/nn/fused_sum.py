@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
 from fastnas.nn.fused_chain import Chain, IdentityChain, Moments, PointwiseChain, Raw, Statistics, chain_of, values_of
 from fastnas.nn.primitives import Zero
-from fastnas.ops.layout import accumulate_dtype
+from fastnas.ops.layout import DEVICE_TYPES, accumulate_dtype, computation_dtype
 
 _node_sum = torch.ops.fastnas.node_sum.default
 _node_sum_grad = torch.ops.fastnas.node_sum_grad.default
@@ -122,7 +122,7 @@ def joined(states: States) -> Tensor:
 
 def can_fuse(x: Tensor) -> bool:
     """Whether the operators take images like these here."""
-    return x.is_cpu and x.is_floating_point() and not torch.compiler.is_compiling()
+    return x.device.type in DEVICE_TYPES and x.is_floating_point() and not torch.compiler.is_compiling()
 
 
 def fused_sum(
@@ -150,8 +150,7 @@ def fused_sum(
     smallest = x.shape[0] * math.ceil(x.shape[2] / 2) * math.ceil(x.shape[3] / 2)
     if len(training) > 1 or (training == {True} and smallest <= 1):
         return None  # mixed modes, or perhaps one value per channel, which BatchNorm refuses
-    lowered = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64  # which autocast leaves alone
-    dtype = torch.get_autocast_dtype("cpu") if lowered else x.dtype
+    dtype = computation_dtype(x)
     numbers = accumulate_dtype(dtype)
     terms: list[Chain] = []
     sizes: list[tuple[int, int]] = []

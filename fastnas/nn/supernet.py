@@ -231,7 +231,7 @@ class Supernet(nn.Module):
         if self.backend == "reference":
             chunk = 1
         elif chunk == "auto":
-            chunk = self._fitting_chunk(x)
+            chunk = self.fitting_chunk(x)
         with _evaluation(self) if bn_mode == "running" else individual_statistics(self, images=len(x)):
             return self._chunked(x, weights, individuals, chunk)
 
@@ -281,14 +281,13 @@ class Supernet(nn.Module):
             raise UserError(f"population α have shapes {shapes}, expected (P, {edges}, {candidates}) for both kinds.")
         return individuals
 
-    def _fitting_chunk(self, x: Tensor) -> int:
+    def fitting_chunk(self, x: Tensor) -> int:
+        """The individuals that `population_logits` computes at once by default for images x [B, in_channels, H, W]."""
         budget = torch.cuda.mem_get_info(x.device)[0] // 4 if x.is_cuda else MEMORY_BUDGET
-        # The widest moment is the first cell, with its states and its output. On the CPU the candidates of all edges
-        # are there at once, separable ones with both stages; elsewhere those of one edge, and as much again for what
-        # is computed on the way.
+        # The widest moment is the first cell, with its states, its output and the candidates of all edges, separable
+        # ones with both stages.
         candidates = (len(self.space.candidates) + 2) / self.partial_channels
-        states = self.space.nodes + 2
-        tensors = 2 * states + len(self.space.edges) * candidates if x.is_cpu else 2 * (states + candidates)
+        tensors = 2 * (self.space.nodes + 2) + len(self.space.edges) * candidates
         images, _, height, width = x.shape
         pixels = images * height * width // (64 if self.stem.reduces else 1)
         bytes_per_individual = int(tensors * pixels * self.channels * x.element_size())

@@ -1,4 +1,4 @@
-"""What all operators agree on: the dtype they accumulate in, and how the images they make are stored."""
+"""What all operators agree on: where they run, the dtype they accumulate in, how the images they make are stored."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
+from fastnas._library import _C
+
+DEVICE_TYPES = {"cpu", "cuda"} if _C.build_info()["cuda"] else {"cpu"}
+"""The kinds of devices that the extension was built for."""
+
+
+def computation_dtype(images: Tensor) -> torch.dtype:
+    """The dtype in which networks give these images to the operators: autocast's, where it is on for their device."""
+    kind = images.device.type
+    lowered = torch.is_autocast_enabled(kind) and images.dtype != torch.float64  # which autocast leaves alone
+    return torch.get_autocast_dtype(kind) if lowered else images.dtype
 
 
 def accumulate_dtype(images: torch.dtype) -> torch.dtype:

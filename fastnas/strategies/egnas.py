@@ -162,6 +162,7 @@ class EGNAS(Strategy):
             )
         self._network = search.network
         self._graphs = search.graphs
+        self._chunk = None if self.chunk == "auto" else self.chunk
         self._pipeline = search.alpha_pipeline(self.fitness_batch_size)
         if self.fitness_batches > len(self._pipeline):
             raise UserError(
@@ -312,10 +313,14 @@ class EGNAS(Strategy):
         network = self._network
         bn_mode = self.rules.bn_mode
         if bn_mode != "train":
+            if self._chunk is None:
+                # Once: what is free changes from call to call, and a recording is of one chunk.
+                self._chunk = network.fitting_chunk(images)
+            chunk = self._chunk
 
             def evaluate(images: Tensor, *tables: Tensor) -> Tensor:
                 alphas = dict(zip(CELL_KINDS, tables, strict=True))
-                return network.population_logits(images, alphas, chunk=self.chunk, bn_mode=bn_mode)
+                return network.population_logits(images, alphas, chunk=chunk, bn_mode=bn_mode)
 
             return self._graphs.call("population", evaluate, images, *(alphas[kind] for kind in CELL_KINDS))
         weights = {kind: torch.softmax(alpha, -1) for kind, alpha in alphas.items()}  # [P, E, O]
