@@ -43,7 +43,7 @@ BACKENDS = [
     pytest.param("emulated", marks=pytest.mark.emulated),
     pytest.param("cuda", marks=pytest.mark.cuda),
 ]
-# Emulated cases of one test function, unless all are asked for.
+# Emulated cases of one test function, unless all are asked for, or the test is marked `emulated_cases(n)`.
 EMULATED_CASES = 12
 
 
@@ -72,7 +72,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     left_out: set[pytest.Item] = set()
     for group in cases.values():
-        kept = {group[i * len(group) // EMULATED_CASES] for i in range(EMULATED_CASES)}
+        mark = group[0].get_closest_marker("emulated_cases")
+        count = mark.args[0] if mark else EMULATED_CASES
+        kept = {group[i * len(group) // count] for i in range(count)}
         left_out.update(item for item in group if item not in kept)
     if left_out:
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
@@ -85,7 +87,7 @@ def backend(request: pytest.FixtureRequest, seed: int) -> Iterator[str]:
     if request.param == "cuda":
         if not torch.cuda.is_available():
             pytest.skip("no CUDA device")
-        with torch.device("cuda"):
+        with torch.device("cuda"), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             yield request.param
     elif request.param == "emulated":
         if not emulation.library_path().is_file():

@@ -167,7 +167,7 @@ class CellPlan:
         active: [E, O] booleans, the candidates that take part; None for all.
         row_norms: of each row; None where a candidate is not normalised.
         has_norm: [K, 1], 1 where it is.
-        sum_rows: of each node, the rows of what `edge_sum` and reductions give it, state by state; K for a sum of edges.
+        sum_rows: of each node, the rows of what `edge_sum` and reductions give it, state by state; K for an edge's sum.
         norms: all of them: of the preprocessings, of first stages state by state, of the rows.
     """
 
@@ -211,8 +211,8 @@ class CellPlan:
         self.known = self._fits()
         # Where each index tensor is held, and itself, on the CPU.
         owners = [self, *self.states, *(state.sums for state in self.states if state.sums)]
-        holders: list[Any] = [vars(owner) for owner in owners]
-        self._indices = [(holder, key, value) for holder in holders for key, value in holder.items() if _is_index(value)]
+        entries: list[Any] = [(vars(owner), key, value) for owner in owners for key, value in vars(owner).items()]
+        self._indices = [entry for entry in entries if _is_index(entry[-1])]
         self._indices += [(self.sum_rows, node, rows) for node, rows in enumerate(self.sum_rows)]
         self.to(next(cell.parameters()).device)
 

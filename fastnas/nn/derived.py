@@ -81,9 +81,9 @@ class DerivedNetwork(nn.Module):
         drop_path: initial value of `drop_path_prob`.
         drop_path_by_depth: cell i of L drops with `(i + 1) / L` of that probability (Zoph et al., "Learning
             Transferable Architectures", CVPR 2018: ScheduledDropPath).
-        backend: "fused" computes every node in one pass of our operators, on a CPU (elsewhere, and under
-            `torch.compile`, it is plain torch; forward hooks of the modules within a cell do not run, and those of a
-            cell see its nodes as a tuple); "reference" is plain torch; "auto" is "fused".
+        backend: "fused" computes every node in one pass of our operators, on a CPU and, where they were built for it,
+            on a GPU (under `torch.compile` it is plain torch; forward hooks of the modules within a cell do not run,
+            and those of a cell see its nodes as a tuple); "reference" is plain torch; "auto" is "fused".
 
     Attributes:
         drop_path_prob: probability in [0, 1) that the output of an operation is dropped for a sample in training;

@@ -75,19 +75,21 @@ def images(size: int = 16) -> Tensor:
 
 
 SPACES = [("darts", {}), ("egnas", {"partial_channels": 4}), ("multi-level", {"partial_channels": 2}), ("nb201", {})]
+PRECISIONS = ["bfloat16", "float16", "float64", "autocast float16", "autocast bfloat16"]
 
 
-@pytest.mark.parametrize(("space", "options"), SPACES, ids=[space for space, _ in SPACES])
-def test_weight_step_of_a_supernet(space: str, options: dict[str, Any], dtype: str = "float32") -> None:
+@pytest.mark.parametrize(
+    ("space", "options", "dtype"),
+    [
+        *((space, options, "float32") for space, options in SPACES),
+        *(("egnas", {"partial_channels": 4}, dtype) for dtype in PRECISIONS),
+    ],
+)
+def test_weight_step_of_a_supernet(space: str, options: dict[str, Any], dtype: str) -> None:
     with precision(dtype):
         calls = watched_step(supernet(space, **options), images())
     assert calls["fastnas::mixed_sum" if space == "nb201" else "fastnas::stage_grad"] > 0
     assert "aten::convolution" in calls  # of the stem
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "autocast float16", "autocast bfloat16"])
-def test_weight_step_in_another_precision(dtype: str) -> None:
-    test_weight_step_of_a_supernet("egnas", {"partial_channels": 4}, dtype)
 
 
 def test_weight_step_in_evaluation_mode_and_with_edge_weights() -> None:

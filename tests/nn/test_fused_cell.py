@@ -13,6 +13,8 @@ from fastnas.nn import Supernet
 from fastnas.nn.batch_norm import individual_statistics
 from fastnas.spaces import CELL_KINDS, SPACES, CellSpace
 
+pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.emulated_cases(3)]
+
 KNOWN = (*SPACES["darts"].candidates, "sep_conv_7x7")
 
 
@@ -136,6 +138,7 @@ def test_evaluation_leaves_them_alone() -> None:
 # Training
 
 
+@pytest.mark.cpu_only
 def test_loss_curves_differ_less_than_those_of_two_seeds() -> None:
     """50 steps in float32: rounding grows, but the curve of the reference with another seed is farther away."""
     generator = torch.Generator().manual_seed(0)

@@ -134,6 +134,19 @@ def test_a_change_after_the_first_step_is_honoured(
     agree(histories[0], histories[1])
 
 
+def test_plans_follow_their_cell_to_another_device() -> None:
+    network, reference = pair()
+    network.to("meta")
+    for cell in cells(network):
+        state = cell._plan.states[0]
+        indices = (cell._plan.columns, cell._plan.sum_rows[-1], state.pool_rows, state.edge_index, state.sums.rows)
+        assert {index.device.type for index in indices} == {"meta"}
+    network.to_empty(device="cpu")
+    network.load_state_dict(reference.state_dict())
+    x = images()
+    agree(outcome(network, x), outcome(reference, x))
+
+
 def test_unknown_candidates_are_computed_edge_by_edge() -> None:
     space = CellSpace("unknown", ("sep_conv_3x3", "conv_7x1_1x7", "none"), True, 2)
     with pytest.raises(Fallback):

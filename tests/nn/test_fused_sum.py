@@ -16,6 +16,8 @@ from fastnas.nn.fused_chain import LEAST_GAMMA, chain_of
 from fastnas.nn.fused_sum import fused_sum
 from fastnas.nn.primitives import PRIMITIVES, make_primitive
 
+pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.emulated_cases(6)]
+
 NAMES = ["DARTS_V2", "PDARTS", "NASNet", "AmoebaNet", "SNAS_aggressive", "EG_NAS_cifar10"]
 
 
@@ -109,7 +111,7 @@ def test_float32_is_as_near_as_its_rounding() -> None:
 def test_bfloat16_autocast() -> None:
     fused, reference = pair(Genotype.published("DARTS_V2"), torch.float32)
     x = torch.randn(4, 3, 16, 16)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(x.device.type, torch.bfloat16):
         y, y0 = fused(x), reference(x)
     assert isinstance(y, Tensor)
     assert y.dtype == y0.dtype

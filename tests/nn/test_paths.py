@@ -62,6 +62,8 @@ def test_inactive_candidates_count_as_weight_zero(space, partial, training, shar
         torch.testing.assert_close(zero if g is None else g, zero if e is None else e, **TOLERANCE)
 
 
+@pytest.mark.usefixtures("backend")
+@pytest.mark.emulated_cases(2)
 @pytest.mark.parametrize("partial", [1, 4])
 def test_edge_weights_scale_whole_edges_and_get_their_gradient(partial):
     nets = network("darts", partial, "reference"), network("darts", partial)
@@ -94,6 +96,8 @@ def trained_pair(partial: int) -> tuple[Supernet, Supernet]:
     return plain.eval(), fused.eval()
 
 
+@pytest.mark.usefixtures("backend")
+@pytest.mark.emulated_cases(2)
 @torch.no_grad()
 @pytest.mark.parametrize("partial", [1, 2])
 @pytest.mark.parametrize("names", [*SHRUNKEN, "each edge its own"])
@@ -117,6 +121,8 @@ def test_evaluation_with_edge_weights_and_shrunken_sets(partial, names, monkeypa
     torch.testing.assert_close(without, plain(x, weights, None, active), **TOLERANCE)
 
 
+@pytest.mark.usefixtures("backend")
+@pytest.mark.emulated_cases(2)
 @torch.no_grad()
 @pytest.mark.parametrize("partial", [1, 2])
 @pytest.mark.parametrize("names", SHRUNKEN)
