@@ -30,10 +30,15 @@ void bypass_grad(const BypassGrad<T>& args, T* result, int64_t first, int64_t la
     T* const out = result + (image * s.pixels + tile.begin) * W;
     A* sum = b.sum;
     if constexpr (kInPlace) sum = out;
-    std::memset(sum, 0, tile.count * W * sizeof(A));
+    if (args.addend_count == 0) std::memset(sum, 0, tile.count * W * sizeof(A));
     for (int64_t a = 0; a < args.addend_count; ++a) {
       const NodePixels<T>& x = args.addends[a];
-      add_channels(tile_data(x, s, image, tile), x.stride, A(1), W, tile.count, sum, W);
+      const T* data = tile_data(x, s, image, tile);
+      if (a == 0) {
+        gather(data, x.stride, W, tile.count, sum);
+      } else {
+        add_channels(data, x.stride, A(1), W, tile.count, sum, W);
+      }
     }
     if (args.processed.data) {
       const T* data = tile_data(args.processed, s, image, tile);
@@ -48,6 +53,11 @@ void bypass_grad(const BypassGrad<T>& args, T* result, int64_t first, int64_t la
         gather(data, grad.stride, W, tile.count, b.input);
         add_rest<A>(b.input, W, C, s.groups, tile.count, args.weights[i], sum + C, W);
       }
+      if (args.previous) add_groups(data, grad.stride, C, s.groups, tile.count, sum, W);
+    }
+    if (args.previous) {
+      T* const own = args.own + (image * s.pixels + tile.begin) * C;
+      for (int64_t j = 0; j < tile.count * C; ++j) own[j] = T(sum[j * s.groups]);
     }
     if constexpr (!kInPlace) write(sum, tile.count * W, out);
   }

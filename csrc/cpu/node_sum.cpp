@@ -169,19 +169,33 @@ void node_sum_forward(const NodeSum<T>& args, T* result, int64_t stride, int64_t
       if (sum == b.sum) write_pixels(sum, C, tile.count, out, stride);
       continue;
     }
-    std::memset(b.rest, 0, tile.count * R * sizeof(A));
+    const NodePixels<T>& before = args.previous;
+    const T* previous = before.data ? tile_data(before, s, before.shared ? image : own, tile) : nullptr;
+    const A* rest = b.rest;
+    int64_t rest_stride = R;
+    if constexpr (std::is_same_v<T, A>) {
+      if (previous && args.bypass_count == 0) {
+        rest = previous + C;
+        rest_stride = before.stride;
+      }
+    }
+    if (rest == b.rest) std::memset(b.rest, 0, tile.count * R * sizeof(A));
     for (int64_t e = 0; e < args.bypass_count; ++e) {
       const NodePixels<T>& x = args.bypass[e];
       const T* data = tile_data(x, s, x.shared ? image : own, tile);
       const A weight = args.bypass_weights ? args.bypass_weights[p * args.bypass_count + e] : A(1);
       add_channels(data, x.stride, weight, R, tile.count, b.rest, R);
     }
+    if (previous && rest == b.rest) add_channels(previous + C, before.stride, A(1), R, tile.count, b.rest, R);
+    A* output = b.output;
+    int64_t output_stride = W;
     if constexpr (std::is_same_v<T, A>) {
-      shuffle(sum, b.rest, C, s.groups, tile.count, out, stride);
-    } else {
-      shuffle(sum, b.rest, C, s.groups, tile.count, b.output, W);
-      write_pixels(b.output, W, tile.count, out, stride);
+      output = out;
+      output_stride = stride;
     }
+    shuffle(sum, rest, rest_stride, C, s.groups, tile.count, output, output_stride);
+    if (previous) add_groups(previous, before.stride, C, s.groups, tile.count, output, output_stride);
+    if constexpr (!std::is_same_v<T, A>) write_pixels(b.output, W, tile.count, out, stride);
   }
 }
 

@@ -94,18 +94,18 @@ inline void add_channels(const T* from, int64_t stride, A weight, int64_t width,
   add_channels_by<A>(from, stride, weight, width, pixels, sum, sum_stride);
 }
 
-/// Pixels of groups · channels values, `stride` apart and shuffled, from group 0 [pixels, channels] and the rest
-/// [pixels, (groups - 1) · channels], group after group.
+/// Pixels of groups · channels values, `stride` apart and shuffled, from group 0 [pixels, channels] and the rest, group
+/// after group, whose pixels are `rest_stride` apart.
 template <typename A>
-inline void shuffle(const A* __restrict__ first, const A* __restrict__ rest, int64_t channels, int64_t groups,
-                    int64_t pixels, A* __restrict__ to, int64_t stride) {
+inline void shuffle(const A* __restrict__ first, const A* __restrict__ rest, int64_t rest_stride, int64_t channels,
+                    int64_t groups, int64_t pixels, A* __restrict__ to, int64_t stride) {
   if (groups == 4 && channels % 4 == 0) {
     for (int64_t p = 0; p < pixels; ++p) {
       for (int64_t i = 0; i < channels; i += 4) {
         Four<A> rows[4];
         __builtin_memcpy(&rows[0], first + p * channels + i, sizeof rows[0]);
         for (int q = 1; q < 4; ++q) {
-          __builtin_memcpy(&rows[q], rest + (3 * p + q - 1) * channels + i, sizeof rows[0]);
+          __builtin_memcpy(&rows[q], rest + p * rest_stride + (q - 1) * channels + i, sizeof rows[0]);
         }
         transpose<A>(rows);
         __builtin_memcpy(to + p * stride + 4 * i, rows, sizeof rows);
@@ -116,7 +116,7 @@ inline void shuffle(const A* __restrict__ first, const A* __restrict__ rest, int
   for (int64_t p = 0; p < pixels; ++p) {
     for (int64_t i = 0; i < channels; ++i) to[p * stride + i * groups] = first[p * channels + i];
     for (int64_t q = 1; q < groups; ++q) {
-      const A* group = rest + (p * (groups - 1) + q - 1) * channels;
+      const A* group = rest + p * rest_stride + (q - 1) * channels;
       for (int64_t i = 0; i < channels; ++i) to[p * stride + i * groups + q] = group[i];
     }
   }
@@ -173,6 +173,30 @@ inline void add_rest(const A* __restrict__ from, int64_t stride, int64_t channel
     for (int64_t q = 1; q < groups; ++q) {
       A* const group = sum + p * sum_stride + (q - 1) * channels;
       for (int64_t i = 0; i < channels; ++i) group[i] += weight * from[p * stride + i * groups + q];
+    }
+  }
+}
+
+/// sum += the groups from 1 on of shuffled pixels, where they are.
+template <typename T, typename A>
+inline void add_groups(const T* __restrict__ from, int64_t stride, int64_t channels, int64_t groups, int64_t pixels,
+                       A* __restrict__ sum, int64_t sum_stride) {
+  if (groups == 4) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      for (int64_t i = 0; i < channels; ++i) {
+        Four<A> values, total;
+        read<A>(from + p * stride + 4 * i, &values);
+        A* const at = sum + p * sum_stride + 4 * i;
+        __builtin_memcpy(&total, at, sizeof total);
+        total += __builtin_shufflevector(Four<A>{}, values, 0, 5, 6, 7);
+        __builtin_memcpy(at, &total, sizeof total);
+      }
+    }
+    return;
+  }
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t i = 0; i < channels; ++i) {
+      for (int64_t q = 1; q < groups; ++q) sum[p * sum_stride + i * groups + q] += A(from[p * stride + i * groups + q]);
     }
   }
 }

@@ -89,6 +89,18 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
             for (int j = 0; j < Width; ++j) sum[g][j] += weight * value.values[j];
           }
         }
+        if (args.previous.data) {
+          const T* x = args.previous.data + (args.previous.shared ? pixel : own) * args.previous.stride;
+          A groups[kTogether<Groups>][Width];
+          read_shuffled<Groups>(x, c, q, s.groups, groups);
+#pragma unroll
+          for (int g = 0; g < kTogether<Groups>; ++g) {
+            if (q + g == 0) continue;
+            const auto value = read<Width>(x + (q + g) * C + c);
+#pragma unroll
+            for (int j = 0; j < Width; ++j) sum[g][j] += groups[g][j] + value.values[j];
+          }
+        }
         write_shuffled<Groups>(result + own * stride, c, q, s.groups, sum);
       }
     }
@@ -276,10 +288,25 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
 #pragma unroll
           for (int j = 0; j < Width; ++j) sum[g][j] += weight * groups[g][j];
         }
+        if (!args.previous) continue;
+#pragma unroll
+        for (int g = 0; g < kTogether<Groups>; ++g) {
+          const int64_t channel = (q + g) * C + c;
+          const auto value = read<Width>(from.data + pixel * from.stride + channel);
+#pragma unroll
+          for (int j = 0; j < Width; ++j) sum[g][j] += (channel + j) % s.groups == 0 ? A(0) : value.values[j];
+        }
       }
 #pragma unroll
       for (int g = 0; g < kTogether<Groups>; ++g) {
-        write(result + pixel * s.groups * C + (q + g) * C + c, sum[g]);
+        const int64_t channel = (q + g) * C + c;
+        write(result + pixel * s.groups * C + channel, sum[g]);
+#pragma unroll
+        for (int j = 0; j < Width; ++j) {
+          if (args.previous && (channel + j) % s.groups == 0) {
+            args.own[pixel * C + divide(channel + j, s.groups)] = T(sum[g][j]);
+          }
+        }
       }
     }
   }
@@ -305,6 +332,7 @@ void node_sum_forward(const NodeSum<T>& args, T* result, int64_t stride, CUstrea
   Alignment alignment;
   add_all(alignment, args.candidates, args.candidate_count);
   add_all(alignment, args.bypass, args.bypass_count);
+  if (args.previous.data) alignment.add(args.previous.data, args.previous.stride);
   alignment.add(result, stride);
   alignment.add_numbers(args.mean, args.rstd);
   for_width<T>(alignment, s.channels, [&]<int Width>() {

@@ -215,26 +215,26 @@ struct Inputs {
 // --- forward ---------------------------------------------------------------------------------------------------------
 
 // B, the images of one individual. Where all tensors have one size and nobody says, they are the individuals' own.
-int64_t images_of(const char* op, const Tensors& candidates, const Tensors& bypass, int64_t individuals,
-                  std::optional<int64_t> images) {
+int64_t images_of(const char* op, const Tensors& candidates, const Tensors& bypass,
+                  const std::optional<Tensor>& previous, int64_t individuals, std::optional<int64_t> images) {
   STD_TORCH_CHECK(individuals >= 1, op, ": individuals is ", individuals, ", expected 1 or more");
   int64_t least = candidates[0].size(0), most = least;
-  for (const Tensors* tensors : {&candidates, &bypass}) {
-    for (const Tensor& t : *tensors) {
-      least = std::min(least, t.size(0));
-      most = std::max(most, t.size(0));
-    }
-  }
+  const auto each = [&](auto use) {
+    for (size_t k = 0; k < candidates.size(); ++k) use("candidates", k, candidates[k]);
+    for (size_t e = 0; e < bypass.size(); ++e) use("bypass", e, bypass[e]);
+    if (previous) use("previous", 0, *previous);
+  };
+  each([&](const char*, size_t, const Tensor& t) {
+    least = std::min(least, t.size(0));
+    most = std::max(most, t.size(0));
+  });
   const int64_t result = images ? *images : least < most ? least : most / individuals;
-  for (const Tensors* tensors : {&candidates, &bypass}) {
-    for (size_t i = 0; i < tensors->size(); ++i) {
-      const int64_t size = (*tensors)[i].size(0);
-      STD_TORCH_CHECK(size == result || size == result * individuals, op, ": ",
-                      tensors == &bypass ? "bypass[" : "candidates[", i, "] has shape ", shape_of((*tensors)[i]),
-                      "; for ", individuals, " individuals of ", result, " images its first dimension must be ",
-                      result * individuals, ", or ", result, " where all share it");
-    }
-  }
+  each([&](const char* name, size_t i, const Tensor& t) {
+    STD_TORCH_CHECK(t.size(0) == result || t.size(0) == result * individuals, op, ": ", name, "[", i, "] has shape ",
+                    shape_of(t), "; for ", individuals, " individuals of ", result,
+                    " images its first dimension must be ", result * individuals, ", or ", result,
+                    " where all share it");
+  });
   return result;
 }
 
@@ -243,7 +243,7 @@ template <typename Backend>
 Tensor sum(const char* op, std::optional<Tensor> given, const Tensors& candidates, const Tensor& mean,
            const Tensor& rstd, const Tensor& weights, const Tensors& bypass,
            const std::optional<Tensor>& bypass_weights, int64_t individuals, std::optional<int64_t> images,
-           const std::optional<std::vector<int64_t>>& normalized) {
+           const std::optional<std::vector<int64_t>>& normalized, const std::optional<Tensor>& previous) {
   check_count(op, "candidates", candidates.size(), 1);
   check_count(op, "bypass", bypass.size(), 0);
   // Only the gradient depends on it (fastnas/ops/node_sum.py).
@@ -251,20 +251,24 @@ Tensor sum(const char* op, std::optional<Tensor> given, const Tensors& candidate
                   normalized ? normalized->size() : 0, " entries, but there are ", candidates.size(), " candidates");
   const Tensor& like = candidates[0];
   STD_TORCH_CHECK(like.dim() == 4, op, ": candidates[0] must be [N, C, H, W], got shape ", shape_of(like));
-  const int64_t C = like.size(1), R = rest_of(op, bypass), P = individuals;
+  STD_TORCH_CHECK(!previous || previous->dim() == 4, op, ": previous must be [N, C + R, H, W], got shape ",
+                  previous ? shape_of(*previous) : "");
+  const int64_t C = like.size(1), R = previous ? previous->size(1) - C : rest_of(op, bypass), P = individuals;
   const int64_t K = static_cast<int64_t>(candidates.size()), E = static_cast<int64_t>(bypass.size());
   check_images(op, "candidates", candidates, like, C);
   check_images(op, "bypass", bypass, like, R);
-  const int64_t B = images_of(op, candidates, bypass, P, images);
+  if (previous) check_image(op, "previous", *previous, like, C + R);
+  const int64_t B = images_of(op, candidates, bypass, previous, P, images);
   check_table(op, "mean", mean, {K, P, C}, like);
   check_table(op, "rstd", rstd, {K, P, C}, like);
   check_table(op, "weights", weights, {P, K}, like);
   if (bypass_weights) check_table(op, "bypass_weights", *bypass_weights, {P, E}, like);
-  const int64_t groups = E ? groups_of(op, C, R) : 1;
+  const int64_t groups = E || previous ? groups_of(op, C, R) : 1;
 
   const Backend backend(like);
   const NodeShape shape = node_shape(P, B, like, C, groups);
   const Inputs inputs(candidates, bypass, mean, rstd);
+  const Tensor before = previous ? pixels(*previous) : like;
   const Tensor w = stored(weights, Order::row_major);
   const Sizes sizes{P * B, C + R, like.size(2), like.size(3)};
   STD_TORCH_CHECK(!given || (sizes_of(*given) == sizes && given->scalar_type() == like.scalar_type() &&
@@ -278,6 +282,7 @@ Tensor sum(const char* op, std::optional<Tensor> given, const Tensors& candidate
                     args.weights = w.const_data_ptr<A>();
                     const Tensor bw = bypass_weights ? stored(*bypass_weights, Order::row_major) : w;
                     if (bypass_weights) args.bypass_weights = bw.const_data_ptr<A>();
+                    if (previous) args.previous = view<scalar_t>(before, P > 1 && before.size(0) == B);
                     backend.forward(args, result.mutable_data_ptr<scalar_t>(), pixel_stride(result));
                   }),
                   FASTNAS_FLOATING_TYPES);
@@ -287,16 +292,17 @@ Tensor sum(const char* op, std::optional<Tensor> given, const Tensors& candidate
 template <typename Backend>
 Tensor forward(Tensors candidates, const Tensor& mean, const Tensor& rstd, const Tensor& weights, Tensors bypass,
                std::optional<Tensor> bypass_weights, int64_t individuals, std::optional<int64_t> images,
-               std::optional<std::vector<int64_t>> normalized) {
+               std::optional<std::vector<int64_t>> normalized, std::optional<Tensor> previous) {
   return sum<Backend>("fastnas::node_sum", std::nullopt, candidates, mean, rstd, weights, bypass, bypass_weights,
-                      individuals, images, normalized);
+                      individuals, images, normalized, previous);
 }
 
 template <typename Backend>
 void forward_into(Tensor out, Tensors candidates, const Tensor& mean, const Tensor& rstd, const Tensor& weights,
-                  Tensors bypass, std::optional<Tensor> bypass_weights, int64_t individuals, int64_t images) {
+                  Tensors bypass, std::optional<Tensor> bypass_weights, int64_t individuals, int64_t images,
+                  std::optional<Tensor> previous) {
   sum<Backend>("fastnas::node_sum_into", out, candidates, mean, rstd, weights, bypass, bypass_weights, individuals,
-               images, std::nullopt);
+               images, std::nullopt, previous);
 }
 
 // --- gradients -------------------------------------------------------------------------------------------------------
@@ -392,8 +398,8 @@ Tensors grad_candidates(const Tensor& processed, Tensors candidates, const Tenso
 }
 
 template <typename Backend>
-Tensor bypass(std::optional<Tensor> processed, Tensors grads, const Tensor& weights, Tensors addends,
-              int64_t channels) {
+std::tuple<Tensor, Tensor> bypass(std::optional<Tensor> processed, Tensors grads, const Tensor& weights,
+                                  Tensors addends, int64_t channels, bool previous) {
   constexpr auto op = "fastnas::bypass_grad";
   check_count(op, "grads", grads.size(), 1);
   check_count(op, "addends", addends.size(), 0);
@@ -415,8 +421,12 @@ Tensor bypass(std::optional<Tensor> processed, Tensors grads, const Tensor& weig
   const Tensors from = all_pixels(grads), plus = all_pixels(addends);
   const Tensor w = stored(weights, Order::row_major), front = processed ? pixels(*processed) : like;
   Tensor result = empty(like, sizes_of(like), Order::channels_last, like.scalar_type());
+  Tensor own = empty(like, previous ? Sizes{like.size(0), channels, like.size(2), like.size(3)} : Sizes{0},
+                     previous ? Order::channels_last : Order::row_major, like.scalar_type());
   THO_DISPATCH_V2(like.scalar_type(), op, AT_WRAP([&] {
                     BypassGrad<scalar_t> args{};
+                    args.previous = previous;
+                    if (previous) args.own = own.mutable_data_ptr<scalar_t>();
                     if (processed) args.processed = view<scalar_t>(front);
                     set(args.grads, from, shape);
                     set(args.addends, plus, shape);
@@ -427,7 +437,7 @@ Tensor bypass(std::optional<Tensor> processed, Tensors grads, const Tensor& weig
                     backend.bypass_grad(args, result.mutable_data_ptr<scalar_t>());
                   }),
                   FASTNAS_FLOATING_TYPES);
-  return result;
+  return {result, own};
 }
 
 }  // namespace
@@ -436,17 +446,20 @@ Tensor bypass(std::optional<Tensor> processed, Tensors grads, const Tensor& weig
 FASTNAS_OPERATORS(m) {
   m.def(
       "node_sum(Tensor[] candidates, Tensor mean, Tensor rstd, Tensor weights, Tensor[] bypass, "
-      "Tensor? bypass_weights, int individuals, int? images=None, int[]? normalized=None) -> Tensor");
+      "Tensor? bypass_weights, int individuals, int? images=None, int[]? normalized=None, Tensor? previous=None) -> "
+      "Tensor");
   m.def(
       "node_sum_into(Tensor(a!) out, Tensor[] candidates, Tensor mean, Tensor rstd, Tensor weights, Tensor[] bypass, "
-      "Tensor? bypass_weights, int individuals, int images) -> ()");
+      "Tensor? bypass_weights, int individuals, int images, Tensor? previous=None) -> ()");
   m.def(
       "node_sum_grad(Tensor grad, Tensor[] candidates, Tensor mean, Tensor rstd, Tensor[] bypass) -> "
       "(Tensor processed, Tensor sums, Tensor dots, Tensor bypass_dots)");
   m.def(
       "node_sum_grad_candidates(Tensor processed, Tensor[] candidates, Tensor mean, Tensor rstd, Tensor weights, "
       "Tensor sums, Tensor dots, int[] normalized) -> Tensor[]");
-  m.def("bypass_grad(Tensor? processed, Tensor[] grads, Tensor weights, Tensor[] addends, int channels) -> Tensor");
+  m.def(
+      "bypass_grad(Tensor? processed, Tensor[] grads, Tensor weights, Tensor[] addends, int channels, "
+      "bool previous=False) -> (Tensor, Tensor own)");
 }
 
 FASTNAS_OPERATORS_CPU(m) {

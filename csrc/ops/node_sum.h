@@ -2,7 +2,8 @@
 // them. What the CPU kernels and the torch side both obey.
 //
 // Nothing here knows torch. Images lie pixel after pixel, each a run of channels; with partial channels (g groups) the
-// result's channel i·g + q is channel i of group q, and group 0 is the sum of the candidates.
+// result's channel i·g + q is channel i of group q, and group 0 is the sum of the candidates. What bypasses a node that
+// has a `previous` one is the channels of that from C on, and all that bypassed it: its groups from 1 on.
 #pragma once
 
 #include <cstdint>
@@ -38,6 +39,7 @@ template <typename T>
 struct NodeSum {
   NodePixels<T> candidates[kMaxNodeInputs];  // y_k, C channels
   NodePixels<T> bypass[kMaxNodeInputs];      // R channels
+  NodePixels<T> previous;                    // g·C channels; no data: there is none. Unused by the gradients
   const accumulate_t<T>* mean;               // [K, P, C]
   const accumulate_t<T>* rstd;               // [K, P, C]
   const accumulate_t<T>* weights;            // [P, K]; unused by node_sum_grad
@@ -61,8 +63,10 @@ struct BypassGrad {
   NodePixels<T> grads[kMaxNodeInputs];    // g·C channels, shuffled
   NodePixels<T> addends[kMaxNodeInputs];  // g·C channels
   const accumulate_t<T>* weights;         // [grads]
+  T* own;                                 // [N, H·W, C], group 0 of the result; only where it is that of a previous node
   int64_t grad_count;
   int64_t addend_count;
+  bool previous;  // the result is the gradient of a `previous` node, shuffled itself: what bypassed it passes on
   NodeShape shape;
 };
 

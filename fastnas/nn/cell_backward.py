@@ -75,19 +75,23 @@ class Backward:
                 self.inputs[source] = self._preprocess(source, inputs[source], preprocess_rstd[source], total)
 
     def _node(self, node: int, grad: Tensor) -> None:
-        """From the gradient of a node to those of its weights, and to the numbers of its rows."""
+        """From the gradient of a node to those of its weights, and to the numbers of its rows.
+
+        It is that of all nodes behind it as well, in the channels in which it passes on what bypassed it.
+        """
         part = slice(*self.plan.first_row[node - 2 : node])
         passing = []
         if self.edge_weights is not None:
             sources = zip(self.states, self.plan.states[:node], strict=False)
             passing = [bypass(state, self.mean.shape[-1], plan.stride) for state, plan in sources]
+        own = self.processed.get(node, grad)
         processed, sums, dots, edge_dots = _node_sum_grad(
-            grad, self.rows[part], self.mean[part], self.rstd[part], passing
+            own, self.rows[part], self.mean[part], self.rstd[part], passing
         )
         if self.grad_edge_weights is not None:
             self.grad_edge_weights[0, incoming(node - 2)] = edge_dots
         self.grads[node] = grad
-        self.processed[node] = grad if self.settings.parts == 1 else processed
+        self.processed[node] = processed if own.shape[1] > self.mean.shape[-1] else own
         self.grad_op_weights[0, part] = dots.sum(1)
         share = self.share[part] / max(1, count(grad))  # [K, C/k]
         self.table[part, 1] = -share * self.rstd[part, 0] * dots
@@ -117,11 +121,18 @@ class Backward:
         total = self._pools(plan, x, out, grads, addends)
         if self.settings.parts == 1:
             return total
-        whole = [self.grads[node] for node in plan.nodes]
-        factors = self.mean.new_ones(len(whole)) if self.edge_weights is None else self.edge_weights[0, plan.edge_index]
+        if self.edge_weights is None:
+            next_node = max(2, source + 1)
+            whole, factors = [self.grads[next_node]], self.mean.new_ones(1)
+        else:
+            whole, factors = [self.grads[node] for node in plan.nodes], self.edge_weights[0, plan.edge_index]
         if plan.stride == 1:
-            return _bypass_grad(total, whole, factors, from_outside, channels)
-        halved = _bypass_grad(None, whole, factors, [], channels)  # [N, C, H', W']
+            passes_on = source >= 2 and self.edge_weights is None
+            grad, own = _bypass_grad(total, whole, factors, from_outside, channels, passes_on)
+            if passes_on:
+                self.processed[source] = own
+            return grad
+        halved, _ = _bypass_grad(None, whole, factors, [], channels)  # [N, C, H', W']
         rest = bypass_backward(state, channels, halved.narrow(1, channels, halved.shape[1] - channels))
         return torch.cat([total, rest], 1)  # only inputs are halved: nothing comes from outside
 

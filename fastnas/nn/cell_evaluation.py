@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.nn.cell_forward import Running, Settings, bypass, incoming, preprocess
+from fastnas.nn.cell_forward import Running, Settings, bypass, bypassing, incoming, preprocess
 from fastnas.nn.cell_plan import CellPlan, CellWeights, SumPlan
 from fastnas.ops.layout import empty_images
 
@@ -90,7 +90,7 @@ def evaluate(
             raw, _, _ = _preprocess([x], weights.reduce[source], offsets_of, 2, 1, False)  # [N, reduces·C/k, H', W']
             for index, (edge, *_) in enumerate(state_plan.reduces):
                 sums[state_plan.nodes[edge] - 2].append(raw.narrow(1, index * seen, seen))
-        if settings.parts > 1:
+        if settings.parts > 1 and (source < 2 or edge_weights is not None):
             bypasses.append(bypass(state, seen, state_plan.stride))
         if source == 0:
             continue
@@ -100,16 +100,19 @@ def evaluate(
             output = empty_images(x, shape)
         of_node = plan.sum_rows[index]
         node_state = output.narrow(1, index * channels, channels)
+        edges = None if edge_weights is None else edge_weights[:, incoming(index)].contiguous()
+        passing, previous = bypassing(settings, edges, index, bypasses, state)
         _node_sum_into(
             node_state,
             sums[index],
             mean[of_node],
             rstd[of_node],
             op_weights[:, of_node],
-            bypasses,
-            None if edge_weights is None else edge_weights[:, incoming(index)].contiguous(),
+            passing,
+            edges,
             individuals,
             images,
+            previous,
         )
         sums[index] = []
         states.append(node_state)

@@ -194,7 +194,7 @@ class Forward:
         out.place(self.rows, plan, x)
         if self.keep:
             self.outputs.append(out)
-        if self.settings.parts > 1:
+        if self.settings.parts > 1 and (source < 2 or self.edge_weights is not None):
             self.bypass.append(bypass(state, channels, plan.stride))
 
     def _enter(self, rows: Tensor, mean: Tensor, variance: Tensor) -> None:
@@ -205,18 +205,19 @@ class Forward:
         part = slice(*self.plan.first_row[index : index + 2])
         rows, individuals = self.rows[part], self.settings.individuals
         edges = None if self.edge_weights is None else self.edge_weights[:, incoming(index)].contiguous()
+        bypass, previous = bypassing(self.settings, edges, index, self.bypass, self.states[-1])
         mean, rstd, weights = self.mean[part], self.rstd[part], self.op_weights[:, part]
         if torch.compiler.is_compiling():
             # Autograd keeps the tables, and other rows of them are still to change.
             mean, rstd = mean.clone(), rstd.clone()
             normalised = self.plan.normalised(self.settings.batch)[part]
-            return _node_sum(rows, mean, rstd, weights, self.bypass, edges, individuals, self.images, normalised)
+            return _node_sum(rows, mean, rstd, weights, bypass, edges, individuals, self.images, normalised, previous)
         nodes, channels = len(self.plan.states) - 1, self.states[0].shape[1]
         if self._written is None:
             shape = (individuals * self.images, nodes * channels, *cast(Tensor, rows[0]).shape[2:])
             self._written = empty_images(self.states[0], shape)
         node = self._written.narrow(1, index * channels, channels)
-        _node_sum_into(node, rows, mean, rstd, weights, self.bypass, edges, individuals, self.images)
+        _node_sum_into(node, rows, mean, rstd, weights, bypass, edges, individuals, self.images, previous)
         if not self.keep:
             self.rows[part] = [None] * len(rows)
         return node
@@ -244,6 +245,16 @@ def incoming(index: int) -> slice:
     """The edges that enter the intermediate node `index`, from 0."""
     first = index * (index + 3) // 2
     return slice(first, first + index + 2)
+
+
+def bypassing(
+    settings: Settings, edge_weights: Tensor | None, index: int, bypasses: list[Tensor], last: Tensor
+) -> tuple[list[Tensor], Tensor | None]:
+    """What bypasses the candidates of node `index`, as `node_sum` takes it: the states' own channels, of which the first
+    node passes the sum on to the next ones, unless edges have weights of their own. last: the newest state."""
+    if index == 0 or settings.parts == 1 or edge_weights is not None:
+        return bypasses, None
+    return [], last
 
 
 def bypass(state: Tensor, channels: int, stride: int) -> Tensor:

@@ -33,6 +33,7 @@ def node_sum_reference(
     bypass: Sequence[Tensor] = (),
     bypass_weights: Tensor | None = None,
     *,
+    previous: Tensor | None = None,
     individuals: int = 1,
     normalized: Sequence[bool] | None = None,
     images: int | None = None,
@@ -41,12 +42,19 @@ def node_sum_reference(
 
     Of normalised candidates it takes the given statistics' values, with the derivatives of the batch's statistics.
     """
-    dtype = _common_dtype([*candidates, *bypass])
+    channels = candidates[0].shape[1]
+    bypass = list(bypass)
+    others = bypass if previous is None else [*bypass, previous]
+    dtype = _common_dtype([*candidates, *others])
     accumulate = accumulate_dtype(dtype)
     mean, rstd = mean.to(accumulate), rstd.to(accumulate)  # [K, P, C]
     weights = weights.to(accumulate).view(individuals, -1)  # [P, K]
     if images is None:
-        images = _images([*candidates, *bypass], individuals)
+        images = _images([*candidates, *others], individuals)
+    passed: list[Tensor] = []
+    if previous is not None:
+        by_group = previous.unflatten(1, (channels, -1)).transpose(1, 2)  # [N, g, C, H, W]
+        passed = [previous[:, channels:], by_group[:, 1:].flatten(1, 2)]  # [N, R, H, W] each
 
     def split(x: Tensor) -> Tensor:  # [N or B, C, H, W] → [P or 1, B, C, H, W]
         shape = (individuals if x.shape[0] == images * individuals else 1, images, *x.shape[1:])
@@ -64,13 +72,13 @@ def node_sum_reference(
             m = m + (batch_mean - batch_mean.detach())
             r = (r**-2 + (batch_variance - batch_variance.detach())) ** -0.5
         total = total + weights[:, k].view(-1, 1, 1, 1, 1) * (y - over_images(m)) * over_images(r)
-    if bypass:
+    if others:
         edges = torch.ones(individuals, len(bypass), dtype=accumulate, device=total.device)
         if bypass_weights is not None:
             edges = bypass_weights.to(accumulate).view(individuals, -1)  # [P, E]
         products = [edges[:, e].view(-1, 1, 1, 1, 1) * split(x) for e, x in enumerate(bypass)]
-        total = torch.cat([total, reduce(torch.add, products)], 2)  # [P, B, C + R, H, W]
-        channels = candidates[0].shape[1]
+        rest = reduce(torch.add, [*products, *map(split, passed)])  # [P or 1, B, R, H, W]
+        total = torch.cat([total, rest.expand(individuals, *rest.shape[1:])], 2)  # [P, B, C + R, H, W]
         total = F.channel_shuffle(total.flatten(0, 1), total.shape[2] // channels)
     else:
         total = total.flatten(0, 1)
@@ -85,6 +93,7 @@ def node_sum(
     bypass: Sequence[Tensor] = (),
     bypass_weights: Tensor | None = None,
     *,
+    previous: Tensor | None = None,
     individuals: int = 1,
     normalized: Sequence[bool] | None = None,
     images: int | None = None,
@@ -104,6 +113,9 @@ def node_sum(
             sum is joined to that of the candidates and the channels are shuffled in g groups: channel i of group q,
             where group 0 is the sum of the candidates, becomes channel i·g + q.
         bypass_weights: [P, E], or [E] for one individual (the edge weights of PC-DARTS); ones by default.
+        previous: [N or B, C + R, H, W], the node before this one in its cell, which everything that bypassed it bypasses
+            this one too: its channels from C on, and the sum of its own bypasses, which it holds in the channels of
+            groups 1 to g - 1. One tensor says what a list of all earlier states would.
         individuals: P.
         normalized: for each candidate whether mean and rstd are those of this batch, so that its gradient contains
             their share (as BatchNorm's does in training); they are constants where not. All are by default. mean and
@@ -120,7 +132,8 @@ def node_sum(
     """
     candidates, bypass = list(candidates), list(bypass)
     if candidates:
-        dtype = _common_dtype([*candidates, *bypass])
+        dtype = _common_dtype([*candidates, *bypass, *([] if previous is None else [previous])])
+        previous = None if previous is None else previous.to(dtype)
         candidates = [y if y.dtype == dtype else y.to(dtype) for y in candidates]
         bypass = [x if x.dtype == dtype else x.to(dtype) for x in bypass]
         numbers = accumulate_dtype(dtype)
@@ -133,15 +146,17 @@ def node_sum(
         raise RuntimeError(
             f"node_sum: normalized has {len(normalized)} entries, but there are {len(candidates)} candidates"
         )
-    inputs = [weights, *candidates, *bypass, *([] if bypass_weights is None else [bypass_weights])]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+    inputs = [weights, bypass_weights, previous, *candidates, *bypass]
+    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
         if torch.compiler.is_compiling():
             flags = [int(flag) for flag in normalized]
-            return _forward(candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images, flags)
+            return _forward(
+                candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images, flags, previous
+            )
         # An autograd.Function costs a third of what an operator with registered autograd costs in eager mode.
         settings = ([bool(flag) for flag in normalized], individuals, images)
-        return _NodeSum.apply(settings, mean, rstd, weights, bypass_weights, *candidates, *bypass)
-    return _forward(candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images)
+        return _NodeSum.apply(settings, mean, rstd, weights, bypass_weights, previous, *candidates, *bypass)
+    return _forward(candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images, None, previous)
 
 
 def _rows(weights: Tensor) -> Tensor:
@@ -167,11 +182,13 @@ def _backward(
     bypass: list[Tensor],
     bypass_weights: Tensor | None,
     normalized: list[bool],
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[list[Tensor] | None, Tensor | None, list[Tensor] | None, Tensor | None]:
-    """The gradients of candidates, weights, bypass and bypass weights, as far as `needs` asks for them."""
-    needs_candidates, needs_weights, needs_bypass, needs_bypass_weights = needs
-    grad_candidates = grad_weights = grad_bypass = grad_bypass_weights = None
+    needs: tuple[bool, bool, bool, bool, bool],
+) -> tuple[list[Tensor] | None, Tensor | None, list[Tensor] | None, Tensor | None, Tensor | None]:
+    """The gradients of candidates, weights, bypass, bypass weights and previous node, as far as `needs` asks for
+    them."""
+    needs_candidates, needs_weights, needs_bypass, needs_bypass_weights, needs_previous = needs
+    grad_candidates = grad_weights = grad_bypass = grad_bypass_weights = grad_previous = None
+    channels = mean.shape[-1]
     if needs_candidates or needs_weights or needs_bypass_weights:
         processed, sums, dots, bypass_dots = _grad(grad, candidates, mean, rstd, bypass)
         if needs_weights:
@@ -179,17 +196,18 @@ def _backward(
         if needs_bypass_weights:
             grad_bypass_weights = bypass_dots[None]  # [1, E]
         if needs_candidates:
-            group = processed if bypass else grad  # [N, C, H, W]
+            group = processed if grad.shape[1] > channels else grad  # [N, C, H, W]
             grad_candidates = _grad_candidates(group, candidates, mean, rstd, weights, sums, dots, normalized)
     if needs_bypass:
         if bypass_weights is None:
             bypass_weights = weights.new_ones(1, len(bypass))
-        channels = mean.shape[-1]
         grad_bypass = [
-            _bypass_grad(None, [grad], bypass_weights[0, e : e + 1], [], channels)[:, channels:]
+            _bypass_grad(None, [grad], bypass_weights[0, e : e + 1], [], channels)[0][:, channels:]
             for e in range(len(bypass))
         ]
-    return grad_candidates, grad_weights, grad_bypass, grad_bypass_weights
+    if needs_previous:
+        grad_previous, _ = _bypass_grad(None, [grad], weights.new_ones(1), [], channels, True)
+    return grad_candidates, grad_weights, grad_bypass, grad_bypass_weights, grad_previous
 
 
 def _or_none(grads: list[Tensor] | None, count: int) -> Sequence[Tensor | None]:
@@ -205,13 +223,14 @@ class _NodeSum(torch.autograd.Function):
         rstd: Tensor,
         weights: Tensor,
         bypass_weights: Tensor | None,
+        previous: Tensor | None,
         *inputs: Tensor,
     ) -> Tensor:
         ctx.normalized, individuals, images = settings
         ctx.save_for_backward(mean, rstd, weights, bypass_weights, *inputs)
         count = len(ctx.normalized)
         candidates, bypass = list(inputs[:count]), list(inputs[count:])
-        return _forward(candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images)
+        return _forward(candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images, None, previous)
 
     @staticmethod
     @once_differentiable
@@ -219,8 +238,8 @@ class _NodeSum(torch.autograd.Function):
         mean, rstd, weights, bypass_weights, *inputs = ctx.saved_tensors
         count = len(ctx.normalized)
         candidates, bypass = inputs[:count], inputs[count:]
-        _, _, _, needs_weights, needs_bypass_weights, *needs = ctx.needs_input_grad
-        grad_candidates, grad_weights, grad_bypass, grad_bypass_weights = _backward(
+        _, _, _, needs_weights, needs_bypass_weights, needs_previous, *needs = ctx.needs_input_grad
+        grad_candidates, grad_weights, grad_bypass, grad_bypass_weights, grad_previous = _backward(
             grad,
             candidates,
             mean,
@@ -229,10 +248,10 @@ class _NodeSum(torch.autograd.Function):
             bypass,
             bypass_weights,
             ctx.normalized,
-            (any(needs[:count]), needs_weights, any(needs[count:]), needs_bypass_weights),
+            (any(needs[:count]), needs_weights, any(needs[count:]), needs_bypass_weights, needs_previous),
         )
         images = [*_or_none(grad_candidates, count), *_or_none(grad_bypass, len(bypass))]
-        return None, None, None, grad_weights, grad_bypass_weights, *images
+        return None, None, None, grad_weights, grad_bypass_weights, grad_previous, *images
 
 
 # --- torch.compile, export, opcheck: the same, as registrations of the operators ---
@@ -249,12 +268,17 @@ def _(
     individuals: int,
     images: int | None = None,
     normalized: Sequence[int] | None = None,
+    previous: Tensor | None = None,
 ) -> Tensor:
+    others = [*bypass, *([] if previous is None else [previous])]
     if images is None:
-        images = _images([*candidates, *bypass], individuals)
+        images = _images([*candidates, *others], individuals)
     _, channels, height, width = candidates[0].shape
-    rest = bypass[0].shape[1] if bypass else 0
-    return empty_channels_last(candidates[0], (individuals * images, channels + rest, height, width))
+    if previous is not None:
+        channels = previous.shape[1]
+    elif bypass:
+        channels += bypass[0].shape[1]
+    return empty_channels_last(candidates[0], (individuals * images, channels, height, width))
 
 
 @torch.library.register_fake("fastnas::node_sum_into")
@@ -268,6 +292,7 @@ def _(
     bypass_weights: Tensor | None,
     individuals: int,
     images: int,
+    previous: Tensor | None = None,
 ) -> None:
     """The sum, written to `out`: a tensor of its size, or as many channels of a wider one. Has no gradient."""
 
@@ -299,13 +324,20 @@ def _(
 
 @torch.library.register_fake("fastnas::bypass_grad")
 def _(
-    processed: Tensor | None, grads: Sequence[Tensor], weights: Tensor, addends: Sequence[Tensor], channels: int
-) -> Tensor:
-    return empty_channels_last(grads[0], grads[0].shape)
+    processed: Tensor | None,
+    grads: Sequence[Tensor],
+    weights: Tensor,
+    addends: Sequence[Tensor],
+    channels: int,
+    previous: bool = False,
+) -> tuple[Tensor, Tensor]:
+    images, _, height, width = grads[0].shape
+    own = empty_channels_last(grads[0], (images, channels, height, width)) if previous else grads[0].new_empty(0)
+    return empty_channels_last(grads[0], grads[0].shape), own
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    candidates, mean, rstd, weights, bypass, bypass_weights, _, _, normalized = inputs
+    candidates, mean, rstd, weights, bypass, bypass_weights, _, _, normalized, _ = inputs
     ctx.count = len(candidates)
     ctx.normalized = [True] * len(candidates) if normalized is None else [bool(flag) for flag in normalized]
     ctx.save_for_backward(mean, rstd, weights, bypass_weights, *candidates, *bypass)
@@ -314,8 +346,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward_registered(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     mean, rstd, weights, bypass_weights, *inputs = ctx.saved_tensors
     candidates, bypass = inputs[: ctx.count], inputs[ctx.count :]
-    needs_candidates, _, _, needs_weights, needs_bypass, needs_bypass_weights, *_ = ctx.needs_input_grad
-    grad_candidates, grad_weights, grad_bypass, grad_bypass_weights = _backward(
+    needs_candidates, _, _, needs_weights, needs_bypass, needs_bypass_weights, *_, needs_previous = ctx.needs_input_grad
+    grad_candidates, grad_weights, grad_bypass, grad_bypass_weights, grad_previous = _backward(
         grad,
         candidates,
         mean,
@@ -324,10 +356,10 @@ def _backward_registered(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         bypass,
         bypass_weights,
         ctx.normalized,
-        (any(needs_candidates), needs_weights, any(needs_bypass), needs_bypass_weights),
+        (any(needs_candidates), needs_weights, any(needs_bypass), needs_bypass_weights, needs_previous),
     )
     grad_images = _or_none(grad_candidates, ctx.count), _or_none(grad_bypass, len(bypass))
-    return grad_images[0], None, None, grad_weights, grad_images[1], grad_bypass_weights, None, None, None
+    return (grad_images[0], None, None, grad_weights, grad_images[1], grad_bypass_weights, *[None] * 3, grad_previous)
 
 
 torch.library.register_autograd("fastnas::node_sum", _backward_registered, setup_context=_setup_context)
