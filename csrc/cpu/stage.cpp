@@ -11,6 +11,34 @@
 #include "cpu/statistics.h"
 
 namespace fastnas::FASTNAS_ISA {
+namespace {
+
+// `pixels` pixels [pixels, lanes] to the outputs that lie side by side in them, from pixel `pixel` of the first image on.
+template <typename T>
+void write_outputs(const Stage<T>& args, const StagePlan<T>& plan, const StageGroup& group, int images, int64_t pixel,
+                   int64_t pixels, const accumulate_t<T>* y, const StageOutputs<T>& out) {
+  using A = accumulate_t<T>;
+  const int64_t channels = plan.channels, image = args.out_height * args.out_width;
+  const bool woven = plan.packed && for_streams<A>(channels, pixels, [&]<int S>() {
+    T* to[S] = {};
+    plan.streams(group, images, [&](int stream, int copy, int stage) {
+      to[stream] = out.y[stage] + (pixel + copy * image) * channels;
+    });
+    unweave<S>(y, pixels, [&](int64_t p, const Vec<A>* v) {
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) {
+        if (to[s]) write<kLanes<A>, A>(to[s] + p * channels, v[s]);
+      }
+    });
+  });
+  if (woven) return;
+  plan.streams(group, images, [&](int stream, int copy, int stage) {
+    copy_pixels<A>(y + stream * channels, plan.lanes, pixels, channels, out.y[stage] + (pixel + copy * image) * channels,
+                   channels);
+  });
+}
+
+}  // namespace
 
 template <typename T>
 int64_t stage_prepared_bytes(const Stage<T>& args) {
@@ -112,13 +140,7 @@ void stage_forward(const Stage<T>& args, const void* prepared, const StageOutput
           }
           if (table) moments.add(y, count * width);
           if (in_place) continue;
-          for (int copy = 0; copy < images; ++copy) {
-            for (int s = 0; s < group.size; ++s) {
-              copy_pixels<A>(y + plan.lane(copy, s), lanes, count * width, channels,
-                             out.y[plan.order[group.first + s]] + (pixel + copy * args.out_height * width) * channels,
-                             channels);
-            }
-          }
+          write_outputs(args, plan, group, images, pixel, count * width, y, out);
         }
         for (int copy = 0; table && copy < images; ++copy) {
           for (int s = 0; s < group.size; ++s) {

@@ -36,6 +36,40 @@ void fill_gradient(const Stage<T>& args, const StageGrads<T>& grads, int stage, 
   });
 }
 
+// The gradients of all stages of a group side by side, as far as whole vectors can be read; whether they can.
+template <typename T>
+bool weave_gradients(const Stage<T>& args, const StageGrads<T>& grads, const StagePlan<T>& plan,
+                     const StageGroup& group, int images, int64_t pixel, int64_t pixels, accumulate_t<T>* out) {
+  using A = accumulate_t<T>;
+  const int64_t channels = plan.channels, image = args.out_height * args.out_width;
+  for (int s = 0; s < group.size; ++s) {
+    const int stage = plan.order[group.first + s];
+    if (grads.grad_stride[stage] != channels) return false;
+    if (grads.coefficients && grads.y_stride[stage] != channels) return false;
+  }
+  return for_streams<A>(channels, pixels, [&]<int S>() {
+    const T *grad[S] = {}, *y[S] = {};
+    Vec<A> scale[S] = {}, slope[S] = {}, mean[S] = {}, offset[S] = {};
+    plan.streams(group, images, [&](int stream, int copy, int stage) {
+      grad[stream] = grads.grad[stage] + (pixel + copy * image) * channels;
+      if (!grads.coefficients) return;
+      y[stream] = grads.y[stage] + (pixel + copy * image) * channels;
+      const A* coefficients = grads.coefficients + stage * 4 * channels;
+      scale[stream] = repeated(coefficients, channels);
+      slope[stream] = repeated(coefficients + channels, channels);
+      mean[stream] = repeated(coefficients + 2 * channels, channels);
+      offset[stream] = repeated(coefficients + 3 * channels, channels);
+    });
+    const auto values = [&](int s, int64_t p) {
+      if (!grad[s]) return Vec<A>{};
+      const Vec<A> g = read<kLanes<A>, A>(grad[s] + p * channels);
+      if (!y[s]) return g;
+      return scale[s] * g + slope[s] * (read<kLanes<A>, A>(y[s] + p * channels) - mean[s]) + offset[s];
+    };
+    weave<S, A>(pixels, values, out);
+  });
+}
+
 // Rectifies the gradient of one row of the tile in place: it passes where the input was positive. Adds up Σ g and
 // Σ g · x̂ where asked.
 template <typename A>
@@ -145,12 +179,13 @@ class StageBackward {
     if (images_ * group.size * channels < lanes_) std::memset(buffers_.g, 0, rows_ * width * lanes_ * sizeof(A));
     for (int64_t top = 0; top < args_.out_height; top += rows_) {
       const int64_t count = args_.out_height - top < rows_ ? args_.out_height - top : rows_;
-      for (int copy = 0; copy < images_; ++copy) {
-        const int64_t pixel = ((image + copy) * args_.out_height + top) * width;
-        for (int s = 0; s < group.size; ++s) {
-          fill_gradient(args_, grads_, plan_.order[group.first + s], pixel, count * width, lanes_,
-                        buffers_.g + plan_.lane(copy, s));
-        }
+      const int64_t pixel = (image * args_.out_height + top) * width;
+      if (!plan_.packed ||
+          !weave_gradients(args_, grads_, plan_, group, images_, pixel, count * width, buffers_.g)) {
+        plan_.streams(group, images_, [&](int stream, int copy, int stage) {
+          fill_gradient(args_, grads_, stage, pixel + copy * args_.out_height * width, count * width, lanes_,
+                        buffers_.g + stream * channels);
+        });
       }
       for (int64_t r = 0; r < count; ++r) {
         A* const grad_z = buffers_.grad_z + out_tile_.at(top + r, 0, lanes_);
@@ -197,18 +232,7 @@ class StageBackward {
     for (int64_t y = 0; y < args_.height; ++y) {
       A* const grad = buffers_.grad_x + tile_.at(y, 0, lanes_);
       rectify_row(buffers_.x + tile_.at(y, 0, lanes_), lanes_, args_.width, grad, sums ? buffers_.sums : nullptr);
-      for (int copy = 0; copy < images_; ++copy) {
-        const int64_t pixel = ((image + copy) * args_.height + y) * args_.width;
-        if (args_.shared) {
-          fold(grad + plan_.lane(copy, 0), lanes_, plan_.slots, args_.width, channels,
-               grads_.grad_x[0] + pixel * channels);
-          continue;
-        }
-        for (int s = 0; s < group.size; ++s) {
-          copy_pixels<A>(grad + plan_.lane(copy, s), lanes_, args_.width, channels,
-                         grads_.grad_x[plan_.order[group.first + s]] + pixel * channels, channels);
-        }
-      }
+      write_row(group, (image * args_.height + y) * args_.width, grad);
     }
     if (!sums) return;
     for (int copy = 0; copy < images_; ++copy) {
@@ -224,6 +248,43 @@ class StageBackward {
         }
       }
     }
+  }
+
+  // A row of the inputs' gradients, from pixel `pixel` of the block's first image on.
+  void write_row(const StageGroup& group, int64_t pixel, const A* grad) {
+    const int64_t channels = plan_.channels, image = args_.height * args_.width, pixels = args_.width;
+    const bool woven = plan_.packed && for_streams<A>(channels, pixels, [&]<int S>() {
+      T* to[S] = {};
+      if (args_.shared) {
+        for (int copy = 0; copy < images_; ++copy) {
+          to[copy * plan_.slots] = grads_.grad_x[0] + (pixel + copy * image) * channels;
+        }
+      } else {
+        plan_.streams(group, images_, [&](int stream, int copy, int stage) {
+          to[stream] = grads_.grad_x[stage] + (pixel + copy * image) * channels;
+        });
+      }
+      const int together = args_.shared ? plan_.slots : 1;  // gradients of one input, which add up
+      unweave<S>(grad, pixels, [&](int64_t p, const Vec<A>* v) {
+#pragma GCC unroll 4
+        for (int s = 0; s < S; ++s) {
+          if (!to[s]) continue;
+          Vec<A> sum = v[s];
+          for (int slot = 1; slot < together; ++slot) sum += v[s + slot];
+          write<kLanes<A>, A>(to[s] + p * channels, sum);
+        }
+      });
+    });
+    if (woven) return;
+    for (int copy = 0; copy < images_ && args_.shared; ++copy) {
+      fold(grad + plan_.lane(copy, 0), lanes_, plan_.slots, pixels, channels,
+           grads_.grad_x[0] + (pixel + copy * image) * channels);
+    }
+    if (args_.shared) return;
+    plan_.streams(group, images_, [&](int stream, int copy, int stage) {
+      copy_pixels<A>(grad + stream * channels, lanes_, pixels, channels,
+                     grads_.grad_x[stage] + (pixel + copy * image) * channels, channels);
+    });
   }
 
   const Stage<T>& args_;

@@ -9,6 +9,7 @@
 
 #include "cpu/channels.h"
 #include "cpu/vec.h"
+#include "cpu/weave.h"
 #include "ops/stage.h"
 
 namespace fastnas::FASTNAS_ISA {
@@ -72,6 +73,13 @@ struct StagePlan {
   }
 
   int64_t lane(int copy, int slot) const { return (copy * slots + slot) * channels; }
+  /// use(stream, copy, stage) for everything that lies side by side in a vector, at the lane stream · C.
+  template <typename F>
+  void streams(const StageGroup& g, int images, const F& use) const {
+    for (int copy = 0; copy < images; ++copy) {
+      for (int s = 0; s < g.size; ++s) use(copy * slots + s, copy, order[g.first + s]);
+    }
+  }
   int64_t blocks(int64_t images) const { return (images + copies - 1) / copies; }
   /// Gradients of weights are summed in so many parts of the batch, whatever the number of threads.
   int64_t parts(int64_t images) const { return blocks(images) < 16 ? blocks(images) : 16; }
@@ -146,11 +154,44 @@ void stage_fill(const Stage<T>& args, int input, int64_t image, int slots, int64
   for_run(args.channels, [&]<int W>() { detail::stage_fill<W, 0>(args, input, image, slots, lanes, tile, out); });
 }
 
+/// The inputs of a bundle side by side in the tile, as far as whole vectors can be read; whether they can.
+template <typename T>
+bool stage_weave(const Stage<T>& args, const StagePlan<T>& plan, const StageGroup& group, int64_t image, int images,
+                 const StageTile& tile, accumulate_t<T>* out) {
+  using A = accumulate_t<T>;
+  const int64_t channels = args.channels, row = args.width * channels;
+  for (int s = 0; s < group.size; ++s) {
+    if (args.x_stride[plan.order[group.first + s]] != channels) return false;
+  }
+  return for_streams<A>(channels, args.width, [&]<int S>() {
+    const T* x[S] = {};
+    Vec<A> shift[S] = {}, scale[S] = {};
+    plan.streams(group, images, [&](int stream, int copy, int stage) {
+      x[stream] = args.x[stage] + (image + copy) * args.height * row;
+      if (!args.mean) return;
+      const int64_t individual = (image + copy) / (args.count / args.individuals);
+      const int64_t at = (stage * args.individuals + individual) * channels;
+      shift[stream] = repeated(args.mean + at, channels);
+      scale[stream] = repeated(args.rstd + at, channels);
+    });
+    for (int64_t y = 0; y < args.height; ++y) {
+      const auto values = [&](int s, int64_t p) {
+        if (!x[s]) return Vec<A>{};
+        Vec<A> value = read<kLanes<A>, A>(x[s] + y * row + p * channels);
+        if (args.mean) value = (value - shift[s]) * scale[s];
+        return value < 0 ? Vec<A>{} : value;  // keeps NaN
+      };
+      weave<S, A>(args.width, values, out + tile.at(y, 0, plan.lanes));
+    }
+  });
+}
+
 /// The tile of a bundle for `images` images; its border is zero already.
 template <typename T>
 void stage_fill_bundle(const Stage<T>& args, const StagePlan<T>& plan, int bundle, int64_t image, int images,
                        const StageTile& tile, accumulate_t<T>* out) {
   const StageGroup& group = plan.group[plan.first_group[bundle]];
+  if (!args.shared && plan.packed && stage_weave(args, plan, group, image, images, tile, out)) return;
   for (int copy = 0; copy < images; ++copy) {
     if (args.shared) {
       stage_fill(args, 0, image + copy, plan.slots, plan.lanes, tile, out + plan.lane(copy, 0));
