@@ -52,9 +52,15 @@ class Inputs:
     individuals: int = 1
     normalized: list[bool] | None = None
     images: int | None = None
+    previous: Tensor | None = None
 
     def __call__(self, function) -> Tensor:
-        options = {"individuals": self.individuals, "normalized": self.normalized, "images": self.images}
+        options = {
+            "previous": self.previous,
+            "individuals": self.individuals,
+            "normalized": self.normalized,
+            "images": self.images,
+        }
         return function(
             self.candidates, self.mean, self.rstd, self.weights, self.bypass, self.bypass_weights, **options
         )
@@ -70,6 +76,7 @@ class Inputs:
             self,
             candidates=[leaf(kept(t, dtype)) for t in self.candidates],
             bypass=[leaf(kept(t, dtype)) for t in self.bypass],
+            previous=None if self.previous is None else leaf(kept(self.previous, dtype)),
             mean=self.mean.to(numbers),
             rstd=self.rstd.to(numbers),
             weights=leaf(self.weights.detach().to(numbers, copy=True)),
@@ -79,8 +86,8 @@ class Inputs:
         )
 
     def leaves(self) -> list[Tensor]:
-        edges = [] if self.bypass_weights is None else [self.bypass_weights]
-        return [*self.candidates, *self.bypass, self.weights, *edges]
+        others = [t for t in (self.bypass_weights, self.previous) if t is not None]
+        return [*self.candidates, *self.bypass, self.weights, *others]
 
 
 def kept(t: Tensor, dtype: torch.dtype) -> Tensor:
@@ -124,8 +131,9 @@ def make(
     individuals: int = 1,
     shared: tuple[bool, ...] = (False,),
     weighted: bool = True,
+    previous: bool = False,
 ) -> Inputs:
-    """Random inputs; kinds and sharing take turns."""
+    """Random inputs; kinds and sharing take turns. previous: where there are groups, the node follows another one."""
     images, channels, height, width, groups = size
     edges = edges if groups > 1 else 0
 
@@ -153,6 +161,7 @@ def make(
         torch.randn(individuals, edges) if weighted and edges else None,
         individuals,
         images=images,
+        previous=several(1, groups * channels, 1)[0] if previous and groups > 1 else None,
     )
 
 
@@ -188,6 +197,33 @@ def check(inputs: Inputs, dtype: torch.dtype, grad: Tensor | None = None) -> Non
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_equals_reference(size, dtype):
     check(make(size), dtype)
+    if size[-1] > 1:
+        for edges, kind in ((0, "sliced"), (1, "channels_last")):
+            check(make(size, edges=edges, kinds=(kind,), previous=True), dtype)
+
+
+@pytest.mark.parametrize("groups", [2, 3, 4])
+def test_a_node_passes_on_what_bypassed_it(groups):
+    """Three nodes of a cell, with lists of all earlier states and with the previous node, forward and backward."""
+    channels, double = 4, torch.float64
+    of_nodes = [[torch.randn(2, channels, 5, 7, dtype=double) for _ in range(3)] for _ in range(3)]
+    numbers = torch.zeros(3, 1, channels, dtype=double), torch.ones(3, 1, channels, dtype=double)
+    first = [torch.randn(2, groups * channels, 5, 7, dtype=double) for _ in range(2)]
+
+    def cell(passed_on: bool) -> list[Tensor]:
+        leaves = [state.clone().requires_grad_() for state in first]
+        states = list(leaves)
+        for candidates in of_nodes:
+            bypass = [state[:, channels:] for state in states]
+            known = {"previous": states[-1]} if passed_on and len(states) > 2 else {}
+            options = {**known, "normalized": [False] * 3}
+            weights = torch.ones(3, dtype=double)
+            states.append(node_sum(candidates, *numbers, weights, [] if known else bypass, **options))
+        output = torch.cat(states[2:], 1)
+        return [output.detach(), *torch.autograd.grad(output.square().sum(), leaves)]
+
+    for ours, expected in zip(cell(True), cell(False), strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -219,9 +255,10 @@ def test_shuffle_by_hand():
 
 @pytest.mark.parametrize("individuals", [2, 3])
 @pytest.mark.parametrize("shared", [(False,), (True,), (True, False)], ids=str)
+@pytest.mark.parametrize("previous", [False, True])
 @pytest.mark.parametrize("size", [(2, 4, 9, 7, 4), (1, 5, 6, 5, 2), (3, 8, 40, 20, 1)], ids=str)
-def test_population(size, shared, individuals):
-    inputs = make(size, count=5, individuals=individuals, shared=shared)
+def test_population(size, previous, shared, individuals):
+    inputs = make(size, count=5, individuals=individuals, shared=shared, previous=previous)
     result = inputs(node_sum)
     assert result.shape[0] == individuals * size[0]
     assert_close([result], [inputs.to(torch.float64)(node_sum_reference)], torch.float32)
@@ -241,6 +278,7 @@ def test_population(size, shared, individuals):
             rstd=inputs.rstd[:, p : p + 1],
             weights=inputs.weights[p],
             bypass_weights=None if inputs.bypass_weights is None else inputs.bypass_weights[p],
+            previous=None if inputs.previous is None else own(inputs.previous),
             individuals=1,
         )
         assert torch.equal(alone, single(node_sum))
@@ -280,7 +318,14 @@ def test_empty(size):
     assert result.shape == (size[0], size[1] * size[4], size[2], size[3])
     assert all(grad.eq(0).all() for grad in grads)
     total = torch.ones_like(result)
-    assert OPS.bypass_grad(None, [total], torch.ones(1), [], 1 if size[4] == 1 else size[1]).shape == result.shape
+    channels = 1 if size[4] == 1 else size[1]
+    for previous in (False, True):
+        whole, own = OPS.bypass_grad(None, [total], torch.ones(1), [], channels, previous)
+        assert whole.shape == result.shape
+        assert own.shape == ((size[0], channels, *size[2:4]) if previous else (0,))
+    if size[4] > 1:
+        inputs.previous = total
+        assert inputs(node_sum).shape == result.shape
 
 
 @pytest.mark.cpu_only
@@ -317,10 +362,11 @@ def test_threads_do_not_change_a_bit():
 
 
 @pytest.mark.cpu_only  # emulated kernels are compared with these at every call
+@pytest.mark.parametrize("previous", [False, True])
 @pytest.mark.parametrize("size", [(2, 2, 3, 2, 2), (2, 4, 2, 2, 4), (2, 3, 3, 3, 1)], ids=str)
-def test_gradcheck(size):
+def test_gradcheck(size, previous):
     """Numerically, with statistics that follow the batch for the candidates that are normalised."""
-    inputs = make(size, count=3).to(torch.float64, leaves=True)
+    inputs = make(size, count=3, previous=previous).to(torch.float64, leaves=True)
     inputs.normalized = [True, False, True]
     count, edges = 3, len(inputs.bypass)
 
@@ -335,13 +381,14 @@ def test_gradcheck(size):
         )
         changed.weights = tensors[count + edges]
         changed.bypass_weights = tensors[count + edges + 1] if edges else None
+        changed.previous = tensors[-1] if inputs.previous is not None else None
         return changed(node_sum)
 
     assert torch.autograd.gradcheck(function, inputs.leaves())
 
 
 def test_only_what_needs_a_gradient_gets_one():
-    inputs = make().to(torch.float32)
+    inputs = make(previous=True).to(torch.float32)
     grad = torch.randn_like(inputs(node_sum))
     full = run(node_sum, inputs, grad)[1:]
     for index in range(len(full)):
@@ -389,7 +436,8 @@ def check_bypass_grad(channels: int, groups: int, dtype: torch.dtype, processed:
     others = [image(*size, kind=kind).to(dtype) for kind in kinds[:addends]]
     weights = torch.randn(3, dtype=number_dtype(dtype))
     front = image(2, channels, 11, 7, "sliced").to(dtype) if processed else None
-    result = OPS.bypass_grad(front, grads, weights, others, channels)
+    result, nothing = OPS.bypass_grad(front, grads, weights, others, channels)
+    assert nothing.numel() == 0
     assert result.dtype == dtype
     assert result.is_contiguous(memory_format=torch.channels_last)
     expected = sum((x.double() for x in others), torch.zeros(size, dtype=torch.float64))
@@ -399,6 +447,13 @@ def check_bypass_grad(channels: int, groups: int, dtype: torch.dtype, processed:
         rest = grad.double().unflatten(1, (channels, groups)).transpose(1, 2)[:, 1:]
         expected[:, channels:] += weight * rest.flatten(1, 2)
     assert_close([result], [expected], dtype)
+    # Of a node that passes on what bypassed it: that of all groups but the first.
+    result, own = OPS.bypass_grad(front, grads, weights, others, channels, True)
+    others_only = torch.arange(channels * groups).remainder(groups).ne(0)
+    for grad in grads:
+        expected += grad.double() * others_only[:, None, None]
+    assert own.is_contiguous(memory_format=torch.channels_last)
+    assert_close([result, own], [expected, expected[:, ::groups]], dtype)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -415,6 +470,9 @@ def test_opcheck(size, kind):
     leaves = make(size, kinds=(kind,)).to(torch.float32, leaves=True)
     arguments = (leaves.candidates, leaves.mean, leaves.rstd, leaves.weights, leaves.bypass, leaves.bypass_weights, 1)
     torch.library.opcheck(OPS.node_sum.default, arguments)
+    if size[-1] > 1:
+        previous = torch.randn(leaves(node_sum).shape).requires_grad_()
+        torch.library.opcheck(OPS.node_sum.default, (*arguments, None, None, previous))
     inputs = make(size, kinds=(kind,)).to(torch.float32)
     grad = torch.randn(inputs(node_sum).shape)
     arguments = (inputs.candidates, inputs.mean, inputs.rstd)
@@ -425,7 +483,9 @@ def test_opcheck(size, kind):
     torch.library.opcheck(OPS.node_sum_grad_candidates.default, (processed, *arguments, *numbers))
     if inputs.bypass:
         for front in (processed, None):
-            torch.library.opcheck(OPS.bypass_grad.default, (front, [grad, grad], torch.rand(2), [grad], size[1]))
+            arguments = (front, [grad, grad], torch.rand(2), [grad], size[1])
+            torch.library.opcheck(OPS.bypass_grad.default, arguments)
+            torch.library.opcheck(OPS.bypass_grad.default, (*arguments, True))
     population = make(size, individuals=2, shared=(True,)).to(torch.float32)
     numbers = (population.mean, population.rstd, population.weights, population.bypass, population.bypass_weights)
     torch.library.opcheck(OPS.node_sum.default, (population.candidates, *numbers, 2, size[0]))
@@ -433,7 +493,7 @@ def test_opcheck(size, kind):
 
 @pytest.mark.parametrize("normalized", [None, [True, False, True, False]], ids=str)
 def test_compile_has_no_graph_break(normalized):
-    inputs = replace(make(), normalized=normalized)
+    inputs = replace(make(previous=normalized is None), normalized=normalized)
     compiled = torch.compile(node_sum, fullgraph=True, backend="aot_eager")
     grad = torch.randn(inputs(node_sum).shape)
     ours, expected = run(compiled, inputs, grad), run(node_sum, inputs, grad)
@@ -463,6 +523,9 @@ def test_compile_has_no_graph_break(normalized):
         ({"bypass": [torch.rand(2, 6, 9, 7)] * 2}, r"6 channels bypass the 4 that are summed"),
         ({"bypass": [torch.rand(2, 0, 9, 7)] * 2}, r"0 channels bypass the 4 that are summed"),
         ({"bypass": [torch.rand(2, 4)] * 2}, r"bypass\[0\] must be \[N, R, H, W\], got shape \[2, 4\]"),
+        ({"previous": torch.rand(2, 12, 9, 7)}, r"bypass\[0\] has shape \[2, 12, 9, 7\], expected \[N, 8, 9, 7\]"),
+        ({"previous": torch.rand(3, 16, 9, 7)}, r"previous\[0\] has shape \[3, 16, 9, 7\]; for 1 individuals of 2"),
+        ({"previous": torch.rand(2, 16)}, r"previous must be \[N, C \+ R, H, W\], got shape \[2, 16\]"),
         ({"individuals": 0}, r"individuals is 0"),
         ({"normalized": [True]}, r"normalized has 1 entries, but there are 4 candidates"),
     ],

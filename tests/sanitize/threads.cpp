@@ -319,13 +319,19 @@ void node_sum(int64_t channels, int64_t groups, int64_t individuals) {
   args.rstd = rstd;
   args.weights = weights;
   args.bypass_weights = bypass_weights;
-  compare("node_sum", [&](int threads) {
-    const Buffer<T> result(N * pixels * W);
-    split(threads, B * shape.tiles * P, [&](int64_t first, int64_t last) {
-      FASTNAS_CPU_CALL(node_sum_forward, args, result.data(), W, first, last);
+  const auto previous = Buffer<T>::random(N * pixels * W);
+  for (int64_t edges : {E, int64_t{0}}) {  // rest of its own, or that of the previous node where it is
+    args.bypass_count = edges;
+    compare("node_sum", [&](int threads) {
+      const Buffer<T> result(N * pixels * W);
+      split(threads, B * shape.tiles * P, [&](int64_t first, int64_t last) {
+        FASTNAS_CPU_CALL(node_sum_forward, args, result.data(), W, first, last);
+      });
+      return result.bytes();
     });
-    return result.bytes();
-  });
+    if (R) args.previous = {previous, W, false};
+  }
+  args.bypass_count = E;
   if (P > 1) return;  // gradients are those of training
 
   const auto grad = Buffer<T>::random(N * pixels * W), other = Buffer<T>::random(N * pixels * W);
@@ -359,10 +365,12 @@ void node_sum(int64_t channels, int64_t groups, int64_t individuals) {
     bypass.weights = weights;
     bypass.grad_count = bypass.addend_count = 1;
     bypass.shape = shape;
-    const Buffer<T> result(N * pixels * W);
+    bypass.previous = true;
+    const Buffer<T> result(N * pixels * W), own(N * pixels * C);
+    bypass.own = own.data();
     split(threads, N * shape.tiles,
           [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(bypass_grad, bypass, result.data(), first, last); });
-    return result.bytes();
+    return result.bytes() + own.bytes();
   });
 }
 
