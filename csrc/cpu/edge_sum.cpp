@@ -364,17 +364,17 @@ class EdgeSums {
       return args_.result[group * plan_.slots + s] + pixel * channels;
     };
     const bool woven = plan_.packed && for_streams<A>(channels, pixels, [&]<int S>() {
-      T* to[S] = {};
-      for (int copy = 0; copy < images; ++copy) {
-        for (int s = 0; s < edges; ++s) to[copy * plan_.slots + s] = result(copy, s);
-      }
-      unweave<S>(static_cast<const A*>(sum_), pixels, [&](int64_t p, const Vec<A>* v) {
+                         T* to[S] = {};
+                         for (int copy = 0; copy < images; ++copy) {
+                           for (int s = 0; s < edges; ++s) to[copy * plan_.slots + s] = result(copy, s);
+                         }
+                         unweave<S>(static_cast<const A*>(sum_), pixels, [&](int64_t p, const Vec<A>* v) {
 #pragma GCC unroll 4
-        for (int s = 0; s < S; ++s) {
-          if (to[s]) write<kLanes<A>, A>(to[s] + p * channels, v[s]);
-        }
-      });
-    });
+                           for (int s = 0; s < S; ++s) {
+                             if (to[s]) write<kLanes<A>, A>(to[s] + p * channels, v[s]);
+                           }
+                         });
+                       });
     if (woven) return;
     for (int copy = 0; copy < images; ++copy) {
       for (int s = 0; s < edges; ++s) {

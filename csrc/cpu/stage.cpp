@@ -13,28 +13,29 @@
 namespace fastnas::FASTNAS_ISA {
 namespace {
 
-// `pixels` pixels [pixels, lanes] to the outputs that lie side by side in them, from pixel `pixel` of the first image on.
+// `pixels` pixels [pixels, lanes] to the outputs that lie side by side in them, from pixel `pixel` of the first image
+// on.
 template <typename T>
 void write_outputs(const Stage<T>& args, const StagePlan<T>& plan, const StageGroup& group, int images, int64_t pixel,
                    int64_t pixels, const accumulate_t<T>* y, const StageOutputs<T>& out) {
   using A = accumulate_t<T>;
   const int64_t channels = plan.channels, image = args.out_height * args.out_width;
   const bool woven = plan.packed && for_streams<A>(channels, pixels, [&]<int S>() {
-    T* to[S] = {};
-    plan.streams(group, images, [&](int stream, int copy, int stage) {
-      to[stream] = out.y[stage] + (pixel + copy * image) * channels;
-    });
-    unweave<S>(y, pixels, [&](int64_t p, const Vec<A>* v) {
+                       T* to[S] = {};
+                       plan.streams(group, images, [&](int stream, int copy, int stage) {
+                         to[stream] = out.y[stage] + (pixel + copy * image) * channels;
+                       });
+                       unweave<S>(y, pixels, [&](int64_t p, const Vec<A>* v) {
 #pragma GCC unroll 4
-      for (int s = 0; s < S; ++s) {
-        if (to[s]) write<kLanes<A>, A>(to[s] + p * channels, v[s]);
-      }
-    });
-  });
+                         for (int s = 0; s < S; ++s) {
+                           if (to[s]) write<kLanes<A>, A>(to[s] + p * channels, v[s]);
+                         }
+                       });
+                     });
   if (woven) return;
   plan.streams(group, images, [&](int stream, int copy, int stage) {
-    copy_pixels<A>(y + stream * channels, plan.lanes, pixels, channels, out.y[stage] + (pixel + copy * image) * channels,
-                   channels);
+    copy_pixels<A>(y + stream * channels, plan.lanes, pixels, channels,
+                   out.y[stage] + (pixel + copy * image) * channels, channels);
   });
 }
 

@@ -180,8 +180,7 @@ class StageBackward {
     for (int64_t top = 0; top < args_.out_height; top += rows_) {
       const int64_t count = args_.out_height - top < rows_ ? args_.out_height - top : rows_;
       const int64_t pixel = (image * args_.out_height + top) * width;
-      if (!plan_.packed ||
-          !weave_gradients(args_, grads_, plan_, group, images_, pixel, count * width, buffers_.g)) {
+      if (!plan_.packed || !weave_gradients(args_, grads_, plan_, group, images_, pixel, count * width, buffers_.g)) {
         plan_.streams(group, images_, [&](int stream, int copy, int stage) {
           fill_gradient(args_, grads_, stage, pixel + copy * args_.out_height * width, count * width, lanes_,
                         buffers_.g + stream * channels);
@@ -254,27 +253,27 @@ class StageBackward {
   void write_row(const StageGroup& group, int64_t pixel, const A* grad) {
     const int64_t channels = plan_.channels, image = args_.height * args_.width, pixels = args_.width;
     const bool woven = plan_.packed && for_streams<A>(channels, pixels, [&]<int S>() {
-      T* to[S] = {};
-      if (args_.shared) {
-        for (int copy = 0; copy < images_; ++copy) {
-          to[copy * plan_.slots] = grads_.grad_x[0] + (pixel + copy * image) * channels;
-        }
-      } else {
-        plan_.streams(group, images_, [&](int stream, int copy, int stage) {
-          to[stream] = grads_.grad_x[stage] + (pixel + copy * image) * channels;
-        });
-      }
-      const int together = args_.shared ? plan_.slots : 1;  // gradients of one input, which add up
-      unweave<S>(grad, pixels, [&](int64_t p, const Vec<A>* v) {
+                         T* to[S] = {};
+                         if (args_.shared) {
+                           for (int copy = 0; copy < images_; ++copy) {
+                             to[copy * plan_.slots] = grads_.grad_x[0] + (pixel + copy * image) * channels;
+                           }
+                         } else {
+                           plan_.streams(group, images_, [&](int stream, int copy, int stage) {
+                             to[stream] = grads_.grad_x[stage] + (pixel + copy * image) * channels;
+                           });
+                         }
+                         const int together = args_.shared ? plan_.slots : 1;  // gradients of one input, which add up
+                         unweave<S>(grad, pixels, [&](int64_t p, const Vec<A>* v) {
 #pragma GCC unroll 4
-        for (int s = 0; s < S; ++s) {
-          if (!to[s]) continue;
-          Vec<A> sum = v[s];
-          for (int slot = 1; slot < together; ++slot) sum += v[s + slot];
-          write<kLanes<A>, A>(to[s] + p * channels, sum);
-        }
-      });
-    });
+                           for (int s = 0; s < S; ++s) {
+                             if (!to[s]) continue;
+                             Vec<A> sum = v[s];
+                             for (int slot = 1; slot < together; ++slot) sum += v[s + slot];
+                             write<kLanes<A>, A>(to[s] + p * channels, sum);
+                           }
+                         });
+                       });
     if (woven) return;
     for (int copy = 0; copy < images_ && args_.shared; ++copy) {
       fold(grad + plan_.lane(copy, 0), lanes_, plan_.slots, pixels, channels,

@@ -1,8 +1,8 @@
 // Streams of few channels, side by side in the lanes of a vector, and back.
 //
-// A stream is an image of C channels, pixel after pixel; S of them fill a vector: lane s·C + c of pixel p is channel c of
-// stream s. S pixels of every stream are S vectors of memory as well as S vectors of lanes, so whole vectors are read
-// and written, and a transposition of blocks of C lanes leads from the ones to the others.
+// A stream is an image of C channels, pixel after pixel; S of them fill a vector: lane s·C + c of pixel p is channel c
+// of stream s. S pixels of every stream are S vectors of memory as well as S vectors of lanes, so whole vectors are
+// read and written, and a transposition of blocks of C lanes leads from the ones to the others.
 #pragma once
 
 #include "cpu/channels.h"

@@ -63,7 +63,7 @@ struct BypassGrad {
   NodePixels<T> grads[kMaxNodeInputs];    // g·C channels, shuffled
   NodePixels<T> addends[kMaxNodeInputs];  // g·C channels
   const accumulate_t<T>* weights;         // [grads]
-  T* own;                                 // [N, H·W, C], group 0 of the result; only where it is that of a previous node
+  T* own;  // [N, H·W, C], group 0 of the result; only where it is that of a previous node
   int64_t grad_count;
   int64_t addend_count;
   bool previous;  // the result is the gradient of a `previous` node, shuffled itself: what bypassed it passes on

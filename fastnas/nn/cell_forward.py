@@ -250,8 +250,11 @@ def incoming(index: int) -> slice:
 def bypassing(
     settings: Settings, edge_weights: Tensor | None, index: int, bypasses: list[Tensor], last: Tensor
 ) -> tuple[list[Tensor], Tensor | None]:
-    """What bypasses the candidates of node `index`, as `node_sum` takes it: the states' own channels, of which the first
-    node passes the sum on to the next ones, unless edges have weights of their own. last: the newest state."""
+    """What bypasses the candidates of node `index`, as `node_sum` takes it.
+
+    The channels of the states themselves, or for all nodes but the first the state before them, `last`, which passes on
+    what bypassed it. Not so where edges have weights of their own.
+    """
     if index == 0 or settings.parts == 1 or edge_weights is not None:
         return bypasses, None
     return [], last

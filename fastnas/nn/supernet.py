@@ -22,8 +22,9 @@ from fastnas.spaces import CellSpace, find
 
 OpWeights = Mapping[str, Tensor]
 
-# Live activations that a chunk of a population may take where the device does not say what is free.
-MEMORY_BUDGET = 2 * 2**30
+# Live activations that a chunk of a population may take where the device does not say what is free. With much more the
+# individuals take longer each.
+MEMORY_BUDGET = 5 * 2**28
 
 
 class Supernet(nn.Module):

@@ -113,9 +113,9 @@ def node_sum(
             sum is joined to that of the candidates and the channels are shuffled in g groups: channel i of group q,
             where group 0 is the sum of the candidates, becomes channel i·g + q.
         bypass_weights: [P, E], or [E] for one individual (the edge weights of PC-DARTS); ones by default.
-        previous: [N or B, C + R, H, W], the node before this one in its cell, which everything that bypassed it bypasses
-            this one too: its channels from C on, and the sum of its own bypasses, which it holds in the channels of
-            groups 1 to g - 1. One tensor says what a list of all earlier states would.
+        previous: [N or B, C + R, H, W], the node before this one in its cell. What bypassed that node, the sum of which
+            its groups 1 to g - 1 hold, bypasses this one too, and so do its own channels from C on: one tensor instead
+            of a bypass of every earlier state.
         individuals: P.
         normalized: for each candidate whether mean and rstd are those of this batch, so that its gradient contains
             their share (as BatchNorm's does in training); they are constants where not. All are by default. mean and
