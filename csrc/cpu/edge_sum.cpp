@@ -358,29 +358,14 @@ class EdgeSums {
   }
 
   void write_sums(int group, int edges, int64_t image, int images, int64_t top, int64_t pixels) {
-    const int64_t channels = plan_.channels;
-    const auto result = [&](int copy, int s) {
-      const int64_t pixel = ((image + copy) * args_.out_height + top) * args_.out_width;
-      return args_.result[group * plan_.slots + s] + pixel * channels;
-    };
-    const bool woven = plan_.packed && for_streams<A>(channels, pixels, [&]<int S>() {
-                         T* to[S] = {};
-                         for (int copy = 0; copy < images; ++copy) {
-                           for (int s = 0; s < edges; ++s) to[copy * plan_.slots + s] = result(copy, s);
-                         }
-                         unweave<S>(static_cast<const A*>(sum_), pixels, [&](int64_t p, const Vec<A>* v) {
-#pragma GCC unroll 4
-                           for (int s = 0; s < S; ++s) {
-                             if (to[s]) write<kLanes<A>, A>(to[s] + p * channels, v[s]);
-                           }
-                         });
-                       });
-    if (woven) return;
+    T* to[kLanes<A>] = {};
     for (int copy = 0; copy < images; ++copy) {
+      const int64_t pixel = ((image + copy) * args_.out_height + top) * args_.out_width;
       for (int s = 0; s < edges; ++s) {
-        copy_pixels<A>(sum_ + plan_.lane(copy, s), plan_.lanes, pixels, channels, result(copy, s), channels);
+        to[copy * plan_.slots + s] = args_.result[group * plan_.slots + s] + pixel * plan_.channels;
       }
     }
+    write_streams(sum_, plan_.lanes, plan_.channels, pixels, to, plan_.slots * plan_.copies);
   }
 
   const EdgeSum<T>& args_;

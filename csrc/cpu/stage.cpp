@@ -18,25 +18,11 @@ namespace {
 template <typename T>
 void write_outputs(const Stage<T>& args, const StagePlan<T>& plan, const StageGroup& group, int images, int64_t pixel,
                    int64_t pixels, const accumulate_t<T>* y, const StageOutputs<T>& out) {
-  using A = accumulate_t<T>;
-  const int64_t channels = plan.channels, image = args.out_height * args.out_width;
-  const bool woven = plan.packed && for_streams<A>(channels, pixels, [&]<int S>() {
-                       T* to[S] = {};
-                       plan.streams(group, images, [&](int stream, int copy, int stage) {
-                         to[stream] = out.y[stage] + (pixel + copy * image) * channels;
-                       });
-                       unweave<S>(y, pixels, [&](int64_t p, const Vec<A>* v) {
-#pragma GCC unroll 4
-                         for (int s = 0; s < S; ++s) {
-                           if (to[s]) write<kLanes<A>, A>(to[s] + p * channels, v[s]);
-                         }
-                       });
-                     });
-  if (woven) return;
+  T* to[kLanes<accumulate_t<T>>] = {};
   plan.streams(group, images, [&](int stream, int copy, int stage) {
-    copy_pixels<A>(y + stream * channels, plan.lanes, pixels, channels,
-                   out.y[stage] + (pixel + copy * image) * channels, channels);
+    to[stream] = out.y[stage] + (pixel + copy * args.out_height * args.out_width) * plan.channels;
   });
+  write_streams(y, plan.lanes, plan.channels, pixels, to, plan.slots * plan.copies);
 }
 
 }  // namespace

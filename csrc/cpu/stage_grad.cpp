@@ -251,39 +251,19 @@ class StageBackward {
 
   // A row of the inputs' gradients, from pixel `pixel` of the block's first image on.
   void write_row(const StageGroup& group, int64_t pixel, const A* grad) {
-    const int64_t channels = plan_.channels, image = args_.height * args_.width, pixels = args_.width;
-    const bool woven = plan_.packed && for_streams<A>(channels, pixels, [&]<int S>() {
-                         T* to[S] = {};
-                         if (args_.shared) {
-                           for (int copy = 0; copy < images_; ++copy) {
-                             to[copy * plan_.slots] = grads_.grad_x[0] + (pixel + copy * image) * channels;
-                           }
-                         } else {
-                           plan_.streams(group, images_, [&](int stream, int copy, int stage) {
-                             to[stream] = grads_.grad_x[stage] + (pixel + copy * image) * channels;
-                           });
-                         }
-                         const int together = args_.shared ? plan_.slots : 1;  // gradients of one input, which add up
-                         unweave<S>(grad, pixels, [&](int64_t p, const Vec<A>* v) {
-#pragma GCC unroll 4
-                           for (int s = 0; s < S; ++s) {
-                             if (!to[s]) continue;
-                             Vec<A> sum = v[s];
-                             for (int slot = 1; slot < together; ++slot) sum += v[s + slot];
-                             write<kLanes<A>, A>(to[s] + p * channels, sum);
-                           }
-                         });
-                       });
-    if (woven) return;
-    for (int copy = 0; copy < images_ && args_.shared; ++copy) {
-      fold(grad + plan_.lane(copy, 0), lanes_, plan_.slots, pixels, channels,
-           grads_.grad_x[0] + (pixel + copy * image) * channels);
+    const int64_t channels = plan_.channels, image = args_.height * args_.width;
+    if (args_.shared) {
+      for (int copy = 0; copy < images_; ++copy) {
+        fold(grad + plan_.lane(copy, 0), lanes_, plan_.slots, args_.width, channels,
+             grads_.grad_x[0] + (pixel + copy * image) * channels);
+      }
+      return;
     }
-    if (args_.shared) return;
+    T* to[kLanes<A>] = {};
     plan_.streams(group, images_, [&](int stream, int copy, int stage) {
-      copy_pixels<A>(grad + stream * channels, lanes_, pixels, channels,
-                     grads_.grad_x[stage] + (pixel + copy * image) * channels, channels);
+      to[stream] = grads_.grad_x[stage] + (pixel + copy * image) * channels;
     });
+    write_streams(grad, lanes_, channels, args_.width, to, plan_.slots * plan_.copies);
   }
 
   const Stage<T>& args_;

@@ -69,6 +69,24 @@ inline void unweave(const A* from, int64_t pixels, const F& use) {
   }
 }
 
+/// from [pixels, lanes] to the streams of which `to` holds the first pixel, null where nobody wants one; `count` of
+/// them.
+template <typename T, typename A>
+void write_streams(const A* from, int64_t lanes, int64_t channels, int64_t pixels, T* const* to, int count) {
+  const auto whole = [&]<int S>() {
+    unweave<S>(from, pixels, [&](int64_t p, const Vec<A>* v) {
+#pragma GCC unroll 4
+      for (int s = 0; s < S; ++s) {
+        if (s < count && to[s]) write<kLanes<A>, A>(to[s] + p * channels, v[s]);
+      }
+    });
+  };
+  if (for_streams<A>(channels, pixels, whole)) return;
+  for (int s = 0; s < count; ++s) {
+    if (to[s]) copy_pixels<A>(from + s * channels, lanes, pixels, channels, to[s], channels);
+  }
+}
+
 /// C values, again and again, in the lanes of a vector.
 template <typename A>
 inline Vec<A> repeated(const A* values, int64_t channels) {
