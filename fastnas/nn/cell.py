@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from fastnas.nn.cell_plan import CellPlan
+from fastnas.nn.form import CellForm, Pointwise, form_of
 from fastnas.nn.fused_cell import fused_cell
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.primitives import FactorizedReduce, Norm, ReLUConvNorm
@@ -67,7 +68,7 @@ class SearchCell(nn.Module):
             )
             for source, _ in space.edges
         )
-        self._plan = CellPlan(self)
+        self._plan = self._planned()
 
     def forward(
         self,
@@ -109,9 +110,15 @@ class SearchCell(nn.Module):
         # torch.compile traces with the modules that there are, and guards them itself.
         if not torch.compiler.is_compiling():
             if not self._plan.is_of(self, active):
-                self._plan = CellPlan(self, active)
+                self._plan = self._planned(active)
             self._plan.to(s0.device)
-        return fused_cell(self, self._plan, s0, s1, weights, edge_weights) if self._plan.known else None
+        return fused_cell(self._plan, s0, s1, weights, edge_weights) if self._plan.known else None
+
+    def _planned(self, active: Tensor | None = None) -> CellPlan:
+        preprocess = tuple(form_of(module) for module in (self.preprocess0, self.preprocess1))
+        edges = tuple(tuple(map(form_of, cast(MixedOp, edge).candidates)) for edge in self.edges)
+        form = CellForm(cast(tuple[Pointwise, Pointwise], preprocess), edges, 1 + self.reduction, self.partial_channels)
+        return CellPlan(self, form, active)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SearchCell:
         """What `to(device)` calls: the plan moves along."""
@@ -124,4 +131,4 @@ class SearchCell(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plan = CellPlan(self)  # of the copy's own modules
+        self._plan = self._planned()  # of the copy's own modules

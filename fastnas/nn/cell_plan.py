@@ -4,25 +4,22 @@ The edges are looked at from both ends. A state is read once for the candidates 
 the candidates of all edges that enter it. Each candidate that contributes has a row: in the tables of statistics and of
 gradient coefficients, and among the weights of its node. The rows of a node follow each other.
 
-A plan is made once; it holds modules, never parameters or buffers, which other code may replace. Its index tensors lie
-where the weights do, so that no step copies anything to a GPU or waits for it.
+A plan is made once, of the form of a cell (see `form`); it holds layers, never parameters or buffers, which other code
+may replace. Its index tensors lie where the weights do, so that no step copies anything to a GPU or waits for it.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fastnas.nn.batch_norm import BatchNorm
-from fastnas.nn.primitives import DepthwiseStage, FactorizedReduce, ReLUConvNorm, SeparableConv, Zero
-
-if TYPE_CHECKING:
-    from fastnas.nn.cell import SearchCell
-    from fastnas.nn.mixed_op import MixedOp
+from fastnas.nn.form import CellForm, Form, Nothing, Pointwise, Pool, Separable, Skip, Stage
 
 # What the operators take in one call.
 MOST_STAGES = 64
@@ -82,17 +79,17 @@ class StatePlan:
     edges: list[int] = field(default_factory=list)  # their numbers
     pools: list[tuple[int, int, int]] = field(default_factory=list)  # (0 average or 1 maximum, node, row)
     skips: list[tuple[int, int]] = field(default_factory=list)  # (node, row): identities
-    reduces: list[tuple[int, int, FactorizedReduce]] = field(default_factory=list)  # (node, row, candidate)
-    stages: list[DepthwiseStage] = field(default_factory=list)  # that read the state
+    reduces: list[tuple[int, int, Pointwise]] = field(default_factory=list)  # (node, row, candidate)
+    stages: list[Stage] = field(default_factory=list)  # that read the state
     targets: list[tuple[int, int, int]] = field(default_factory=list)  # (stage, node, row): candidates of one stage
-    seconds: list[tuple[int, int, int, DepthwiseStage]] = field(default_factory=list)  # (first stage, node, row, stage)
+    seconds: list[tuple[int, int, int, Stage]] = field(default_factory=list)  # (first stage, node, row, stage)
 
-    def finish(self, norms: Sequence[BatchNorm | None]) -> None:
+    def finish(self, norms: Sequence[nn.BatchNorm2d | None]) -> None:
         """Works out what every pass over the cell needs. norms: of all rows."""
         self.edge_index = _index(self.edges)
         self.firsts = [first for first, *_ in self.seconds]
         self.first_index = _index(self.firsts)
-        self.first_norms = [cast(BatchNorm, self.stages[first].norm) for first in self.firsts]
+        self.first_norms = [self.stages[first].norm for first in self.firsts]
         self.dilations = [stage.depthwise.dilation[0] for stage in self.stages]
         self.second_dilations = [stage.depthwise.dilation[0] for *_, stage in self.seconds]
         # Rows of the coefficients that the gradient of each stage has; a first stage gets numbers of its own.
@@ -152,7 +149,7 @@ class StatePlan:
         return SumPlan(depths, dilations, stages, _index(row for rows in table for row in rows).view(len(table), -1))
 
 
-def _geometry(stage: DepthwiseStage) -> tuple[int, int]:
+def _geometry(stage: Stage) -> tuple[int, int]:
     return stage.depthwise.kernel_size[0], stage.depthwise.dilation[0]
 
 
@@ -171,29 +168,38 @@ class CellPlan:
         norms: all of them: of the preprocessings, of first stages state by state, of the rows.
     """
 
-    def __init__(self, cell: SearchCell, active: Tensor | None = None) -> None:
-        space = cell.space
+    def __init__(self, cell: nn.Module, form: CellForm, active: Tensor | None = None) -> None:
         self.active = active
+        self.parts = form.parts
+        self.preprocess = form.preprocess
         self.device = torch.device("cpu")
         self._indices: list[tuple[Any, Any, Tensor]] = []
         taking_part = None if active is None else active.tolist()
-        self.preprocess: list[ReLUConvNorm | FactorizedReduce] = [cell.preprocess0, cell.preprocess1]
-        self.states = [StatePlan(2 if cell.reduction and source < 2 else 1) for source in range(space.nodes + 1)]
-        self.row_norms: list[BatchNorm | None] = []
+        candidates = len(form.edges[0])
+        self.row_norms: list[nn.BatchNorm2d | None] = []
         self.first_row = [0]
-        self.known = True
+        self.known = all(len(edge) == candidates for edge in form.edges)
+        # Of the inputs; each node but the last adds one.
+        self.states = [StatePlan(form.stride), StatePlan(form.stride)]
         columns: list[int] = []
-        for node in range(2, space.nodes + 2):
-            for source, edge in enumerate(space.incoming(node)):
-                self.states[source].nodes.append(node)
-                self.states[source].edges.append(edge)
-                for column, candidate in enumerate(cast("MixedOp", cell.edges[edge]).candidates):
-                    if not isinstance(candidate, Zero) and (taking_part is None or taking_part[edge][column]):
-                        self.known &= self._sort(self.states[source], candidate)
-                        columns.append(edge * len(space.candidates) + column)
+        edge = 0
+        while edge < len(form.edges):
+            node = len(self.first_row) + 1
+            if node > 2:
+                self.states.append(StatePlan(1))
+            for state in self.states:
+                state.nodes.append(node)
+                state.edges.append(edge)
+                for column, candidate in enumerate(form.edges[edge]):
+                    if not isinstance(candidate, Nothing) and (taking_part is None or taking_part[edge][column]):
+                        self.known &= self._sort(state, candidate)
+                        columns.append(edge * candidates + column)
+                edge += 1
             self.first_row.append(len(columns))
         self.columns = _index(columns)
-        # Other code may replace modules: (children of a module, name, child).
+        # A shallow copy takes a plan along that is not its own; and other code may replace modules: (children of a
+        # module, name, child).
+        self._cell = weakref.ref(cell)
         self._children = [
             (module._modules, name, child) for module in cell.modules() for name, child in module._modules.items()
         ]
@@ -202,19 +208,19 @@ class CellPlan:
         for state in self.states:
             state.finish(self.row_norms)
         self.sums = all(state.sums is not None for state in self.states)
-        self.norms = [cast(BatchNorm, module.norm) for module in self.preprocess]
+        self.norms = [preprocess.norm for preprocess in self.preprocess]
         self.norms += [norm for state in self.states for norm in state.first_norms]
         self.norms += [norm for norm in self.row_norms if norm is not None]
         self.normalised_rows = _index(row for row, norm in enumerate(self.row_norms) if norm is not None)
         self.has_norm = _index(int(norm is not None) for norm in self.row_norms)[:, None]
-        self.sum_rows = [_index(self._sum_rows(node)) for node in range(2, space.nodes + 2)]
+        self.sum_rows = [_index(self._sum_rows(node)) for node in range(2, len(self.states) + 1)]
         self.known = self._fits()
         # Where each index tensor is held, and itself, on the CPU.
         owners = [self, *self.states, *(state.sums for state in self.states if state.sums)]
         entries: list[Any] = [(vars(owner), key, value) for owner in owners for key, value in vars(owner).items()]
         self._indices = [entry for entry in entries if _is_index(entry[-1])]
         self._indices += [(self.sum_rows, node, rows) for node, rows in enumerate(self.sum_rows)]
-        self.to(next(cell.parameters()).device)
+        self.to(self.preprocess[0].convolutions[0].weight.device)
 
     def to(self, device: torch.device) -> None:
         """Brings the index tensors to where the weights are, all in one copy."""
@@ -227,11 +233,11 @@ class CellPlan:
             holder[key] = part.view(tensor.shape)
         self.device = device
 
-    def is_of(self, cell: SearchCell, active: Tensor | None) -> bool:
+    def is_of(self, cell: nn.Module, active: Tensor | None = None) -> bool:
         """Whether these candidates take part, and the cell still consists of the modules that were sorted."""
         if self.active is not active and (self.active is None or active is None or not self.active.equal(active)):
             return False
-        return all(children.get(name) is child for children, name, child in self._children)
+        return self._cell() is cell and all(children.get(name) is child for children, name, child in self._children)
 
     def _sum_rows(self, node: int) -> list[int]:
         rows: list[int] = []
@@ -250,12 +256,12 @@ class CellPlan:
         stages = [[(stage.depthwise, stage.pointwise) for stage in state.stages] for state in self.states]
         seconds = [[(stage.depthwise, stage.pointwise) for *_, stage in state.seconds] for state in self.states]
         return CellWeights(
-            preprocess=[_matrices(module) for module in self.preprocess],
+            preprocess=[_matrices(form) for form in self.preprocess],
             depthwise=[[depthwise.weight for depthwise, _ in group] for group in stages],
             pointwise=[[pointwise.weight for _, pointwise in group] for group in stages],
             second_depthwise=[[depthwise.weight for depthwise, _ in group] for group in seconds],
             second_pointwise=[[pointwise.weight for _, pointwise in group] for group in seconds],
-            reduce=[[w for *_, module in state.reduces for w in _matrices(module)] for state in self.states],
+            reduce=[[w for *_, form in state.reduces for w in _matrices(form)] for state in self.states],
         )
 
     def arrange(self, flat: Iterable[Tensor]) -> CellWeights:
@@ -268,7 +274,7 @@ class CellPlan:
         stages = [len(state.stages) for state in self.states]
         seconds = [len(state.seconds) for state in self.states]
         return CellWeights(
-            preprocess=take(1 if isinstance(module, ReLUConvNorm) else 2 for module in self.preprocess),
+            preprocess=take(len(form.convolutions) for form in self.preprocess),
             depthwise=take(stages),
             pointwise=take(stages),
             second_depthwise=take(seconds),
@@ -276,56 +282,44 @@ class CellPlan:
             reduce=take(2 * len(state.reduces) for state in self.states),
         )
 
-    def _sort(self, state: StatePlan, candidate: nn.Module) -> bool:
+    def _sort(self, state: StatePlan, form: Form | None) -> bool:
         """Enters a candidate of the edge to the last of the state's nodes; whether the operators know it."""
         node, row = len(state.nodes) - 1, len(self.row_norms)
-        norm: nn.Module | None = None
-        if isinstance(candidate, SeparableConv):
-            first, second = cast(tuple[DepthwiseStage, DepthwiseStage], tuple(candidate))
-            state.seconds.append((len(state.stages), node, row, second))
-            state.stages.append(first)
-            norm = second.norm
-        elif isinstance(candidate, DepthwiseStage):
-            state.targets.append((len(state.stages), node, row))
-            state.stages.append(candidate)
-            norm = candidate.norm
-        elif isinstance(candidate, FactorizedReduce):
-            state.reduces.append((node, row, candidate))
-            norm = candidate.norm
-        elif isinstance(candidate, nn.Identity):
-            state.skips.append((node, row))
-        else:
-            pool: nn.Module = candidate
-            if isinstance(candidate, nn.Sequential) and len(candidate) == 2:
-                pool, norm = candidate
-            if not isinstance(pool, nn.AvgPool2d | nn.MaxPool2d) or not _is_ours(pool):
+        norm: nn.BatchNorm2d | None = None
+        match form:
+            case Separable((first, second)):
+                state.seconds.append((len(state.stages), node, row, second))
+                state.stages.append(first)
+                norm = second.norm
+            case Separable((stage,)):
+                state.targets.append((len(state.stages), node, row))
+                state.stages.append(stage)
+                norm = stage.norm
+            case Pointwise((_, _), norm):
+                state.reduces.append((node, row, form))
+            case Skip():
+                state.skips.append((node, row))
+            case Pool():
+                state.pools.append((int(form.maximum), node, row))
+                norm = form.norm
+            case _:
                 return False
-            state.pools.append((int(isinstance(pool, nn.MaxPool2d)), node, row))
-        self.row_norms.append(cast(BatchNorm | None, norm))
+        self.row_norms.append(norm)
         return True
 
     def _fits(self) -> bool:
         plain = all(
-            type(norm) is BatchNorm and norm.weight is None and norm.running_mean is not None for norm in self.norms
+            type(norm) in (BatchNorm, nn.BatchNorm2d) and norm.weight is None and norm.running_mean is not None
+            for norm in self.norms
         )
         rows = [last - first for first, last in zip(self.first_row, self.first_row[1:], strict=False)]
-        convolutions = [module.conv for module in self.preprocess if isinstance(module, ReLUConvNorm)]
         return (
             plain
-            and all(convolution.kernel_size == (1, 1) for convolution in convolutions)
             and all(1 <= count <= MOST_CANDIDATES for count in rows)
             and all(len(state.stages) <= MOST_STAGES for state in self.states)
         )
 
 
-def _is_ours(pool: nn.AvgPool2d | nn.MaxPool2d) -> bool:
-    """3×3 of padding 1; the average is that of the pixels inside the image."""
-    inside = not pool.count_include_pad if isinstance(pool, nn.AvgPool2d) else pool.dilation == 1
-    return inside and (pool.kernel_size, pool.padding, pool.ceil_mode) == (3, 1, False)
-
-
-def _matrices(module: ReLUConvNorm | FactorizedReduce) -> list[Tensor]:
+def _matrices(form: Pointwise) -> list[Tensor]:
     """[C_out, C_in] of each 1×1 convolution."""
-    if isinstance(module, FactorizedReduce):
-        return [module.conv_even.weight.flatten(1), module.conv_odd.weight.flatten(1)]
-    return [module.conv.weight.flatten(1)]
+    return [convolution.weight.flatten(1) for convolution in form.convolutions]

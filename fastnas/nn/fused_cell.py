@@ -14,21 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fastnas.nn.batch_norm import BatchNorm
 from fastnas.nn.cell_backward import Backward
 from fastnas.nn.cell_evaluation import evaluate
 from fastnas.nn.cell_forward import Batch, Forward, Moments, Outputs, Running, Settings
 from fastnas.nn.cell_plan import CellPlan
 from fastnas.ops.layout import DEVICE_TYPES, accumulate_dtype, computation_dtype
-
-if TYPE_CHECKING:
-    from fastnas.nn.cell import SearchCell
 
 
 class _Cell(torch.autograd.Function):
@@ -95,19 +91,21 @@ class _Cell(torch.autograd.Function):
         return None, None, None, None, *done.inputs, *grads
 
 
-_ALIKE = ("training", "images", "eps", "momentum")  # in what normalisations of a cell must agree
+def _kind(norm: nn.BatchNorm2d) -> tuple[bool, int | None, float, float | None]:
+    """In what all normalisations of a cell must agree; `images` is that of `BatchNorm`."""
+    return norm.training, getattr(norm, "images", None), norm.eps, norm.momentum
 
 
 def fused_cell(
-    cell: SearchCell, plan: CellPlan, s0: Tensor, s1: Tensor, op_weights: Tensor, edge_weights: Tensor | None = None
+    plan: CellPlan, s0: Tensor, s1: Tensor, op_weights: Tensor, edge_weights: Tensor | None = None
 ) -> Tensor | None:
     """The output of a cell as `SearchCell.forward` describes it, or None where the operators cannot compute it.
 
     s0, s1 [B, C, H, W], op_weights [E, O] and edge_weights [E]; for a population [P or 1, B, C, H, W], [P, E, O], [P,
     E].
     """
-    training, images, eps, momentum = (getattr(plan.norms[0], name) for name in _ALIKE)
-    alike = len({tuple(getattr(norm, name) for name in _ALIKE) for norm in plan.norms}) == 1
+    training, images, eps, momentum = _kind(plan.norms[0])
+    alike = len({_kind(norm) for norm in plan.norms}) == 1
     if not (s0.device.type in DEVICE_TYPES and s0.is_floating_point() and alike) or momentum is None:
         return None
     individuals = op_weights.shape[0] if s0.dim() == 5 else 1
@@ -126,13 +124,13 @@ def fused_cell(
     numbers = accumulate_dtype(dtype)
     inputs = [s.flatten(0, -4).to(dtype).contiguous(memory_format=torch.channels_last) for s in (s0, s1)]
     shared = individuals > 1 and s0.shape[0] == 1, individuals > 1 and s1.shape[0] == 1
-    settings = Settings(batch, individuals, shared, cell.partial_channels, eps)
+    settings = Settings(batch, individuals, shared, plan.parts, eps)
     weights = [weight if weight.dtype == numbers else weight.to(numbers) for weight in weights]
     if edge_weights is not None:
         op_weights = op_weights * edge_weights[..., None]
     rows = op_weights.reshape(individuals, -1).index_select(1, plan.columns).to(numbers)  # [P, K]
     passing = None  # [P, E]: without partial channels nothing passes the candidates
-    if edge_weights is not None and cell.partial_channels > 1:
+    if edge_weights is not None and plan.parts > 1:
         passing = edge_weights.reshape(individuals, -1).to(numbers)
     running = None if batch else _running(plan, numbers)
     batches: list[Batch] = []
@@ -149,7 +147,7 @@ def fused_cell(
 
 
 def _running(plan: CellPlan, dtype: torch.dtype) -> Running:
-    def stacked(norms: Sequence[BatchNorm | None]) -> Moments:
+    def stacked(norms: Sequence[nn.BatchNorm2d | None]) -> Moments:
         known = [norm for norm in norms if norm is not None]
         if not known:
             return torch.empty(0, 1, 1, dtype=dtype), torch.empty(0, 1, 1, dtype=dtype)
@@ -157,7 +155,7 @@ def _running(plan: CellPlan, dtype: torch.dtype) -> Running:
         variance = torch.stack([cast(Tensor, norm.running_var) for norm in known])
         return mean[:, None].to(dtype), variance[:, None].to(dtype)  # [norms, 1, C]
 
-    of_inputs = [stacked([cast(BatchNorm, module.norm)]) for module in plan.preprocess]
+    of_inputs = [stacked([form.norm]) for form in plan.preprocess]
     return Running(
         preprocess=[(mean[0], variance[0]) for mean, variance in of_inputs],
         first=[stacked(state.first_norms) for state in plan.states],
@@ -166,7 +164,7 @@ def _running(plan: CellPlan, dtype: torch.dtype) -> Running:
 
 
 @torch.no_grad()
-def _follow(norms: Sequence[BatchNorm], batches: Sequence[Batch]) -> None:
+def _follow(norms: Sequence[nn.BatchNorm2d], batches: Sequence[Batch]) -> None:
     """Moves running statistics towards those of the batch, as BatchNorm does while training."""
     means = [mean for batch in batches for mean in batch.mean.unbind(0)]
     variances = [v for batch in batches for v in (batch.variance * (batch.count / max(1, batch.count - 1))).unbind(0)]

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.nn.primitives import DepthwiseStage, FactorizedReduce, ReLUConvNorm, SeparableConv
+from fastnas.nn.batch_norm import BatchNorm
+from fastnas.nn.form import Form, Nothing, Pointwise, Pool, Separable, Skip
 
 _stage = torch.ops.fastnas.stage.default
 _stage_grad = torch.ops.fastnas.stage_grad.default
@@ -48,10 +49,29 @@ class Moments(NamedTuple):
         scale = torch.where(scale.abs() < LEAST_SCALE, torch.full_like(scale, LEAST_SCALE).copysign(scale), scale)
         return self.mean - self.beta / scale, scale
 
+    def affine_grads(self, total: Tensor, dot: Tensor, batch: bool) -> list[Tensor]:
+        """The gradients of γ, β and the shift from Σ G and Σ G·ŷ."""
+        return [dot, total, torch.zeros_like(total) if batch else self.gamma * self.rstd * total]
+
     def numbers(self, total: Tensor, dot: Tensor, values: int) -> Tensor:
         """(a, b, mean, c) [4, C] from Σ G and γ·Σ G·ŷ over so many values; 0 values where the moments are constants."""
         share = self.rstd / values if values else torch.zeros_like(self.rstd)
         return torch.stack([self.gamma * self.rstd, -share * self.rstd * dot, self.mean, -share * self.gamma * total])
+
+
+Affine = Sequence[Tensor | None]
+"""γ, β and the shift of a BatchNorm [C], see `affine_of`; None for ones, zeros, zeros."""
+
+
+def affine_of(norm: nn.BatchNorm2d, shift: Tensor | None = None) -> list[Tensor | None]:
+    """What is learned of a BatchNorm. shift [C]: what biases of convolutions add to all that it normalises, which the
+    operators leave out. Statistics of the batch follow it, so that it changes nothing then."""
+    return [norm.weight, norm.bias, shift]
+
+
+def uses_batch(norm: nn.BatchNorm2d) -> bool:
+    """Whether the batch's statistics normalise."""
+    return norm.training or norm.running_mean is None
 
 
 class Statistics:
@@ -66,14 +86,19 @@ class Statistics:
         self.batch, self.dtype = batch, dtype
         self._taken: list[tuple[nn.BatchNorm2d, Tensor, Tensor]] = []
 
-    def moments(self, norm: nn.BatchNorm2d, raw: Raw) -> Moments:
+    def moments(self, norm: nn.BatchNorm2d, raw: Raw, affine: Affine) -> Moments:
+        gamma, beta, shift = affine
         if self.batch:
             mean, variance, values = raw.mean.view(-1), raw.variance.view(-1), values_of(raw.y)  # [C], [C]
-            self._taken.append((norm, mean, variance * (values / max(1, values - 1))))
+            if norm.running_mean is not None:
+                whole = mean if shift is None else mean + shift
+                self._taken.append((norm, whole, variance * (values / max(1, values - 1))))
         else:
             mean = cast(Tensor, norm.running_mean).to(self.dtype)
+            mean = mean if shift is None else mean - shift
             variance = cast(Tensor, norm.running_var).to(self.dtype)
-        gamma, beta = norm.weight.detach().to(self.dtype), norm.bias.detach().to(self.dtype)
+        gamma = torch.ones_like(mean) if gamma is None else gamma
+        beta = torch.zeros_like(mean) if beta is None else beta
         return Moments(mean, torch.rsqrt(variance + norm.eps), gamma, beta)
 
     @torch.no_grad()
@@ -97,6 +122,10 @@ class Raw:
     kept: list[Tensor] = field(default_factory=list)  # for the backward pass
 
 
+Weights = Sequence[Tensor]
+"""Of the convolutions of a chain; those of `Affine` between them may be None."""
+
+
 class Chain(ABC):
     """How one candidate gives its raw output, and how gradients pass it."""
 
@@ -105,70 +134,91 @@ class Chain(ABC):
     def norms(self) -> list[nn.BatchNorm2d]:
         return [] if self.norm is None else [self.norm]
 
-    def weights(self) -> list[Tensor]:
-        """Of the convolutions, and γ and β of the BatchNorms between them."""
+    def weights(self) -> list[Tensor | None]:
+        """Of the convolutions, and the `Affine` of the BatchNorms between them."""
         return []
 
+    def affine(self) -> list[Tensor | None]:
+        """That of the last BatchNorm; nothing where there is none."""
+        return [] if self.norm is None else affine_of(self.norm)
+
     @abstractmethod
-    def forward(self, states: Sequence[Tensor], weights: Sequence[Tensor], statistics: Statistics) -> Raw:
+    def forward(self, states: Sequence[Tensor], weights: Weights, statistics: Statistics) -> Raw:
         """states: one [N, C, H, W]; a pointwise chain takes any number, side by side in the channels."""
 
     @abstractmethod
     def backward(
-        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Sequence[Tensor], batch: bool
+        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Weights, batch: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The gradients of the states and of the weights, from G [N, C', H', W'] and the numbers [4, C'] of y."""
+
+
+class NothingChain(Chain):
+    """Of zeros, which a sum leaves out."""
+
+    def forward(self, states: Sequence[Tensor], weights: Weights, statistics: Statistics) -> Raw:
+        raise NotImplementedError
+
+    def backward(
+        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Weights, batch: bool
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        raise NotImplementedError
 
 
 class IdentityChain(Chain):
     """Of a skip connection, and of whatever plain torch has computed."""
 
-    def forward(self, states: Sequence[Tensor], weights: Sequence[Tensor], statistics: Statistics) -> Raw:
+    def forward(self, states: Sequence[Tensor], weights: Weights, statistics: Statistics) -> Raw:
         (x,) = states
         return Raw(x, x, x)
 
     def backward(
-        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Sequence[Tensor], batch: bool
+        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Weights, batch: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         return [grad], []
 
 
 class PoolChain(Chain):
-    """Average (kind 0) or maximum (kind 1) of 3×3 windows."""
+    """Average (kind 0) or maximum (kind 1) of 3×3 windows, and perhaps a BatchNorm."""
 
-    def __init__(self, kind: int, stride: int) -> None:
-        self.kind, self.stride = kind, stride
+    def __init__(self, form: Pool) -> None:
+        self.kind, self.stride, self.norm = int(form.maximum), form.stride, form.norm
 
-    def forward(self, states: Sequence[Tensor], weights: Sequence[Tensor], statistics: Statistics) -> Raw:
-        *pooled, mean, variance = _pool(states[0], self.stride, 1, False)
-        return Raw(pooled[self.kind], mean, variance)
+    def forward(self, states: Sequence[Tensor], weights: Weights, statistics: Statistics) -> Raw:
+        normalised = statistics.batch and self.norm is not None
+        *pooled, mean, variance = _pool(states[0], self.stride, 1, normalised)
+        if not normalised:
+            return Raw(pooled[self.kind], mean, variance)
+        return Raw(pooled[self.kind], mean[self.kind], variance[self.kind], pooled)
 
     def backward(
-        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Sequence[Tensor], batch: bool
+        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Weights, batch: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
-        scales = numbers.new_zeros(2, 1, grad.shape[1])  # [kinds, gradients, C]
-        scales[self.kind].fill_(1)
-        return [_pool_grad(states[0], [grad], scales, [], None, None, [], self.stride)], []
+        table = numbers.new_zeros(2, *numbers.shape)  # [kinds, 4, C]
+        table[self.kind] = numbers
+        corrections = table[:, 1:] if raw.kept else None
+        return [_pool_grad(states[0], [grad], table[:, :1], raw.kept, corrections, None, [], self.stride)], []
 
 
 class PointwiseChain(Chain):
     """ReLU and 1×1 convolution: a preprocessing; two of them side by side: a factorized reduction."""
 
-    def __init__(self, module: ReLUConvNorm | FactorizedReduce) -> None:
-        self.norm = cast(nn.BatchNorm2d, module.norm)
-        if isinstance(module, FactorizedReduce):
-            self.convolutions, self.offsets, self.stride = [module.conv_even, module.conv_odd], [0, 1], 2
-        else:
-            self.convolutions, self.offsets, self.stride = [module.conv], [0], 1
+    def __init__(self, form: Pointwise) -> None:
+        self.norm, self.convolutions, self.stride = form.norm, form.convolutions, form.stride
+        self.offsets = list(range(self.stride))
 
-    def weights(self) -> list[Tensor]:
+    def weights(self) -> list[Tensor | None]:
         return [convolution.weight.flatten(1) for convolution in self.convolutions]  # [C_out, C_in] each
 
-    def forward(self, states: Sequence[Tensor], weights: Sequence[Tensor], statistics: Statistics) -> Raw:
+    def affine(self) -> list[Tensor | None]:
+        biases = [convolution.bias for convolution in self.convolutions if convolution.bias is not None]
+        return affine_of(cast(nn.BatchNorm2d, self.norm), torch.cat(biases) if biases else None)
+
+    def forward(self, states: Sequence[Tensor], weights: Weights, statistics: Statistics) -> Raw:
         return Raw(*_preprocess(states, weights, self.offsets, self.stride, 1, statistics.batch))
 
     def backward(
-        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Sequence[Tensor], batch: bool
+        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Weights, batch: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         return _preprocess_grad([grad], raw.y, numbers, states, weights, self.offsets, self.stride)
 
@@ -176,20 +226,30 @@ class PointwiseChain(Chain):
 class StageChain(Chain):
     """ReLU, depthwise, pointwise: once (a dilated convolution), or twice with a BatchNorm between (a separable one)."""
 
-    def __init__(self, stages: Sequence[DepthwiseStage]) -> None:
-        self.stages = stages
+    def __init__(self, form: Separable) -> None:
+        self.stages, self.stride = form.stages, form.stride
         self.norm = self.norms()[-1]
-        self.stride = stages[0].depthwise.stride[0]
-        self.dilations = [stage.depthwise.dilation[0] for stage in stages]
+        self.dilations = [stage.depthwise.dilation[0] for stage in self.stages]
 
     def norms(self) -> list[nn.BatchNorm2d]:
-        return [cast(nn.BatchNorm2d, stage.norm) for stage in self.stages]
+        return [stage.norm for stage in self.stages]
 
-    def weights(self) -> list[Tensor]:
+    def weights(self) -> list[Tensor | None]:
         convolutions = [weight for stage in self.stages for weight in (stage.depthwise.weight, stage.pointwise.weight)]
-        return convolutions + [parameter for norm in self.norms()[:-1] for parameter in (norm.weight, norm.bias)]
+        return [*convolutions, *(self._affine(0) if len(self.stages) == 2 else [])]
 
-    def forward(self, states: Sequence[Tensor], weights: Sequence[Tensor], statistics: Statistics) -> Raw:
+    def affine(self) -> list[Tensor | None]:
+        return self._affine(-1)
+
+    def _affine(self, index: int) -> list[Tensor | None]:
+        depthwise, pointwise, norm = self.stages[index]
+        shift = pointwise.bias
+        if depthwise.bias is not None:
+            through = pointwise.weight.flatten(1) @ depthwise.bias  # [C]
+            shift = through if shift is None else through + shift
+        return affine_of(norm, shift)
+
+    def forward(self, states: Sequence[Tensor], weights: Weights, statistics: Statistics) -> Raw:
         batch, taps, matrices = statistics.batch, weights[:1], weights[1:2]
         (y,), mean, variance = _stage(
             states, None, None, taps, matrices, self.dilations[:1], self.stride, 1, batch, batch
@@ -197,14 +257,14 @@ class StageChain(Chain):
         first = Raw(y, mean, variance)
         if len(self.stages) == 1:
             return first
-        moments = statistics.moments(self.norms()[0], first)
+        moments = statistics.moments(self.norms()[0], first, weights[4:])
         shift, scale = (number.view(1, 1, -1) for number in moments.folded())
         taps, matrices = weights[2:3], weights[3:4]
         (y,), mean, variance = _stage([first.y], shift, scale, taps, matrices, self.dilations[1:], 1, 1, batch, batch)
         return Raw(y, mean, variance, [first.y, *moments])
 
     def backward(
-        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Sequence[Tensor], batch: bool
+        self, grad: Tensor, numbers: Tensor, states: Sequence[Tensor], raw: Raw, weights: Weights, batch: bool
     ) -> tuple[list[Tensor], list[Tensor]]:
         y, later = raw.y, []
         if len(self.stages) == 2:
@@ -216,7 +276,7 @@ class StageChain(Chain):
             )
             total, dot, grad_gamma = _through_norm(grad, first, moments, sums[0])
             y, numbers = first, moments.numbers(total, dot, values_of(first) if batch else 0)
-            later = [*(weight for group in grads for weight in group), grad_gamma, total]
+            later = [*(weight for group in grads for weight in group), *moments.affine_grads(total, grad_gamma, batch)]
         taps, matrices = weights[:1], weights[1:2]
         grad_states, *grads, _ = _stage_grad(
             [grad], [y], numbers[None], states, None, None, taps, matrices, self.dilations[:1], self.stride
@@ -240,25 +300,23 @@ def _through_norm(grad: Tensor, y: Tensor, moments: Moments, sums: Tensor) -> tu
     return total, moments.gamma * dots, dots
 
 
-def chain_of(module: nn.Module) -> Chain | None:
-    """How the operators compute a candidate of a derived network; None where they do not know it."""
-    chain: Chain | None = None
-    if isinstance(module, SeparableConv):
-        chain = StageChain(cast(list[DepthwiseStage], list(module)))
-    elif isinstance(module, DepthwiseStage):
-        chain = StageChain([module])
-    elif isinstance(module, FactorizedReduce):
-        chain = PointwiseChain(module)
-    elif isinstance(module, ReLUConvNorm):
-        if (module.conv.kernel_size, module.conv.stride) == ((1, 1), (1, 1)):
-            chain = PointwiseChain(module)
-    elif isinstance(module, nn.AvgPool2d | nn.MaxPool2d):
-        if (module.kernel_size, module.padding) == (3, 1):
-            chain = PoolChain(int(isinstance(module, nn.MaxPool2d)), cast(int, module.stride))
-    elif isinstance(module, nn.Identity):
-        chain = IdentityChain()
-    if chain is None or not all(
-        type(norm) is nn.BatchNorm2d and norm.affine and norm.running_mean is not None for norm in chain.norms()
-    ):
+def chain_of(form: Form | None) -> Chain | None:
+    """How the operators compute a candidate; None where they do not know it."""
+    if form is None or not all(_is_known(norm) for norm in form.norms):
         return None
-    return chain
+    match form:
+        case Separable():
+            return StageChain(form)
+        case Pointwise():
+            return PointwiseChain(form)
+        case Pool():
+            return PoolChain(form)
+        case Skip():
+            return IdentityChain()
+        case Nothing():
+            return NothingChain()
+    return None
+
+
+def _is_known(norm: nn.BatchNorm2d) -> bool:
+    return type(norm) is nn.BatchNorm2d or (type(norm) is BatchNorm and norm.images is None)

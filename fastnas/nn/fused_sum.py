@@ -7,17 +7,28 @@ cells of a supernet, where many more candidates share what they read.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.nn.fused_chain import Chain, IdentityChain, Moments, PointwiseChain, Raw, Statistics, chain_of, values_of
-from fastnas.nn.primitives import Zero
+from fastnas.nn.form import form_of
+from fastnas.nn.fused_chain import (
+    Chain,
+    IdentityChain,
+    Moments,
+    NothingChain,
+    PointwiseChain,
+    Raw,
+    Statistics,
+    chain_of,
+    uses_batch,
+    values_of,
+)
 from fastnas.ops.layout import DEVICE_TYPES, accumulate_dtype, computation_dtype
 
 _node_sum = torch.ops.fastnas.node_sum.default
@@ -32,20 +43,22 @@ class _FusedSum(torch.autograd.Function):
         sizes: list[tuple[int, int]],
         statistics: Statistics,
         masks: list[Tensor | None],
-        *tensors: Tensor,
+        shares: Tensor | None,
+        *tensors: Tensor | None,
     ) -> Tensor:
         raws, moments = [], []
-        for chain, (states, weights) in zip(chains, _parts(iter(tensors), sizes), strict=True):
+        for chain, (states, weights) in zip(chains, _parts(iter(cast(Sequence[Tensor], tensors)), sizes), strict=True):
             raw = chain.forward(states, _own(chain, weights), statistics)
             raws.append(raw)
             if chain.norm is None:
                 one = torch.ones(raw.y.shape[1], dtype=statistics.dtype, device=raw.y.device)  # [C]
                 moments.append(Moments(torch.zeros_like(one), one, one, torch.zeros_like(one)))
             else:
-                moments.append(statistics.moments(chain.norm, raw))
+                moments.append(statistics.moments(chain.norm, raw, weights[-3:]))
         ctx.chains, ctx.sizes, ctx.batch = chains, sizes, statistics.batch
         ctx.kept = [len(raw.kept) for raw in raws]
         ctx.save_for_backward(
+            shares,
             *tensors,
             *(number for each in moments for number in each),
             *(tensor for raw in raws for tensor in (raw.y, *raw.kept)),
@@ -54,19 +67,22 @@ class _FusedSum(torch.autograd.Function):
         folded = [each.folded() for each in moments]
         shifts, scales = (torch.stack([pair[i] for pair in folded])[:, None] for i in (0, 1))  # [K, 1, C]
         outputs = [raw.y for raw in raws]
+        if shares is None:
+            shares = scales.new_ones(len(raws))  # [K]
         if all(mask is None for mask in masks):
-            return _node_sum(outputs, shifts, scales, scales.new_ones(1, len(raws)), [], None, 1)
+            return _node_sum(outputs, shifts, scales, shares[None], [], None, 1)
         # Every image is an individual of its own, with weights of its own.
         images = outputs[0].shape[0]
         ones = scales.new_ones(images)  # [N]
-        shares = torch.stack([ones if mask is None else mask for mask in masks], 1)  # [N, K]
+        of_images = shares * torch.stack([ones if mask is None else mask for mask in masks], 1)  # [N, K]
         shifts, scales = (table.expand(-1, images, -1).contiguous() for table in (shifts, scales))  # [K, N, C]
-        return _node_sum(outputs, shifts, scales, shares, [], None, images, 1)
+        return _node_sum(outputs, shifts, scales, of_images, [], None, images, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
+        shares, *rest = ctx.saved_tensors
+        saved = iter(rest)
         parts = _parts(saved, ctx.sizes)
         moments = [Moments(*islice(saved, 4)) for _ in parts]
         raws = [Raw(y := next(saved), y, y, list(islice(saved, kept))) for kept in ctx.kept]
@@ -76,25 +92,37 @@ class _FusedSum(torch.autograd.Function):
         own = [
             grad if mask is None else grad * mask.to(grad.dtype).view(-1, 1, 1, 1) for mask in masks
         ]  # [N, C, H', W']
-        totals, dots = _sums(ctx.chains, own, raws, moments)
-        grads: list[Tensor] = []
+        totals, dots = _sums(ctx.chains, own, raws, moments, shares is not None)
+        grad_shares = None
+        if shares is not None:
+            products = [each.gamma * dots[k] + each.beta * totals[k] for k, each in enumerate(moments)]  # [C] each
+            grad_shares = torch.stack([product.sum() for product in products])  # [K]
+            totals = [share * total for share, total in zip(shares, totals, strict=True)]
+            dots = [share * dot for share, dot in zip(shares, dots, strict=True)]
+        grads: list[Tensor | None] = []
         for k, (chain, (states, weights), raw) in enumerate(zip(ctx.chains, parts, raws, strict=True)):
-            affine = [] if chain.norm is None else [dots[k], totals[k]]
-            values = values_of(raw.y) if ctx.batch and affine else 0
+            normalised = chain.norm is not None
+            values = values_of(raw.y) if ctx.batch and normalised else 0
             numbers = moments[k].numbers(totals[k], moments[k].gamma * dots[k], values)  # [4, C]
+            if shares is not None:
+                numbers[0] *= shares[k]
+                if isinstance(chain, IdentityChain):
+                    own[k] = own[k] * shares[k].to(grad.dtype)
             of_states, of_weights = chain.backward(own[k], numbers, states, raw, _own(chain, weights), ctx.batch)
-            grads += [*of_states, *of_weights, *affine]
-        return None, None, None, None, *grads
+            affine = moments[k].affine_grads(totals[k], dots[k], ctx.batch) if normalised else []
+            pairs = zip((*states, *weights), (*of_states, *of_weights, *affine), strict=True)
+            grads += [None if tensor is None else gradient for tensor, gradient in pairs]
+        return None, None, None, None, grad_shares, *grads
 
 
 def _sums(
-    chains: Sequence[Chain], grads: Sequence[Tensor], raws: Sequence[Raw], moments: Sequence[Moments]
+    chains: Sequence[Chain], grads: Sequence[Tensor], raws: Sequence[Raw], moments: Sequence[Moments], all_of_them: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Σ G and Σ G·ŷ [C] of every candidate, 0 where it is not normalised; one reading of a G that several share."""
+    """Σ G and Σ G·ŷ [C] of every candidate, or 0 where it is not normalised; one reading of a G that several share."""
     totals, dots = ([torch.zeros_like(each.mean) for each in moments] for _ in range(2))
-    normalised = [k for k, chain in enumerate(chains) if chain.norm is not None]
-    for grad in {id(grads[k]): grads[k] for k in normalised}.values():
-        group = [k for k in normalised if grads[k] is grad]
+    wanted = [k for k, chain in enumerate(chains) if all_of_them or chain.norm is not None]
+    for grad in {id(grads[k]): grads[k] for k in wanted}.values():
+        group = [k for k in wanted if grads[k] is grad]
         mean, rstd = (torch.stack([moments[k][i] for k in group])[:, None] for i in (0, 1))  # [K, 1, C]
         _, total, of_group, _ = _node_sum_grad(grad, [raws[k].y for k in group], mean, rstd, [])
         for k, dot in zip(group, of_group, strict=True):
@@ -103,12 +131,12 @@ def _sums(
 
 
 def _own(chain: Chain, weights: list[Tensor]) -> list[Tensor]:
-    """Without γ and β of the last BatchNorm, which belong to the sum."""
-    return weights if chain.norm is None else weights[:-2]
+    """Without the affine numbers of the last BatchNorm, which belong to the sum."""
+    return weights if chain.norm is None else weights[:-3]
 
 
 def _parts(tensors: Iterator[Tensor], sizes: Sequence[tuple[int, int]]) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """Of each candidate: its states; the weights of its chain, with γ and β of the last BatchNorm."""
+    """Of each candidate: its states; the weights of its chain, with the affine numbers of the last BatchNorm."""
     return [(list(islice(tensors, states)), list(islice(tensors, weights))) for states, weights in sizes]
 
 
@@ -126,14 +154,22 @@ def can_fuse(x: Tensor) -> bool:
 
 
 def fused_sum(
-    modules: Sequence[nn.Module], inputs: Sequence[States], masks: Sequence[Tensor | None] | None = None
+    modules: Sequence[Callable[[Tensor], Tensor]],
+    inputs: Sequence[States],
+    masks: Sequence[Tensor | None] | None = None,
+    *,
+    weights: Tensor | None = None,
+    chains: Sequence[Chain | None] | None = None,
 ) -> Tensor | None:
-    """Σ_k mask_k · modules[k](inputs[k]), or None where the operators cannot compute it.
+    """Σ_k weight_k · mask_k · modules[k](inputs[k]), or None where the operators cannot compute it.
 
     Args:
         modules: K candidates. Those that the operators do not know are computed in plain torch.
         inputs: [N, C, H, W] each, or its parts.
         masks: [N] each, None for ones: what drop path makes of the images; already divided by the share that it keeps.
+        weights: [K], differentiable; ones by default.
+        chains: how the operators compute each candidate, None where they do not know it; by default what the modules'
+            classes say.
 
     Returns:
         [N, C', H', W'], channels-last.
@@ -141,35 +177,39 @@ def fused_sum(
     x = inputs[0][0] if isinstance(inputs[0], tuple) else inputs[0]
     if not can_fuse(x):
         return None
-    live = [k for k, module in enumerate(modules) if not isinstance(module, Zero)]
-    chains = [chain_of(modules[k]) for k in live]
-    if all(chain is None for chain in chains):
+    if chains is None:
+        chains = [chain_of(form_of(cast(nn.Module, module))) for module in modules]
+    live = [k for k, chain in enumerate(chains) if not isinstance(chain, NothingChain)]
+    if all(chains[k] is None for k in live):
         return None
-    norms = [norm for chain in chains if chain is not None for norm in chain.norms()]
-    training = {norm.training for norm in norms}
+    batch = {uses_batch(norm) for k in live if (chain := chains[k]) is not None for norm in chain.norms()}
     smallest = x.shape[0] * math.ceil(x.shape[2] / 2) * math.ceil(x.shape[3] / 2)
-    if len(training) > 1 or (training == {True} and smallest <= 1):
+    if len(batch) > 1 or (batch == {True} and smallest <= 1):
         return None  # mixed modes, or perhaps one value per channel, which BatchNorm refuses
     dtype = computation_dtype(x)
     numbers = accumulate_dtype(dtype)
     terms: list[Chain] = []
     sizes: list[tuple[int, int]] = []
-    tensors: list[Tensor] = []
-    for known, k in zip(chains, live, strict=True):
-        given = inputs[k]
+    tensors: list[Tensor | None] = []
+    for k in live:
+        known, given = chains[k], inputs[k]
         if not isinstance(known, PointwiseChain):
             given = joined(given)
         if known is None:
-            given = modules[k](given)
+            given = modules[k](cast(Tensor, given))
         parts = given if isinstance(given, tuple) else (given,)  # [N, C, H, W] each
         chain = IdentityChain() if known is None else known
-        affine = [] if chain.norm is None else [chain.norm.weight, chain.norm.bias]
-        weights = [weight.to(numbers) for weight in (*chain.weights(), *affine)]
+        learned = [None if each is None else each.to(numbers) for each in (*chain.weights(), *chain.affine())]
         terms.append(chain)
-        sizes.append((len(parts), len(weights)))
-        tensors += [part.to(dtype).contiguous(memory_format=torch.channels_last) for part in parts] + weights
-    statistics = Statistics(training == {True}, numbers)
+        sizes.append((len(parts), len(learned)))
+        tensors += [part.to(dtype).contiguous(memory_format=torch.channels_last) for part in parts]
+        tensors += learned
+    statistics = Statistics(batch == {True}, numbers)
     dropped = [None if masks is None or (mask := masks[k]) is None else mask.to(numbers) for k in live]
-    output: Tensor = _FusedSum.apply(terms, sizes, statistics, dropped, *tensors)
+    shares = None if weights is None else weights.to(numbers)
+    if shares is not None and len(live) < len(modules):
+        columns = shares.unbind()
+        shares = torch.stack([columns[k] for k in live])  # not by index, which would have to be copied to the device
+    output: Tensor = _FusedSum.apply(terms, sizes, statistics, dropped, shares, *tensors)
     statistics.follow()
     return output
