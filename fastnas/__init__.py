@@ -10,7 +10,7 @@ from fastnas.version import __version__
 __all__ = ["Genotype", "__version__", "count_macs", "count_parameters"]
 
 # Loaded when first used: torchvision and TensorBoard behind some of them take seconds to import.
-_SUBPACKAGES = {"data", "engine", "evaluators", "nn", "ops", "report", "spaces", "strategies"}
+_SUBPACKAGES = {"compat", "data", "engine", "evaluators", "nn", "ops", "report", "spaces", "strategies"}
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -1,0 +1,6 @@
+"""The fused operators in other code: `accelerate` speeds up a network that is there, `patch` those to come."""
+
+from fastnas.compat.acceleration import accelerate, report, restore
+from fastnas.compat.reporting import Entry, Report
+
+__all__ = ["Entry", "Report", "accelerate", "report", "restore"]

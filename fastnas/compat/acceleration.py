@@ -1,0 +1,122 @@
+"""`accelerate`: finds what is known in a foreign network, smallest things first, and gives it a fused forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TypeVar
+
+from torch import nn
+
+from fastnas.compat import cell, mixed_operation
+from fastnas.compat.candidate import CandidatePlan, recognise
+from fastnas.compat.mixed_operation import candidates_of
+from fastnas.compat.replacement import (
+    Recipe,
+    Unfit,
+    accelerate_in_place,
+    holder_of,
+    is_accelerated,
+    plan_of,
+    restore_in_place,
+)
+from fastnas.compat.reporting import Entry, Report
+from fastnas.compat.signature import original_class
+from fastnas.errors import UserError
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def accelerate(module: Module, *, strict: bool = False) -> Module:
+    """Runs the mixed operations and cells of a foreign network on the fused operators, in place.
+
+    Recognised are, by structure, whole cells of the usual form, mixed operations, and lists of candidates; what is not
+    runs unchanged, and so does, call by call, whatever the operators cannot do (another dtype, a candidate with hooks,
+    BatchNorms in different modes). Before anything is replaced, its own forward and the fused one are compared on a
+    copy. Parameters, buffers, names, hooks and `state_dict` stay as they are: a module only gets a subclass of its own
+    class. Copies and pickles of it are accelerated, too. Outputs are channels-last. Gradients can be taken once; for
+    a second derivative `restore` the network.
+
+    Args:
+        module: the network, or a part of it.
+        strict: raise if something that looks like a cell or a mixed operation is left alone in full or in part, or if
+            there is nothing of the kind.
+
+    Returns:
+        The module itself. What was fused and what was not, and why, is in `report(module)`.
+
+    Raises:
+        UserError: see `strict`. Nothing is replaced then.
+    """
+    fresh = [each for each in module.modules() if not is_accelerated(each)]
+    for each in reversed(fresh):  # what is inside comes first
+        _accelerate_whole(each)
+    for each in _loose_candidates(module):
+        accelerate_in_place(each, Recipe(CandidatePlan, "forward"))
+    if strict:
+        found = report(module)
+        if found.left_alone or not found.entries:
+            for each in fresh:
+                restore_in_place(each)
+            raise UserError(f"accelerate(strict=True): not everything could be fused.\n{found}")
+    return module
+
+
+def restore(module: Module) -> Module:
+    """Undoes `accelerate`, in place. Returns the module itself."""
+    for each in module.modules():
+        restore_in_place(each)
+    return module
+
+
+def report(module: nn.Module) -> Report:
+    """What is fused in a network as it is now, what runs as it is, and why."""
+    return Report(tuple(_entries(module)))
+
+
+def _accelerate_whole(module: nn.Module) -> None:
+    for recipe in _recipes(module):
+        try:
+            plan_of(module, recipe)
+        except Unfit:
+            continue
+        accelerate_in_place(module, recipe)
+        return
+
+
+def _recipes(module: nn.Module) -> Iterator[Recipe]:
+    yield from cell.recipes(module)
+    yield from mixed_operation.recipes(module)
+
+
+def _loose_candidates(module: nn.Module) -> list[nn.Module]:
+    """Candidates with convolutions, side by side in a container, whose sum is of a form that nobody knows."""
+    mixed = [each for each in module.modules() if is_accelerated(each)]
+    covered = {candidate for each in mixed for candidate in candidates_of(each)}
+    found = []
+    for each in module.modules():
+        lists = isinstance(each, nn.ModuleList | nn.ModuleDict) or any(True for _ in mixed_operation.recipes(each))
+        known = [recognise(candidate) for candidate in candidates_of(each) if candidate not in covered] if lists else []
+        if sum(candidate.form is not None for candidate in known) > 1:
+            found += [one.module for one in known if one.form is not None and one.form.convolutions]
+    return [each for each in dict.fromkeys(found) if not is_accelerated(each)]
+
+
+def _entries(module: nn.Module) -> Iterator[Entry]:
+    for path, each in module.named_modules():
+        kind = original_class(each).__name__
+        if is_accelerated(each):
+            plan, reason = holder_of(each).plan, holder_of(each).reason
+            if plan is None:
+                yield Entry(path, kind, "", "", (reason,))
+            else:
+                yield Entry(path, kind, plan.level, plan.summary(), tuple(plan.left_alone()))
+            continue
+        reasons = []
+        for recipe in _recipes(each):
+            try:
+                plan_of(each, recipe)
+            except Unfit as unfit:
+                reasons.append(str(unfit))
+        if reasons:
+            telling = [reason for reason in reasons if not reason.startswith("a trial failed")]
+            yield Entry(path, kind, "", "", ((telling or reasons)[0],))

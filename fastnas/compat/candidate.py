@@ -1,0 +1,270 @@
+"""Recognises candidate operations of foreign code by the layers that they consist of."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.compat.replacement import Plan, Recipe, Unfit
+from fastnas.compat.signature import hooks_of, is_layer, original_class, signature
+from fastnas.compat.trial import disagreement
+from fastnas.nn.form import Form, Nothing, Pointwise, Separable, Skip, Stage, pool_form
+from fastnas.nn.fused_chain import Chain, chain_of
+from fastnas.nn.fused_sum import can_fuse, fused_sum
+
+_LETTERS: dict[type[nn.Module], str] = {
+    nn.ReLU: "R",
+    nn.Conv2d: "C",
+    nn.BatchNorm2d: "B",
+    nn.AvgPool2d: "P",
+    nn.MaxPool2d: "P",
+    nn.Identity: "",
+    nn.ConstantPad2d: "",
+    nn.ZeroPad2d: "",
+    nn.Dropout: "",
+}
+
+
+@dataclass(eq=False)
+class Candidate:
+    """A candidate operation.
+
+    Attributes:
+        module: as the foreign code built it.
+        form: what it computes; None where the operators do not know it.
+        reason: why they do not.
+        dropouts: inside of it; while one drops, the candidate runs as it is.
+    """
+
+    module: nn.Module
+    form: Form | None
+    reason: str
+    dropouts: tuple[nn.Dropout, ...]
+
+    def __post_init__(self) -> None:
+        self.chain: Chain | None = chain_of(self.form)
+        self.call: Callable[[Tensor], Tensor] = _called(self.module)
+        self._hooks = list(hooks_of(self.module))
+
+    @property
+    def hooked(self) -> bool:
+        """Whether other code has hooks in it."""
+        return any(self._hooks)
+
+    @property
+    def dropping(self) -> bool:
+        return any(dropout.training and dropout.p > 0 for dropout in self.dropouts)
+
+    @property
+    def channels(self) -> int | None:
+        """C of its input, where a layer tells."""
+        if self.form is None:
+            return None
+        if self.form.convolutions:
+            return self.form.convolutions[0].in_channels
+        return self.form.norms[0].num_features if self.form.norms else None
+
+
+def recognise(module: nn.Module) -> Candidate:
+    """What a module computes, by its layers, confirmed by a trial."""
+    dropouts = tuple(layer for layer in module.modules() if isinstance(layer, nn.Dropout))
+    found = _form_of(module)
+    if isinstance(found, str):
+        return Candidate(module, None, found, dropouts)
+    key = signature(module)
+    if key not in _verdicts:
+        _verdicts[key] = "" if isinstance(found, Skip | Nothing) else _try(module, found) or ""
+    reason = _verdicts[key]
+    return Candidate(module, None if reason else found, reason, dropouts)
+
+
+_verdicts: dict[Hashable, str] = {}
+_probes: dict[Hashable, Skip | Nothing | None] = {}
+
+
+def _called(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The module as a function of x alone. Candidates of NASLib take the data of their edge, too, and ignore them."""
+    missing = positional(original_class(module).forward, required=True)[2:]  # beside self and x
+    return (lambda x: module(x, *(None for _ in missing))) if missing else module
+
+
+def positional(function: Callable[..., Any], required: bool = False) -> list[str]:
+    """The positional parameters, or those of them that have no default."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(function).parameters.values()
+    return [each.name for each in parameters if each.kind in kinds and not (required and each.default != each.empty)]
+
+
+def _try(module: nn.Module, form: Form) -> str | None:
+    channels = Candidate(module, form, "", ()).channels or 4
+
+    def ours(twin: nn.Module, arguments: Sequence[Any]) -> Tensor | None:
+        found = _form_of(twin)
+        assert not isinstance(found, str)
+        return fused_sum([twin], arguments, chains=[chain_of(found)])
+
+    return disagreement(
+        module,
+        lambda: [[torch.randn(3, channels, 8, 8, dtype=torch.float64)]],
+        lambda twin, arguments: _called(twin)(*arguments),
+        ours,
+    )
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    children = list(module.children())
+    if not children:
+        return [module]
+    return [layer for child in children for layer in _layers(child)]
+
+
+def _form_of(module: nn.Module) -> Form | str:
+    """What the structure says, or why it says nothing."""
+    if any("forward" in vars(inner) for inner in module.modules()):
+        return "a forward of its own replaces that of its class"
+    if any(inner._parameters and not is_layer(inner) for inner in module.modules()):
+        return "it has parameters of its own"
+    layers = _layers(module)
+    kinds = [_letter(layer) for layer in layers]
+    unknown = [layer for layer, kind in zip(layers, kinds, strict=True) if kind == "?"]
+    core = [layer for layer, kind in zip(layers, kinds, strict=True) if kind not in ("", "?")]
+    if not core and len(unknown) <= 1:
+        probe = _probe(module)
+        return probe or f"{_name(module)} is not known"
+    if unknown:
+        return f"{_name(unknown[0])} is not known"
+    form = _by_kinds("".join(kinds), core)
+    return form or f"the operators do not compute {_name(module)}"
+
+
+def _name(module: nn.Module) -> str:
+    return original_class(module).__name__
+
+
+def _letter(layer: nn.Module) -> str:
+    """A parametrised layer is one of a class that derives from it, with the same forward."""
+    for kind, letter in _LETTERS.items():
+        if isinstance(layer, kind):
+            return letter if type(layer).forward is kind.forward else "?"
+    return "?"
+
+
+def _by_kinds(kinds: str, layers: Sequence[Any]) -> Form | None:
+    match kinds:
+        case "RCCB" | "RCCBRCCB":
+            if kinds == "RCCB" and (reduction := _reduction(*layers)):
+                return reduction
+            stages = tuple(Stage(*layers[i + 1 : i + 4]) for i in range(0, len(layers), 4))
+            later = all(stage.depthwise.stride == (1, 1) for stage in stages[1:])
+            return Separable(stages) if later and all(map(_is_stage, stages)) else None
+        case "RCB":
+            plain = _is_pointwise(layers[1], (1, 1))
+            return Pointwise((layers[1],), layers[2]) if plain else None
+        case "P":
+            return pool_form(layers[0])
+        case "PB":
+            return pool_form(layers[0], layers[1])
+    return None
+
+
+def _reduction(relu: nn.ReLU, first: nn.Conv2d, second: nn.Conv2d, norm: nn.BatchNorm2d) -> Pointwise | None:
+    halves = (first, second)
+    alike = first.in_channels == second.in_channels and sum(half.out_channels for half in halves) == norm.num_features
+    return Pointwise(halves, norm) if alike and all(_is_pointwise(half, (2, 2)) for half in halves) else None
+
+
+def _is_pointwise(layer: nn.Conv2d, stride: tuple[int, int]) -> bool:
+    return (layer.kernel_size, layer.stride, layer.padding, layer.groups) == ((1, 1), stride, (0, 0), 1)
+
+
+def _is_stage(stage: Stage) -> bool:
+    depthwise, pointwise, _ = stage
+    channels = depthwise.in_channels
+    kernel, dilation = depthwise.kernel_size[0], depthwise.dilation[0]
+    padding = dilation * (kernel - 1) // 2
+    return (
+        depthwise.groups == depthwise.out_channels == channels
+        and pointwise.in_channels == pointwise.out_channels == channels
+        and _is_pointwise(pointwise, (1, 1))
+        and kernel % 2 == 1
+        and depthwise.padding_mode == "zeros"
+        and depthwise.kernel_size == (kernel, kernel)
+        and depthwise.dilation == (dilation, dilation)
+        and depthwise.padding == (padding, padding)
+        and depthwise.stride in ((1, 1), (2, 2))
+    )
+
+
+def _probe(module: nn.Module) -> Skip | Nothing | None:
+    """Whether a module without parameters passes its input on, or gives zeros."""
+    if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
+        return None
+    key = signature(module)
+    if key not in _probes:
+        _probes[key] = _probed(module)
+    return _probes[key]
+
+
+def _probed(module: nn.Module) -> Skip | Nothing | None:
+    twin = copy.deepcopy(module)
+    for layer in twin.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+    for hooks in hooks_of(twin):
+        hooks.clear()
+    found: list[tuple[type, int]] = []
+    with torch.random.fork_rng([]), torch.no_grad():
+        x = torch.randn(2, 4, 6, 6, dtype=torch.float64, device="cpu")
+        for training in (True, False):
+            try:
+                y = _called(twin.train(training))(x.clone())
+            except Exception:  # whatever a foreign forward raises
+                return None
+            if not isinstance(y, Tensor) or y.dtype != x.dtype:
+                return None
+            if y.equal(x):
+                found.append((Skip, 1))
+            elif y.count_nonzero() == 0 and y.shape[2:] in ((6, 6), (3, 3)) and y.shape[:2] == x.shape[:2]:
+                found.append((Nothing, 6 // y.shape[2]))
+    if len(found) < 2 or found[0] != found[1]:
+        return None
+    kind, stride = found[0]
+    return Nothing(stride) if kind is Nothing else Skip()
+
+
+class CandidatePlan(Plan):
+    """A candidate by itself, for code whose sum of candidates is of a form that nobody knows."""
+
+    level = "candidate"
+
+    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
+        self.candidate = recognise(module)
+        if self.candidate.form is None:
+            raise Unfit(self.candidate.reason)
+        self._hooks = [hooks for child in module.children() for hooks in hooks_of(child)]
+
+    def arguments(self) -> list[list[Any]]:
+        return [[torch.randn(3, self.candidate.channels or 4, 8, 8, dtype=torch.float64)]]  # [B, C, H, W]
+
+    def run(self, module: nn.Module, *arguments: Any) -> Tensor | None:
+        x = arguments[0] if arguments else None  # [B, C, H, W]
+        form, chain = self.candidate.form, self.candidate.chain
+        if not isinstance(x, Tensor) or x.dim() != 4 or not can_fuse(x) or form is None:
+            return None
+        if any(self._hooks) or self.candidate.dropping or x.shape[1] != (self.candidate.channels or x.shape[1]):
+            return None
+        if form.stride == 2 and (x.shape[2] % 2 or x.shape[3] % 2):
+            return None
+        return fused_sum([module], [x], chains=[chain])
+
+    def summary(self) -> str:
+        return type(self.candidate.form).__name__.lower()
+
+    def left_alone(self) -> list[str]:
+        return ["other code has hooks in it"] if any(self._hooks) else []

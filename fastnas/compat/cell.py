@@ -1,0 +1,161 @@
+"""A cell of foreign code that has the usual form, as a whole on the fused operators of our own supernet."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.compat.candidate import Candidate, positional, recognise
+from fastnas.compat.mixed_operation import MixedOperation
+from fastnas.compat.replacement import Plan, Recipe, Unfit, is_accelerated, recipe_of
+from fastnas.compat.signature import hooks_of, original_class
+from fastnas.nn.cell_plan import CellPlan
+from fastnas.nn.form import CellForm, Pointwise
+from fastnas.nn.fused_cell import fused_cell
+from fastnas.nn.fused_sum import can_fuse
+
+METHODS = ("forward_darts", "forward")
+
+
+def edges_of(module: nn.Module) -> list[nn.Module]:
+    """The mixed operations in the containers of a cell, in order."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        if isinstance(child, nn.ModuleList | nn.ModuleDict):
+            found += edges_of(child)
+        elif isinstance(module, nn.ModuleList | nn.ModuleDict):
+            found.append(child)
+    return found
+
+
+def recipes(module: nn.Module) -> Iterator[Recipe]:
+    """How it might be accelerated; none where it does not look like a cell."""
+    if not any(map(_is_mixed, edges_of(module))):
+        return
+    for method in METHODS:
+        function = getattr(original_class(module), method, None)
+        if function is None or function is nn.Module.forward:
+            continue
+        # self, s0, s1, weights, and perhaps β
+        needed, taken = len(positional(function, required=True)), len(positional(function))
+        kinds = [(True,) if needed == 5 else (False, True)] if needed <= 5 <= taken else []
+        kinds += [(False,)] if needed == 4 else []
+        for nested, edge_weights in itertools.product((False, True), kinds):
+            yield Recipe(Cell, method, nested=nested, edge_weights=edge_weights)
+
+
+def _is_mixed(module: nn.Module) -> bool:
+    return is_accelerated(module) and recipe_of(module).plan is MixedOperation
+
+
+class Cell(Plan):
+    level = "cell"
+
+    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
+        self.nested, self.edge_weights = recipe.nested, recipe.edge_weights
+        edges = edges_of(module)
+        inputs = [child for child in module.children() if not isinstance(child, nn.ModuleList | nn.ModuleDict)]
+        preprocess = [recognise(child) for child in inputs]
+        self.nodes = next((n for n in range(1, len(edges) + 1) if n * (n + 3) // 2 >= len(edges)), 0)
+        if len(inputs) != 2 or not all(isinstance(each.form, Pointwise) for each in preprocess):
+            raise Unfit("it has not two inputs with a preprocessing each")
+        if self.nodes * (self.nodes + 3) // 2 != len(edges):
+            raise Unfit(f"{len(edges)} edges are not those of nodes that read all earlier states")
+        if not all(map(_is_mixed, edges)):
+            raise Unfit("one of its edges is not a mixed operation that is known")
+        mixed = [MixedOperation(edge, recipe_of(edge)) for edge in edges]
+        self.candidates = [*preprocess, *(each for edge in mixed for each in edge.candidates)]
+        for each in self.candidates:
+            if each.form is None:
+                raise Unfit(f"{original_class(each.module).__name__} among its candidates is not known: {each.reason}")
+        if len({edge.parts for edge in mixed}) > 1:
+            raise Unfit("its edges see different parts of the channels")
+        from_inputs = {edge.stride for edge, source in zip(mixed, _sources(self.nodes), strict=True) if source < 2}
+        between = {edge.stride for edge, source in zip(mixed, _sources(self.nodes), strict=True) if source >= 2}
+        if len(from_inputs) > 1 or between - {1}:
+            raise Unfit("its edges have strides of another kind than those of normal and reduction cells")
+        self.stride = from_inputs.pop()
+        if any(layer.bias is not None for each in self.candidates for layer in _convolutions(each)):
+            raise Unfit("its convolutions have biases")
+        forms = tuple(tuple(each.form for each in edge.candidates) for edge in mixed)
+        self.form = CellForm(cast(Any, tuple(each.form for each in preprocess)), forms, self.stride, mixed[0].parts)
+        self.plan = CellPlan(module, self.form)
+        if not self.plan.known:
+            raise Unfit("its normalisations are affine or without running statistics, or its edges differ in size")
+        self.channels = [form.convolutions[0].in_channels for form in self.form.preprocess]
+        self.table = len(edges), len(forms[0])
+        self._hooks = [hooks for child in module.children() for hooks in hooks_of(child)]
+
+    def arguments(self) -> list[list[Any]]:
+        sizes = [8 * form.stride // min(each.stride for each in self.form.preprocess) for form in self.form.preprocess]
+        states = [
+            torch.randn(2, channels, size, size, dtype=torch.float64)  # [B, C_i, H_i, W_i]
+            for channels, size in zip(self.channels, sizes, strict=True)
+        ]
+        table = torch.rand(self.table, dtype=torch.float64) + 0.1  # [E, O]
+        weights: Any = list(table.split([2 + node for node in range(self.nodes)])) if self.nested else table
+        betas = torch.rand(self.table[0], dtype=torch.float64) + 0.1  # [E]
+        return [[*states, weights, *([betas] * given)] for given in self.edge_weights]
+
+    def run(self, module: nn.Module, *arguments: Any) -> Tensor | None:
+        """s0, s1 [B, C_i, H_i, W_i], weights [E, O] or a table for each node, β [E] → [B, nodes·C, H', W']."""
+        if len(arguments) not in (3, 4) or any(self._hooks):
+            return None
+        s0, s1, weights, edge_weights = (*arguments, None)[:4]
+        if (edge_weights is not None) not in self.edge_weights:
+            return None
+        if not self._fits(s0, s1) or any(each.dropping for each in self.candidates):
+            return None
+        if self.nested:
+            known = isinstance(weights, Sequence) and all(isinstance(each, Tensor) for each in weights)
+            weights = torch.cat(list(weights)) if known and len(weights) == self.nodes else None
+        tables = [(weights, self.table)] + ([] if edge_weights is None else [(edge_weights, self.table[:1])])
+        for table, shape in tables:
+            if not isinstance(table, Tensor) or table.shape != shape:
+                return None
+            if table.device != s0.device and not table.is_cpu:
+                return None  # an error, which the module's own forward raises
+        self.plan.to(s0.device)
+        beta = None if edge_weights is None else edge_weights.to(s0.device)
+        return fused_cell(self.plan, s0, s1, weights.to(s0.device), beta)
+
+    def _fits(self, s0: Any, s1: Any) -> bool:
+        states = (s0, s1)
+        if not all(isinstance(state, Tensor) and state.dim() == 4 and can_fuse(state) for state in states):
+            return False
+        if (s0.dtype, s0.device, len(s0)) != (s1.dtype, s1.device, len(s1)):
+            return False
+        weight = self.form.preprocess[0].convolutions[0].weight
+        if weight.device != s0.device or not len(s0):
+            return False
+        sizes = []
+        for state, form, channels in zip(states, self.form.preprocess, self.channels, strict=True):
+            height, width = state.shape[2:]
+            # Where sizes are odd, modules without padding fail.
+            if state.shape[1] != channels or height % form.stride or width % form.stride:
+                return False
+            sizes.append((height // form.stride, width // form.stride))
+        return sizes[0] == sizes[1] and all(size and size % self.stride == 0 for size in sizes[0])
+
+    def summary(self) -> str:
+        parts = "" if self.form.parts == 1 else f", 1/{self.form.parts} of the channels"
+        beta = ", edge weights" if True in self.edge_weights else ""
+        kind = "reduction" if self.stride == 2 else "normal"
+        return f"whole {kind} cell of {self.table[0]} edges with {self.table[1]} candidates{parts}{beta}"
+
+    def left_alone(self) -> list[str]:
+        left = ["other code has hooks in it: edge by edge"] if any(self._hooks) else []
+        dropouts = any(each.dropouts for each in self.candidates)
+        return left + (["while something drops: edge by edge"] if dropouts else [])
+
+
+def _sources(nodes: int) -> list[int]:
+    return [source for node in range(2, nodes + 2) for source in range(node)]
+
+
+def _convolutions(candidate: Candidate) -> tuple[nn.Conv2d, ...]:
+    return () if candidate.form is None else candidate.form.convolutions

@@ -1,0 +1,215 @@
+"""Gives a module a fused forward in place: its class becomes a subclass of its own class.
+
+So `isinstance`, names, parameters, buffers, hooks and optimizers stay what they were. What a fused forward knows of its
+module is a `Plan`, which is made anew wherever it is not that of the module: in copies, in replicas of `DataParallel`,
+after other code has changed the module.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from fastnas.compat.signature import HOLDER, Watch, original_class, signature
+from fastnas.compat.trial import disagreement
+
+
+class Unfit(Exception):  # noqa: N818 (not an error of the user)
+    """A module is not of the form that a plan is for; the message says why."""
+
+
+class Plan(ABC):
+    """How one module is computed.
+
+    Raises:
+        Unfit: when it is made of a module of another form.
+    """
+
+    level: ClassVar[str]
+
+    @abstractmethod
+    def __init__(self, module: nn.Module, recipe: Recipe) -> None: ...
+
+    @abstractmethod
+    def run(self, module: nn.Module, *arguments: Any) -> Tensor | None:
+        """The output; None where the module's own forward must compute it."""
+
+    @abstractmethod
+    def arguments(self) -> list[list[Any]]:
+        """Random ones for a trial, float64, of every kind of call."""
+
+    @abstractmethod
+    def summary(self) -> str:
+        """What is fused, for the report."""
+
+    @abstractmethod
+    def left_alone(self) -> list[str]:
+        """What runs as it is, at present, and why."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How modules of a class are accelerated. Pickled with them."""
+
+    plan: type[Plan]
+    method: str  # that is replaced
+    parts: int = 1  # k of partial channels
+    nested: bool = False  # whether the weights of a cell come as a table for each node
+    edge_weights: tuple[bool, ...] = (False,)  # whether a cell is given β; both where it may be
+
+
+def own_forward(module: nn.Module, method: str) -> Callable[..., Any]:
+    """The method of the module's class as it was before `accelerate`, a function of the module and its arguments."""
+    function: Callable[..., Any] = getattr(original_class(module), method)
+    return function
+
+
+_verdicts: dict[Hashable, str | None] = {}
+
+
+def plan_of(module: nn.Module, recipe: Recipe) -> Plan:
+    """A plan that a trial has confirmed, for modules of this signature once.
+
+    Raises:
+        Unfit: the structure does not fit, or the trial shows something else.
+    """
+    key = recipe, signature(module)
+    if (known := _verdicts.get(key)) is not None:
+        raise Unfit(known)
+    plan = recipe.plan(module, recipe)
+    if key not in _verdicts:
+        _verdicts[key] = disagreement(
+            module,
+            plan.arguments,
+            lambda twin, arguments: own_forward(twin, recipe.method)(twin, *arguments),
+            lambda twin, arguments: recipe.plan(twin, recipe).run(twin, *arguments),
+        )
+        if (reason := _verdicts[key]) is not None:
+            raise Unfit(reason)
+    return plan
+
+
+class Holder:
+    """The plan of a module, in its dictionary. Neither copied nor pickled with it."""
+
+    def __init__(self) -> None:
+        self.watch: Watch | None = None
+        self.plan: Plan | None = None
+        self.reason = ""  # why there is no plan
+
+    def __reduce__(self) -> tuple[type[Holder], tuple[()]]:
+        return Holder, ()
+
+
+def holder_of(module: nn.Module) -> Holder:
+    """The module's plan, made anew if the module has changed."""
+    holder: Holder | None = vars(module).get(HOLDER)
+    if holder is not None and holder.watch is not None and holder.watch.is_of(module):
+        return holder
+    holder = Holder()
+    vars(module)[HOLDER] = holder
+    try:
+        holder.plan = plan_of(module, recipe_of(module))
+    except Unfit as unfit:
+        holder.reason = str(unfit)
+    holder.watch = Watch(module)
+    return holder
+
+
+def recipe_of(module: nn.Module) -> Recipe:
+    recipe: Recipe = getattr(type(module), "_fastnas_recipe")  # noqa: B009 (mypy knows no such attribute)
+    return recipe
+
+
+def is_accelerated(module: nn.Module) -> bool:
+    return hasattr(type(module), "_fastnas_recipe")
+
+
+def accelerate_in_place(module: nn.Module, recipe: Recipe) -> None:
+    module.__class__ = _accelerated(original_class(module), recipe)
+
+
+def restore_in_place(module: nn.Module) -> None:
+    if is_accelerated(module):
+        module.__class__ = original_class(module)
+        vars(module).pop(HOLDER, None)
+
+
+def runs_as_it_is() -> bool:
+    """Whether someone looks at the computation who cannot look into the operators: a tracer, torch.compile (which
+    fuses by itself), functorch, forward-mode differentiation, hooks on all modules."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or nn.modules.module._has_any_global_hook()
+    )
+
+
+_classes: dict[tuple[Any, Recipe], type[nn.Module]] = {}
+
+
+def _accelerated(cls: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
+    """The subclass, the same each time."""
+    if (cls, recipe) not in _classes:
+        _classes[cls, recipe] = _subclass(cls, recipe)
+    return _classes[cls, recipe]
+
+
+def _subclass(cls: Any, recipe: Recipe) -> type[nn.Module]:
+    own = getattr(cls, recipe.method)
+
+    @functools.wraps(own)
+    def fused(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:
+        if not runs_as_it_is() and (plan := holder_of(self).plan) is not None:
+            given = _positional(own, self, arguments, keywords) if keywords else arguments
+            if given is not None and (output := plan.run(self, *given)) is not None:
+                return output
+        return own(self, *arguments, **keywords)
+
+    def reduce_ex(self: nn.Module, protocol: Any) -> Any:
+        reduced = super(subclass, self).__reduce_ex__(protocol)
+        if isinstance(reduced, str):
+            return reduced
+        function, given, *rest = reduced
+        given = tuple(cls if each is subclass else each for each in given)
+        return _rebuilt, (recipe, function, given), *rest
+
+    names = {
+        recipe.method: fused,
+        "__reduce_ex__": reduce_ex,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "_fastnas_original": cls,
+        "_fastnas_recipe": recipe,
+    }
+    subclass: type[nn.Module] = type(cls)(cls.__name__, (cls,), names)
+    return subclass
+
+
+def _rebuilt(recipe: Recipe, function: Callable[..., nn.Module], arguments: tuple[Any, ...]) -> nn.Module:
+    module = function(*arguments)
+    accelerate_in_place(module, recipe)
+    return module
+
+
+def _positional(
+    own: Callable[..., Any], module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
+) -> tuple[Any, ...] | None:
+    """All arguments in the order of the signature; None where some cannot be."""
+    try:
+        bound = inspect.signature(own).bind(module, *arguments, **keywords)
+    except TypeError:  # which the own forward raises, too
+        return None
+    bound.apply_defaults()
+    return None if bound.kwargs else bound.args[1:]
