@@ -181,7 +181,7 @@ class Work:
 
 
 @functools.cache
-def work(space: str, channels: int, layers: int, batch: int, size: int) -> Work:
+def work(space: str, channels: int, layers: int, batch: int, size: int, parts: int | None = None) -> Work:
     """Counted by running the reference network on the meta device, which computes nothing."""
     with torch.device("meta"):
         network = Supernet(
@@ -189,7 +189,7 @@ def work(space: str, channels: int, layers: int, batch: int, size: int) -> Work:
             channels=channels,
             layers=layers,
             num_classes=CLASSES,
-            partial_channels=SPACES[space],
+            partial_channels=parts or SPACES[space],
             backend="reference",
         )
     return work_of(network, batch, size, network.space.edges)
