@@ -61,6 +61,9 @@ class Candidate:
     def dropping(self) -> bool:
         return any(dropout.training and dropout.p > 0 for dropout in self.dropouts)
 
+    def on_rows(self, x: Tensor) -> Tensor:
+        return self.call(x.contiguous())
+
     @property
     def channels(self) -> int | None:
         """C of its input, where a layer tells."""

@@ -108,7 +108,8 @@ class MixedOperation(Plan):
 
     def _sum(self, x: Tensor, row: Tensor) -> Tensor | None:
         seen = x if self.parts == 1 else x[:, : x.shape[1] // self.parts]  # [B, C/k, H, W]
-        calls = [each.call for each in self.candidates]
+        # A dropout draws in the order in which the pixels lie in memory.
+        calls = [each.on_rows if each.dropping else each.call for each in self.candidates]
         total = fused_sum(calls, [seen] * len(calls), weights=row, chains=self._chains())
         if total is None or self.parts == 1:
             return total

@@ -81,6 +81,9 @@ def plan_of(module: nn.Module, recipe: Recipe) -> Plan:
     Raises:
         Unfit: the structure does not fit, or the trial shows something else.
     """
+    if any("forward" in vars(inner) for inner in module.modules()):
+        # Most often it refers to the module itself, so that a copy would still run the original.
+        raise Unfit("a forward of its own replaces that of its class")
     key = recipe, signature(module)
     if (known := _verdicts.get(key)) is not None:
         raise Unfit(known)

@@ -11,7 +11,7 @@ import torch
 from foreign import agree, build, images, outcome
 from torch import Tensor, nn
 
-from benchmarks.ancestors import darts
+from benchmarks.ancestors import darts, p_darts
 from benchmarks.ancestors.darts_operations import DilConv, SepConv, Zero
 from fastnas import compat
 from fastnas.compat.mixed_operation import MixedOperation
@@ -215,11 +215,8 @@ def test_replaced_and_changed_modules() -> None:
 
 def test_dropout_behind_skips() -> None:
     """P-DARTS: while it drops, the random numbers are drawn as they would be."""
-    network: Any = build("p-darts")
-    from benchmarks.ancestors import p_darts
-
     on = [[True, True, True, True, False, False, True, False]] * 5
-    network = p_darts.Network(4, 5, 3, 2, on, on, p=0.5).double()
+    network: Any = p_darts.Network(4, 5, 3, 2, on, on, p=0.5).double()
     network, plain = accelerated(network)
     x = images()
     for training in (True, True, False):
@@ -286,7 +283,7 @@ def test_weights_of_other_kinds(as_given: str) -> None:
         elif as_given == "float64":
             weights = leaf.double()
         y = each(weights=weights, x=x) if as_given == "keywords" else each(x, weights)
-        sources = [p for p in each.parameters()] + ([leaf] if as_given != "list of floats" else [])
+        sources = [*each.parameters(), *([] if as_given == "list of floats" else [leaf])]
         results.append([y, *torch.autograd.grad(y.square().sum(), sources)])
     assert results[0][0].dtype == torch.float32
     agree(*results, bound=1e-3)
