@@ -18,12 +18,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from fastnas.nn.cell_backward import Backward
 from fastnas.nn.cell_evaluation import evaluate
 from fastnas.nn.cell_forward import Batch, Forward, Moments, Outputs, Running, Settings
 from fastnas.nn.cell_plan import CellPlan
+from fastnas.nn.first_order import first_order
 from fastnas.ops.layout import DEVICE_TYPES, accumulate_dtype, computation_dtype
 
 
@@ -63,7 +63,7 @@ class _Cell(torch.autograd.Function):
         return cell.output
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         plan, settings = ctx.plan, ctx.settings
         tensors = iter(ctx.saved_tensors)

@@ -13,9 +13,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
+from fastnas.nn.first_order import first_order
 from fastnas.nn.form import form_of
 from fastnas.nn.fused_chain import (
     Chain,
@@ -79,7 +79,7 @@ class _FusedSum(torch.autograd.Function):
         return _node_sum(outputs, shifts, scales, of_images, [], None, images, 1)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         shares, *rest = ctx.saved_tensors
         saved = iter(rest)
