@@ -76,10 +76,10 @@ def report(module: nn.Module) -> Report:
 def _accelerate_whole(module: nn.Module) -> None:
     for recipe in _recipes(module):
         try:
-            plan_of(module, recipe)
+            plan = plan_of(module, recipe)
         except Unfit:
             continue
-        accelerate_in_place(module, recipe)
+        accelerate_in_place(module, recipe, plan)
         return
 
 

@@ -80,7 +80,7 @@ def recognise(module: nn.Module) -> Candidate:
     found = _form_of(module)
     if isinstance(found, str):
         return Candidate(module, None, found, dropouts)
-    key = signature(module)
+    key = type(found), signature(module)
     if key not in _verdicts:
         _verdicts[key] = "" if isinstance(found, Skip | Nothing) else _try(module, found) or ""
     reason = _verdicts[key]

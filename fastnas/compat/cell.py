@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastnas.compat.candidate import Candidate, positional, recognise
 from fastnas.compat.mixed_operation import MixedOperation
-from fastnas.compat.replacement import Plan, Recipe, Unfit, is_accelerated, recipe_of
+from fastnas.compat.replacement import Plan, Recipe, Unfit, holder_of, is_accelerated, recipe_of
 from fastnas.compat.signature import hooks_of, original_class
 from fastnas.nn.cell_plan import CellPlan
 from fastnas.nn.form import CellForm, Pointwise
@@ -65,9 +65,9 @@ class Cell(Plan):
             raise Unfit("it has not two inputs with a preprocessing each")
         if self.nodes * (self.nodes + 3) // 2 != len(edges):
             raise Unfit(f"{len(edges)} edges are not those of nodes that read all earlier states")
-        if not all(map(_is_mixed, edges)):
+        mixed = [plan for edge in edges if isinstance(plan := holder_of(edge).plan, MixedOperation)]
+        if len(mixed) < len(edges):
             raise Unfit("one of its edges is not a mixed operation that is known")
-        mixed = [MixedOperation(edge, recipe_of(edge)) for edge in edges]
         self.candidates = [*preprocess, *(each for edge in mixed for each in edge.candidates)]
         for each in self.candidates:
             if each.form is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -31,20 +33,35 @@ def candidates_of(module: nn.Module) -> list[nn.Module]:
 
 def recipes(module: nn.Module) -> Iterator[Recipe]:
     """How it might be accelerated; none where it does not look like a mixed operation."""
+    methods = _methods(cast(Any, original_class(module)))
+    if not methods:
+        return
     inside = [recognise(each) for each in candidates_of(module)]
     if not any(map(is_operation, inside)) or recognise(module).form is not None:
         return
     own = vars(module).get("k")
     parts = dict.fromkeys([own, *_PARTS] if type(own) is int and own >= 1 else _PARTS)
-    for method in METHODS:
-        function = getattr(original_class(module), method, None)
+    for method, takes_weights in methods:
+        if takes_weights:
+            yield from (Recipe(MixedOperation, method, k) for k in parts)
+        elif isinstance(getattr(module, "_arch_alpha", None), Tensor):
+            yield Recipe(LayerChoice, method)
+
+
+@functools.cache
+def _methods(cls: Any) -> list[tuple[str, bool]]:
+    """Those of a class that may be the sum, and whether they take weights beside x."""
+    found = []
+    for name in METHODS:
+        function = getattr(cls, name, None)
         if function is None or function is nn.Module.forward:
             continue
+        parameters = inspect.signature(function).parameters.values()
         if len(positional(function, required=True)) == 3:  # self, x, weights
-            for k in parts:
-                yield Recipe(MixedOperation, method, k)
-        elif method == "forward" and hasattr(module, "_arch_alpha") and isinstance(module._arch_alpha, Tensor):
-            yield Recipe(LayerChoice, method)
+            found.append((name, True))
+        elif name == "forward" and any(each.kind is each.VAR_POSITIONAL for each in parameters):
+            found.append((name, False))
+    return found
 
 
 def is_operation(candidate: Candidate) -> bool:

@@ -136,8 +136,12 @@ def is_accelerated(module: nn.Module) -> bool:
     return hasattr(type(module), "_fastnas_recipe")
 
 
-def accelerate_in_place(module: nn.Module, recipe: Recipe) -> None:
+def accelerate_in_place(module: nn.Module, recipe: Recipe, plan: Plan | None = None) -> None:
+    """plan: one of the module that a trial has confirmed, if there is one already."""
     module.__class__ = _accelerated(original_class(module), recipe)
+    if plan is not None:
+        holder = vars(module)[HOLDER] = Holder()
+        holder.plan, holder.watch = plan, Watch(module)
 
 
 def restore_in_place(module: nn.Module) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import weakref
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 # Not among them: the mode, in which a trial is run both ways; what DataParallel marks its replicas with; the
 # probability of a dropout, which is looked at when it matters.
 _IGNORED = {"training", "_is_replica"}
 HOLDER = "_fastnas_plan"  # the attribute that `accelerate` adds
+_PLAIN = {bool, int, float, str, type(None)}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -26,23 +28,33 @@ def is_layer(module: nn.Module) -> bool:
     return original_class(module).__module__.startswith("torch.nn.modules.")
 
 
+# Of layers of torch neither: the form of a module says how many channels it needs.
+_CHANNELS = {"in_channels", "out_channels", "groups", "num_features", "p"}
+
+
 def signature(module: nn.Module) -> Hashable:
     """Equal for modules of the same classes with the same plain attributes, children included."""
-    ignored = _IGNORED | ({"p"} if type(module) is nn.Dropout else set())
-    attributes = [(name, _frozen(value)) for name, value in vars(module).items() if name not in ignored]
-    kept = tuple(sorted((name, value) for name, value in attributes if value is not None))
+    ignored = _IGNORED | _CHANNELS if is_layer(module) else _IGNORED
+    kept = tuple(
+        (name, frozen)
+        for name, value in vars(module).items()
+        if name not in ignored and (frozen := _frozen(value)) is not None
+    )
     children = tuple((name, signature(child)) for name, child in module._modules.items() if child is not None)
     return original_class(module), kept, children
 
 
 def _frozen(value: Any) -> Hashable:
     """None where a value says nothing: a tensor, a module, the dictionaries of nn.Module."""
-    if isinstance(value, bool | int | float | str | None):
-        return (type(value).__name__, repr(value))
+    kind = type(value)
+    if kind in _PLAIN:
+        return kind, value
+    if kind in (dict, OrderedDict, Tensor) or isinstance(value, nn.Module):
+        return None
     if isinstance(value, list | tuple) and len(value) <= 64:
         parts = [_frozen(each) for each in value]
-        return None if None in parts else (type(value).__name__, *parts)
-    if callable(value) and not isinstance(value, nn.Module):
+        return None if None in parts else (kind, *parts)
+    if callable(value):
         return ("callable", value)
     return None
 

@@ -51,9 +51,11 @@ def disagreement(
             calls = _moved(arguments(), device)
         except Exception as error:  # whatever a foreign class raises when it is copied
             return f"it cannot be copied: {_words(error)}"
-        for given, training in itertools.product(calls, (True, False)):
+        # Evaluation comes first: training changes the buffers, in both networks alike.
+        networks = _restored(copy.deepcopy(plain)), plain
+        for given, training in itertools.product(calls, (False, True)):
             pair = []
-            for call, network in ((theirs, _restored(copy.deepcopy(plain))), (ours, copy.deepcopy(plain))):
+            for call, network in zip((theirs, ours), networks, strict=True):
                 torch.manual_seed(1)
                 try:
                     pair.append(_outcome(network.train(training), call, given))

@@ -131,10 +131,10 @@ def test_second_derivative_is_an_error() -> None:
     x = images()
     with pytest.raises(RuntimeError, match=r"fastnas.compat.restore"):
         torch.autograd.grad(network(x).square().sum(), alphas(network)[:1], create_graph=True)
-    cell = network.cells[0]
-    with pytest.raises(RuntimeError, match=r"fastnas.compat.restore"):  # one mixed operation alone
-        y = cell._ops[0](torch.randn(2, 4, 8, 8, dtype=torch.float64), alphas(network)[0][0])
-        torch.autograd.grad(y.square().sum(), alphas(network)[:1], create_graph=True)
+    state = torch.randn(2, 4, 8, 8, dtype=torch.float64)
+    loss = network.cells[0]._ops[0](state, alphas(network)[0][0]).square().sum()  # one mixed operation alone
+    with pytest.raises(RuntimeError, match=r"fastnas.compat.restore"):
+        torch.autograd.grad(loss, alphas(network)[:1], create_graph=True)
     compat.restore(network)
     hessians = []
     for each in (network, plain):
