@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from fastnas.compat import cell, mixed_operation
+from fastnas.compat import cell, graph, mixed_operation
 from fastnas.compat.candidate import CandidatePlan, recognise
 from fastnas.compat.mixed_operation import candidates_of
 from fastnas.compat.replacement import (
@@ -86,12 +86,13 @@ def _accelerate_whole(module: nn.Module) -> None:
 def _recipes(module: nn.Module) -> Iterator[Recipe]:
     yield from cell.recipes(module)
     yield from mixed_operation.recipes(module)
+    yield from graph.recipes(module)
 
 
 def _loose_candidates(module: nn.Module) -> list[nn.Module]:
     """Candidates with convolutions, side by side in a container, whose sum is of a form that nobody knows."""
-    mixed = [each for each in module.modules() if is_accelerated(each)]
-    covered = {candidate for each in mixed for candidate in candidates_of(each)}
+    plans = [holder_of(each).plan for each in module.modules() if is_accelerated(each)]
+    covered = {candidate.module for plan in plans if plan is not None for candidate in plan.candidates}
     found = []
     for each in module.modules():
         lists = isinstance(each, nn.ModuleList | nn.ModuleDict) or any(True for _ in mixed_operation.recipes(each))

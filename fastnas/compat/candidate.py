@@ -248,6 +248,7 @@ class CandidatePlan(Plan):
 
     def __init__(self, module: nn.Module, recipe: Recipe) -> None:
         self.candidate = recognise(module)
+        self.candidates = [self.candidate]
         if self.candidate.form is None:
             raise Unfit(self.candidate.reason)
         self._hooks = [hooks for child in module.children() for hooks in hooks_of(child)]

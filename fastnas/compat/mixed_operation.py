@@ -15,7 +15,6 @@ from fastnas.compat.candidate import Candidate, positional, recognise
 from fastnas.compat.replacement import Plan, Recipe, Unfit
 from fastnas.compat.signature import original_class, own_hooks
 from fastnas.nn.form import Nothing, Skip
-from fastnas.nn.fused_chain import Chain
 from fastnas.nn.fused_sum import can_fuse, fused_sum
 
 METHODS = ("apply_weights", "forward_darts", "forward")  # (x, weights); NASLib's, AutoDL's, that of all others
@@ -125,17 +124,12 @@ class MixedOperation(Plan):
 
     def _sum(self, x: Tensor, row: Tensor) -> Tensor | None:
         seen = x if self.parts == 1 else x[:, : x.shape[1] // self.parts]  # [B, C/k, H, W]
-        # A dropout draws in the order in which the pixels lie in memory.
-        calls = [each.on_rows if each.dropping else each.call for each in self.candidates]
-        total = fused_sum(calls, [seen] * len(calls), weights=row, chains=self._chains())
+        total = sum_of(self.candidates, [seen] * len(self.candidates), row)
         if total is None or self.parts == 1:
             return total
         rest = x[:, seen.shape[1] :]  # [B, C - C/k, H, W]
         rest = rest if self.stride == 1 else F.max_pool2d(rest, 2, 2)
         return F.channel_shuffle(torch.cat([total, rest], 1), self.parts)  # [B, C, H', W']
-
-    def _chains(self) -> list[Chain | None]:
-        return [None if each.hooked or each.dropping else each.chain for each in self.candidates]
 
     def summary(self) -> str:
         fused = sum(each.form is not None and not each.hooked for each in self.candidates)
@@ -143,12 +137,29 @@ class MixedOperation(Plan):
         return f"{fused} of {len(self.candidates)} candidates{parts}"
 
     def left_alone(self) -> list[str]:
-        left = [
-            f"{_class(each)}: {'other code has hooks in it' if each.hooked else each.reason}"
-            for each in self.candidates
-            if each.form is None or each.hooked
-        ]
-        return left + [f"{_class(each)}: while it drops" for each in self.candidates if each.form and each.dropouts]
+        return left_alone(self.candidates)
+
+
+def sum_of(candidates: Sequence[Candidate], inputs: Sequence[Tensor], weights: Tensor) -> Tensor | None:
+    """Σ_k weights_k · candidates_k(inputs_k), fused as far as possible; None where that cannot be.
+
+    inputs [B, C, H, W] each, weights [K] → [B, C', H', W'].
+    """
+    # A dropout draws in the order in which the pixels lie in memory.
+    calls = [each.on_rows if each.dropping else each.call for each in candidates]
+    chains = [None if each.hooked or each.dropping else each.chain for each in candidates]
+    return fused_sum(calls, inputs, weights=weights, chains=chains)
+
+
+def left_alone(candidates: Sequence[Candidate]) -> list[str]:
+    """Which candidates run as they are, and why."""
+    left = [
+        f"{_class(each)}: {'other code has hooks in it' if each.hooked else each.reason}"
+        for each in candidates
+        if each.form is None or each.hooked
+    ]
+    left += [f"{_class(each)}: while it drops" for each in candidates if each.form and each.dropouts]
+    return list(dict.fromkeys(left))
 
 
 def _class(candidate: Candidate) -> str:

@@ -12,14 +12,17 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.autograd import forward_ad
 
 from fastnas.compat.signature import HOLDER, Watch, original_class, signature
 from fastnas.compat.trial import disagreement
+
+if TYPE_CHECKING:
+    from fastnas.compat.candidate import Candidate
 
 
 class Unfit(Exception):  # noqa: N818 (not an error of the user)
@@ -34,12 +37,13 @@ class Plan(ABC):
     """
 
     level: ClassVar[str]
+    candidates: list[Candidate]  # that it computes
 
     @abstractmethod
     def __init__(self, module: nn.Module, recipe: Recipe) -> None: ...
 
     @abstractmethod
-    def run(self, module: nn.Module, *arguments: Any) -> Tensor | None:
+    def run(self, module: nn.Module, *arguments: Any) -> Any:
         """The output; None where the module's own forward must compute it."""
 
     @abstractmethod

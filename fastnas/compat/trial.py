@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fastnas.compat.signature import hooks_of, original_class
 
-Call = Callable[[nn.Module, Sequence[Any]], Tensor | None]
+Call = Callable[[nn.Module, Sequence[Any]], Any]
 """The output for a copy of the module and the arguments."""
 
 TOLERANCE = 1e-7  # of float64 sums in another order, with room for ill-conditioned normalisations
@@ -117,13 +117,14 @@ def _leaves(value: Any) -> Any:
 def _outcome(network: nn.Module, call: Call, arguments: Sequence[Any]) -> list[Tensor] | None:
     given = _leaves(arguments)
     output = call(network, given)
-    if not isinstance(output, Tensor):
+    if output is None:
         return None
-    output = output.contiguous()
+    outputs = _tensors(output)
+    output = torch.cat([each.flatten() for each in outputs])
     direction = torch.linspace(-3, 3, output.numel(), dtype=output.dtype, device=output.device).sin().view_as(output)
     sources = [*_tensors(given), *network.parameters()]
     grads = torch.autograd.grad((output * direction).sum(), sources, allow_unused=True, materialize_grads=True)
-    return [output.detach(), *grads, *(buffer.double() for buffer in network.buffers())]
+    return [*(each.detach() for each in outputs), *grads, *(buffer.double() for buffer in network.buffers())]
 
 
 def _agree(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> bool:

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import cell, data, derived_step, population, search_epoch, supernet_step
+from benchmarks import cell, data, derived_step, drop_in, population, search_epoch, supernet_step
 from benchmarks.harness import CHANNELS_LAST, COMPILED, FASTNAS, FASTNAS_GRAPHED, GRAPHED, PLAIN, timing
 from benchmarks.harness.ceilings import Ceilings
 from benchmarks.harness.memory import peak_memory
 from benchmarks.harness.networks import Options, contenders, unrecorded, work
+from fastnas.errors import UserError
 
 CPU = torch.device("cpu")
 TINY = Options(batch=4, channels=4, layers=2, size=8, space="egnas", individuals=4, timed=2, images=20, memory=False)
@@ -24,7 +25,7 @@ TINY = Options(batch=4, channels=4, layers=2, size=8, space="egnas", individuals
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "ceilings", lambda device: Ceilings(100.0, 10.0))
-    for module in (cell, data, derived_step, population, search_epoch, supernet_step):
+    for module in (cell, data, derived_step, drop_in, population, search_epoch, supernet_step):
         monkeypatch.setattr(
             module, "compare", lambda *given, **options: timing.compare(*given, **options | {"warm_up": 0})
         )
@@ -42,6 +43,21 @@ def test_supernet_step():
     needed = work("darts", 4, 1, 4, 8)
     assert (rows[-1].flops, rows[-1].bytes, rows[-1].images) == (needed.flops("both"), needed.bytes("both"), 4)
     assert all(row.peak_bytes is None for row in rows)
+
+
+def test_drop_in():
+    options = replace(TINY, space=None, channels=8)
+    rows = drop_in.measure(CPU, 0.0, options)
+    contenders_of = [(row.case.split()[0], row.contender) for row in rows]
+    assert contenders_of == [(n, c) for n in ("darts", "pc-darts") for c in (PLAIN, CHANNELS_LAST, FASTNAS)]
+    assert rows[0].flops == work("darts", 8, 2, 4, 8).flops("both") > rows[-1].flops
+    images = torch.randn(4, 3, 8, 8)
+    networks = [drop_in.build("pc-darts", each, CPU, 8, 2) for each in (PLAIN, CHANNELS_LAST, FASTNAS)]
+    outputs = [network(images) for network in networks]
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(outputs[2], outputs[0], atol=1e-4, rtol=1e-4)
+    with pytest.raises(UserError, match="darts or pc-darts"):
+        drop_in.measure(CPU, 0.0, replace(options, space="egnas"))
 
 
 def test_peak_memory_is_asked_for_the_whole_step_of_each_contender(monkeypatch):
@@ -200,7 +216,15 @@ def test_the_command_explains_what_it_cannot_do(arguments, message, capsys):
 
 def test_every_file_is_found_by_its_name():
     assert "mixed_sum" in command.operators()
-    assert command.end_to_end() == ["cell", "data", "derived_step", "population", "search_epoch", "supernet_step"]
+    assert command.end_to_end() == [
+        "cell",
+        "data",
+        "derived_step",
+        "drop_in",
+        "population",
+        "search_epoch",
+        "supernet_step",
+    ]
 
 
 @pytest.mark.cuda

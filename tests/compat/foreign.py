@@ -68,10 +68,14 @@ NETWORKS: dict[str, tuple[Build, int, dict[str, str]]] = {
         3,
         {"MixedOp": "mixed operation"},
     ),
-    "xautodl nb201": (lambda: nb201(False, True), 4, {}),
+    "xautodl nb201": (lambda: nb201(False, True), 4, {"NAS201SearchCell": "cell, node by node"}),
     "naslib": (lambda: naslib.Graph(4), 4, {"DARTSMixedOp": "mixed operation"}),
     "naslib partial": (lambda: naslib.Graph(8, 2), 8, {"DARTSMixedOp": "mixed operation"}),
-    "nni cell": (lambda: OfTwoStates(nni.cell(4, 4, 4, 2, True, False)), 4, {"SepConv": "candidate"}),
+    "nni cell": (
+        lambda: OfTwoStates(nni.cell(4, 4, 4, 2, True, False)),
+        4,
+        {"DifferentiableMixedCell": "cell, node by node"},
+    ),
     "nni choice": (layer_choice, 4, {"DifferentiableMixedLayer": "mixed operation"}),
     "confopt": (
         lambda: OfTwoStates(confopt.Cell(4, 4, 4, 2, True), [(5, 8)]),

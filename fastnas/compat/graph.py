@@ -1,0 +1,152 @@
+"""Cells whose edges are bare lists of candidates: NAS-Bench-201 as AutoDL-Projects searches it, and NNI's.
+
+Each node is one fused sum over all candidates of all edges that enter it.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastnas.compat.candidate import positional, recognise
+from fastnas.compat.mixed_operation import left_alone, sum_of
+from fastnas.compat.replacement import Plan, Recipe, Unfit
+from fastnas.compat.signature import original_class, own_hooks
+from fastnas.nn.cell_plan import MOST_CANDIDATES
+from fastnas.nn.fused_sum import can_fuse
+
+_Container = nn.ModuleList | nn.ModuleDict
+
+
+def edges_of(module: nn.Module) -> list[list[nn.Module]]:
+    """The candidates of each edge, in the order in which the edges are registered."""
+    found: list[list[nn.Module]] = []
+    for child in module.children():
+        if not isinstance(child, _Container):
+            continue
+        inner = list(child.children())
+        if inner and not any(isinstance(each, _Container) for each in inner):
+            if isinstance(module, _Container):
+                found.append(inner)
+        else:
+            found += edges_of(child)
+    return found
+
+
+def recipes(module: nn.Module) -> Iterator[Recipe]:
+    """How it might be accelerated; none where it does not look like such a cell."""
+    forward = original_class(module).forward
+    if forward is nn.Module.forward or not edges_of(module):
+        return
+    if len(positional(forward, required=True)) == 3:  # self, x, weights
+        yield Recipe(Graph, "forward")
+    elif all(hasattr(module, name) for name in ("preprocessor", "postprocessor", "_arch_alpha", "_softmax")):
+        yield Recipe(OwnWeightsGraph, "forward")
+
+
+class Graph(Plan):
+    """One input state; every node sums all earlier ones; the last node is the output. Weights [E, O] are given."""
+
+    level = "cell, node by node"
+    inputs = 1
+
+    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
+        self.edges = [[recognise(each) for each in edge] for edge in edges_of(module)]
+        count = itertools.accumulate(itertools.count(self.inputs))  # of edges, by nodes
+        self.nodes = 1 + next(i for i, edges in enumerate(count) if edges >= len(self.edges))
+        if len(self.edges) != sum(range(self.inputs, self.inputs + self.nodes)):
+            raise Unfit(f"{len(self.edges)} edges are not those of nodes that read all earlier states")
+        if len({len(edge) for edge in self.edges}) > 1:
+            raise Unfit("its edges differ in the number of their candidates")
+        self.candidates = [each for edge in self.edges for each in edge]
+        if max(len(self.edges[0]) * (self.inputs + self.nodes), 1) > MOST_CANDIDATES:
+            raise Unfit("a node has more candidates than the operators take")
+        if not any(each.form is not None and each.form.norms for each in self.candidates):
+            raise Unfit("none of its candidates is known")
+        channels = {each.channels for each in self.candidates if each.channels is not None}
+        if len(channels) > 1:
+            raise Unfit("its candidates see different numbers of channels")
+        self.channels = next(iter(channels), 4)
+        self.stride = max(each.form.stride for each in self.candidates if each.form is not None)
+        inside = {inner for each in self.candidates for inner in each.module.modules()}
+        containers = [inner for inner in module.modules() if isinstance(inner, _Container)]
+        self._hooks = [hooks for inner in containers if inner not in inside for hooks in own_hooks(inner)]
+
+    def arguments(self) -> list[list[Any]]:
+        x = torch.randn(3, self.channels, 8, 8, dtype=torch.float64)  # [B, C, H, W]
+        return [[x, torch.rand(len(self.edges), len(self.edges[0]), dtype=torch.float64) + 0.1]]
+
+    def run(self, module: nn.Module, *arguments: Any) -> Tensor | None:
+        """x [B, C, H, W], weights [E, O] → [B, C, H', W']."""
+        x, weights = arguments if len(arguments) == 2 else (None, None)
+        if not isinstance(x, Tensor) or not isinstance(weights, Tensor) or not self._fits(x):
+            return None
+        if weights.shape != (len(self.edges), len(self.edges[0])) or weights.device != x.device:
+            return None
+        states = self._states([x], weights.unbind())
+        return None if states is None else states[-1]
+
+    def _fits(self, x: Tensor) -> bool:
+        if x.dim() != 4 or not can_fuse(x) or x.shape[1] != self.channels or any(self._hooks):
+            return False
+        return self.stride == 1 or not (x.shape[2] % 2 or x.shape[3] % 2)
+
+    def _states(self, states: list[Tensor], rows: Sequence[Tensor], must: bool = False) -> list[Tensor] | None:
+        """With the nodes, from rows [O] of weights. None, unless it must be, where the first sum cannot be fused."""
+        edge = 0
+        for index in range(self.nodes):
+            edges = slice(edge, edge + self.inputs + index)
+            candidates = [each for of_edge in self.edges[edges] for each in of_edge]
+            inputs = [state for state, of_edge in zip(states, self.edges[edges], strict=True) for _ in of_edge]
+            weights = torch.cat(list(rows[edges]))  # [K]
+            total = sum_of(candidates, inputs, weights)
+            if total is None and (must or index > 0):
+                outputs = [w * each.call(x) for w, each, x in zip(weights, candidates, inputs, strict=True)]
+                total = functools.reduce(torch.add, outputs)
+            if total is None:
+                return None
+            states.append(total)
+            edge = edges.stop
+        return states
+
+    def summary(self) -> str:
+        fused = sum(each.form is not None and not each.hooked for each in self.candidates)
+        return f"{self.nodes} nodes, {fused} of {len(self.candidates)} candidates"
+
+    def left_alone(self) -> list[str]:
+        return left_alone(self.candidates)
+
+
+class OwnWeightsGraph(Graph):
+    """NNI's: preprocessings, postprocessing, and α of every edge are the cell's own; one more α for adding nothing."""
+
+    inputs = 2
+
+    def arguments(self) -> list[list[Any]]:
+        states = [torch.randn(3, channels, 8, 8, dtype=torch.float64) for channels in self.channels_in]
+        return [states]  # [B, C_i, H, W] each
+
+    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
+        super().__init__(module, recipe)
+        preprocess = [recognise(each) for each in cast(nn.Module, module.preprocessor).children()]
+        self.channels_in = [each.channels for each in preprocess if each.channels is not None]
+        if len(self.channels_in) != self.inputs or len(cast(Any, module)._arch_alpha) != len(self.edges):
+            raise Unfit("it has not two inputs with a preprocessing each, and α for each edge")
+
+    def run(self, module: nn.Module, *arguments: Any) -> Any:
+        """The input states [B, C_i, H_i, W_i] → what the postprocessing makes of [B, nodes·C, H', W']."""
+        if len(arguments) != self.inputs or not all(isinstance(x, Tensor) and can_fuse(x) for x in arguments):
+            return None
+        if any(self._hooks):
+            return None
+        own = cast(Any, module)
+        processed = own.preprocessor(arguments)
+        rows = [own._softmax(alpha)[:-1] for alpha in own._arch_alpha.values()]
+        # From here on nothing is left to the module's own forward: running statistics have moved.
+        states = cast(list[Tensor], self._states(list(processed), rows, must=True))
+        return own.postprocessor(torch.cat(states[self.inputs :], 1), processed)
