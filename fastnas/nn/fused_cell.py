@@ -91,9 +91,10 @@ class _Cell(torch.autograd.Function):
         return None, None, None, None, *done.inputs, *grads
 
 
-def _kind(norm: nn.BatchNorm2d) -> tuple[bool, int | None, float, float | None]:
+def _kind(norm: nn.BatchNorm2d) -> tuple[bool, bool, int | None, float, float | None]:
     """In what all normalisations of a cell must agree; `images` is that of `BatchNorm`."""
-    return norm.training, getattr(norm, "images", None), norm.eps, norm.momentum
+    plain = norm.weight is None and norm.running_mean is not None
+    return plain, norm.training, getattr(norm, "images", None), norm.eps, norm.momentum
 
 
 def fused_cell(
@@ -104,9 +105,9 @@ def fused_cell(
     s0, s1 [B, C, H, W], op_weights [E, O] and edge_weights [E]; for a population [P or 1, B, C, H, W], [P, E, O], [P,
     E].
     """
-    training, images, eps, momentum = _kind(plan.norms[0])
+    plain, training, images, eps, momentum = _kind(plan.norms[0])
     alike = len({_kind(norm) for norm in plan.norms}) == 1
-    if not (s0.device.type in DEVICE_TYPES and s0.is_floating_point() and alike) or momentum is None:
+    if not (s0.device.type in DEVICE_TYPES and s0.is_floating_point() and plain and alike) or momentum is None:
         return None
     individuals = op_weights.shape[0] if s0.dim() == 5 else 1
     batch = training or images is not None
