@@ -65,7 +65,8 @@ class Cell(Plan):
             raise Unfit("it has not two inputs with a preprocessing each")
         if self.nodes * (self.nodes + 3) // 2 != len(edges):
             raise Unfit(f"{len(edges)} edges are not those of nodes that read all earlier states")
-        mixed = [plan for edge in edges if isinstance(plan := holder_of(edge).plan, MixedOperation)]
+        plans = [holder_of(edge).plan for edge in edges if is_accelerated(edge)]
+        mixed = [plan for plan in plans if isinstance(plan, MixedOperation)]
         if len(mixed) < len(edges):
             raise Unfit("one of its edges is not a mixed operation that is known")
         self.candidates = [*preprocess, *(each for edge in mixed for each in edge.candidates)]
