@@ -213,6 +213,25 @@ def test_replaced_and_changed_modules() -> None:
     agree(outcome(network, x), outcome(plain, x))
 
 
+class Scalable(darts.MixedOp):
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return self.scale * super().forward(x, weights)
+
+
+def test_attributes_that_change_what_is_computed() -> None:
+    network: Any = build("darts")
+    mixed_op(network, 0, 0).__class__ = Scalable
+    mixed_op(network, 0, 0).scale = 1.0
+    network, plain = accelerated(network)
+    assert compat.report(network).entries[0].level == "cell"
+    x = images()
+    agree(outcome(network, x), outcome(plain, x))
+    for scale in (2.0, 3.0, 1.0):
+        for each in (network, plain):
+            mixed_op(each, 0, 0).scale = scale
+        agree(outcome(network, x), outcome(plain, x))
+
+
 def test_dropout_behind_skips() -> None:
     """P-DARTS: while it drops, the random numbers are drawn as they would be."""
     on = [[True, True, True, True, False, False, True, False]] * 5
