@@ -154,7 +154,7 @@ def centre(size: tuple[int, int], image_size: int) -> tuple[int, int]:
 
 
 def resized_side(image_size: int, evaluated_share: float | None) -> int:
-    """What to resize the shorter side to, so that a centre crop of `image_size` pixels covers `evaluated_share` of it."""
+    """What to resize the shorter side to, for a centre crop of `image_size` pixels to cover `evaluated_share` of it."""
     return image_size if evaluated_share is None else round(image_size / evaluated_share)
 
 
