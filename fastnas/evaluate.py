@@ -102,13 +102,17 @@ def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 def open_source(
     network: DerivedNetwork, spec: str, split: str, image_size: int | None = None, limit: int | None = None
 ) -> data.Source:
-    """The images, normalised as those that the network was trained with.
+    """The images, brought to the size and normalised as those that the network was tested with.
 
     Raises:
         UserError: the images or their classes do not fit the network.
     """
     known = network.about.get("images", {})
-    source = data.open(spec, split, image_size=image_size, limit=limit)
+    height, width = known.get("image_size", (None, None))
+    if image_size is None and height == width:
+        image_size = height
+    share = known.get("evaluated_share") if image_size else None
+    source = data.open(spec, split, image_size=image_size, evaluated_share=share, limit=limit)
     classes = known.get("classes")
     if classes is not None and list(source.classes) != list(classes):
         raise UserError(
@@ -169,10 +173,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("network", type=Path, help="run directory of fastnas.train, or a saved network (.json)")
     parser.add_argument(
-        "--data", help="digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT or npz:FILE; without it no accuracy"
+        "--data",
+        help="digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE; without: no accuracy",
     )
     parser.add_argument("--split", choices=("test", "train"), default="test", help="of the images (default: test)")
-    parser.add_argument("--image-size", type=int, help="pixels a side to resize and crop to")
+    parser.add_argument("--image-size", type=int, help="pixels a side to resize and crop to (default: as trained)")
     parser.add_argument("--limit", type=int, help="at most this many images, evenly from all classes")
     parser.add_argument("--batch-size", type=int, default=256, help="images in a batch (default: 256)")
     parser.add_argument("--runs", type=int, default=30, help="timed runs for the latency; 0: none (default: 30)")

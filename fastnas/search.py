@@ -20,15 +20,13 @@ from fastnas.compat.load_supernet import load_betas, load_supernet
 from fastnas.configuration import SearchOptions, differences, parse
 from fastnas.counting import count_parameters
 from fastnas.engine.checkpoint import load_checkpoint
-from fastnas.engine.progress import shown
+from fastnas.engine.progress import print_left_out, shown
 from fastnas.engine.search import Outcome, Search
 from fastnas.env import environment
 from fastnas.errors import UserError
 from fastnas.nn import Supernet
 from fastnas.process import create_directory, given, make_deterministic, name_directory, resolve_device, seed_everything
 from fastnas.report import print_genotype, write_report
-
-LISTED = 10  # files that were left out
 
 DESCRIPTION = """Searches a network architecture for your images.
 
@@ -201,13 +199,7 @@ def introduce(search: Search, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    if source.left_out:
-        left_out = len(source.left_out)
-        console.print(f"{left_out:,} unreadable {'file' if left_out == 1 else 'files'} left out:", highlight=False)
-        for problem in source.left_out[:LISTED]:
-            console.print(f"  {problem}", highlight=False, markup=False, soft_wrap=True)
-        if left_out > LISTED:
-            console.print(f"  and {left_out - LISTED:,} more, all in metrics.jsonl and the report", highlight=False)
+    print_left_out(source.left_out, console)
     if search.resumed:
         console.print(f"resumed after {search.epoch} epochs and {search.step} steps", highlight=False)
 

@@ -20,7 +20,7 @@ from fastnas.configuration import differences
 from fastnas.counting import count_macs, count_parameters
 from fastnas.data.split import stratified
 from fastnas.engine.checkpoint import load_checkpoint
-from fastnas.engine.progress import TRAIN_HEADER, shown, train_line
+from fastnas.engine.progress import TRAIN_HEADER, print_left_out, shown, train_line
 from fastnas.engine.retrain import Retrain, TrainOutcome
 from fastnas.env import environment
 from fastnas.errors import UserError
@@ -58,7 +58,8 @@ def open_sources(options: TrainOptions) -> Sources:
         raise UserError("--select best_valid needs held-out images: give --validation, for example 0.1.")
     if options.run.select == "best_test" and wanted.test == "none":
         raise UserError("--select best_test needs test images: leave out --test none.")
-    how: dict[str, Any] = {"image_size": wanted.image_size, "download": wanted.download}
+    names = ("image_size", "download", "evaluated_share", "skip_unreadable")
+    how: dict[str, Any] = {name: getattr(wanted, name) for name in names}
     source = data.open(wanted.data, limit=wanted.limit, **how)
     test = None
     if wanted.test != "none":
@@ -100,11 +101,7 @@ def prepare(
         torch.set_num_threads(options.run.threads)
     make_deterministic(options.run.deterministic)
     source, batch_size = sources.train, options.data.batch_size
-    augmentation = data.Augmentation(
-        crop_padding=given(options.data.crop_padding, source.augmentation.crop_padding),
-        flip=given(options.data.flip, source.augmentation.flip),
-        cutout=options.data.cutout,
-    )
+    augmentation = options.data.augmentation(source.augmentation)
 
     def pipeline(images: data.Source, indices: np.ndarray | None, train: bool) -> data.Pipeline:
         count = len(images) if indices is None else len(indices)
@@ -118,6 +115,7 @@ def prepare(
             augmentation=augmentation,
             device=device,
             workers=options.data.workers,
+            prefetch=options.data.prefetch,
         )
 
     if options.network.genotype is None:
@@ -194,6 +192,8 @@ def prepare(
             "classes": list(source.classes),
             "image_size": list(source.image_size),
             "channels": source.channels,
+            "left_out": list(source.left_out),
+            "augmentation": dataclasses.asdict(augmentation),
             "train_images": len(sources.train_indices),
             "valid_images": len(sources.valid_indices),
             "test": None if sources.test is None else sources.test.spec,
@@ -219,6 +219,7 @@ def introduce(retrain: Retrain, seed: int, console: Console) -> None:
         lines.append(f"resumed after {retrain.epoch} epochs and {retrain.step} steps")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+    print_left_out(source.left_out, console)
 
 
 def conclude(retrain: Retrain, outcome: TrainOutcome, run: Path, report: Path, console: Console) -> None:

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fastnas import evaluate, export, report, train
 from fastnas.engine.retrain import Retrain
@@ -91,6 +93,43 @@ def test_what_cannot_work_is_one_line_and_leaves_nothing(
     assert message in error
     assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Images of several sizes in two classes, train and val; one file is damaged."""
+    generator = np.random.default_rng(0)
+    for split, number in ((split, number) for split in ("train", "val") for number in range(8)):
+        folder = tmp_path / "images" / split / f"class{number % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (40 + number, 64 - 2 * number, 3), dtype=np.uint8)  # [H, W, 3]
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    (tmp_path / "images" / "train" / "class0" / "broken.png").write_bytes(b"no image")
+    return tmp_path / "images"
+
+
+@pytest.mark.parametrize("kind", ["folder", "imagenet"])
+def test_the_imagenet_recipe_on_photographs(photographs: Path, tmp_path: Path, capsys: Any, kind: str) -> None:
+    out, spec = tmp_path / "run", f"{kind}:{photographs}"
+    small = ["--channels", "4", "--layers", "3", "--batch-size", "4", "--epochs", "1", "--image-size", "32"]
+    more = ["--auxiliary", "False", "--skip-unreadable", "--workers", "1", "--device", "cpu", "--out", str(out)]
+    arguments = ["--preset", "darts-imagenet", "--genotype", "PDARTS", "--data", spec, *small, *more]
+    assert train.main(arguments) == 0
+    assert "1 unreadable file left out:" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    augmentation = lines[0]["data"]["augmentation"]
+    assert (augmentation["crop_area"], augmentation["crop_padding"]) == ([0.08, 1.0], 0)
+    assert augmentation["color_jitter"] == [0.4, 0.4, 0.4, 0.2]
+    assert evaluate.main([str(out), "--data", spec, "--runs", "0", "--json", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["image_size"] == [3, 32, 32]
+    assert found["evaluation"]["loss"] == pytest.approx(lines[-1]["test"]["loss"])
+    assert evaluate.open_source(DerivedNetwork.load(out), spec, "test").shorter_side == 37
+
+
+def test_grey_images_cannot_be_jittered(tmp_path: Path, capsys: Any) -> None:
+    assert train.main([*SMALL, "--hue", "0.1", "--out", str(tmp_path / "run")]) == 2
+    assert "digits has 1 channels; set brightness, contrast, saturation and hue to 0" in capsys.readouterr().err
 
 
 def test_a_run_is_never_overwritten(run: Path, capsys: Any) -> None:

@@ -46,11 +46,28 @@ inline void for_run(int64_t channels, const F& f) {
   f.template operator()<1>();
 }
 
+/// Calls f.operator()<W>(first, last) for all channels, those from `first` to `last` in runs of W: whole 16s, and what
+/// is left in ever shorter ones.
+template <typename F>
+inline void for_runs(int64_t channels, const F& f) {
+  int64_t c = channels / 16 * 16;
+  if (c > 0) f.template operator()<16>(int64_t{0}, c);
+  const auto rest = [&]<int W>() {
+    if (channels - c < W) return;
+    f.template operator()<W>(c, c + W);
+    c += W;
+  };
+  rest.template operator()<8>();
+  rest.template operator()<4>();
+  rest.template operator()<2>();
+  rest.template operator()<1>();
+}
+
 /// Pixels of `from`, `from_stride` values apart, to pixels `to_stride` apart, with another type where T and U differ.
 template <typename A, typename T, typename U>
 void copy_pixels(const T* from, int64_t from_stride, int64_t pixels, int64_t channels, U* to, int64_t to_stride) {
-  for_run(channels, [&]<int W>() {
-    for (int64_t c = 0; c < channels; c += W) {
+  for_runs(channels, [&]<int W>(int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; c += W) {
       for (int64_t p = 0; p < pixels; ++p) {
         write<W, A>(to + p * to_stride + c, read<W, A>(from + p * from_stride + c));
       }

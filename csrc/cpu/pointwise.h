@@ -5,6 +5,7 @@
 // and multiplies it by one value of every pixel (or input): enough sums in flight to hide the latency of an addition.
 #pragma once
 
+#include "cpu/ahead.h"
 #include "cpu/vec.h"
 
 namespace fastnas::FASTNAS_ISA {
@@ -13,11 +14,29 @@ namespace fastnas::FASTNAS_ISA {
 template <int vectors>
 constexpr int kTileRows = vectors == 1 || kVectorRegisters == 32 ? 8 : 6;
 
+/// Calls f.operator()<n>(v) for all `vectors`, n from the v-th on at once: as many as tiles of registers take.
+template <typename F>
+inline void for_columns(int64_t vectors, const F& f) {
+  int64_t v = 0;
+  if constexpr (kVectorRegisters == 32) {
+    for (; vectors - v >= 3 && vectors - v != 4; v += 3) f.template operator()<3>(v);
+  }
+  for (; v + 2 <= vectors; v += 2) f.template operator()<2>(v);
+  if (v < vectors) f.template operator()<1>(v);
+}
+
+/// Rows of pixels that a product goes through: `lines` of `pixels`, the next line z_line and y_line elements further.
+struct Lines {
+  int64_t lines, pixels, z_line, y_line;
+};
+
 /// y[p, :] = Σ_ci weights[ci, :] · z[p, ci] for `rows` pixels and `vectors` vectors of outputs.
 template <typename A, int rows, int vectors>
-inline void pointwise_tile(const A* z, int64_t z_stride, int64_t inputs, const A* weights, int64_t outputs, A* y) {
+inline void pointwise_tile(const A* z, int64_t z_stride, int64_t inputs, const A* weights, int64_t outputs, A* y,
+                           AheadLines ahead) {
   Vec<A> sum[rows][vectors] = {};
   for (int64_t ci = 0; ci < inputs; ++ci) {
+    ahead.next();
     Vec<A> weight[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) weight[v] = load(weights + ci * outputs + v * kLanes<A>);
@@ -37,40 +56,53 @@ inline void pointwise_tile(const A* z, int64_t z_stride, int64_t inputs, const A
 
 template <typename A, int vectors>
 inline void pointwise_columns(const A* z, int64_t z_stride, int64_t inputs, const A* weights, int64_t outputs,
-                              int64_t pixels, A* y) {
+                              int64_t pixels, A* y, Ahead& ahead) {
   constexpr int rows = kTileRows<vectors>;
   int64_t p = 0;
   for (; p + rows <= pixels; p += rows) {
-    pointwise_tile<A, rows, vectors>(z + p * z_stride, z_stride, inputs, weights, outputs, y + p * outputs);
+    pointwise_tile<A, rows, vectors>(z + p * z_stride, z_stride, inputs, weights, outputs, y + p * outputs,
+                                     ahead.take(inputs, weights));
   }
   if (p == pixels) return;
   if (pixels >= rows) {  // once more for some pixels, which get the same values again
     p = pixels - rows;
-    pointwise_tile<A, rows, vectors>(z + p * z_stride, z_stride, inputs, weights, outputs, y + p * outputs);
+    pointwise_tile<A, rows, vectors>(z + p * z_stride, z_stride, inputs, weights, outputs, y + p * outputs,
+                                     ahead.take(inputs, weights));
     return;
   }
   for (; p < pixels; ++p) {
-    pointwise_tile<A, 1, vectors>(z + p * z_stride, z_stride, inputs, weights, outputs, y + p * outputs);
+    pointwise_tile<A, 1, vectors>(z + p * z_stride, z_stride, inputs, weights, outputs, y + p * outputs,
+                                  ahead.take(inputs, weights));
   }
 }
 
 /// y[p, :] = Σ_ci weights[ci, :] · z[p, ci]: z [pixels, z_stride], weights [inputs, outputs] → y [pixels, outputs].
 ///
 /// `outputs` is a multiple of the vector, `weights` and `y` are aligned; `z` need not be, and z_stride >= inputs. `y`
-/// is overwritten and must not overlap the operands.
+/// is overwritten and must not overlap the operands. Meanwhile lines are read `ahead`.
+template <typename A>
+inline void pointwise(const A* z, int64_t z_stride, int64_t inputs, const A* weights, int64_t outputs,
+                      const Lines& rows, A* y, Ahead& ahead) {
+  for_columns(outputs / kLanes<A>, [&]<int vectors>(int64_t v) {
+    const int64_t c = v * kLanes<A>;
+    for (int64_t line = 0; line < rows.lines; ++line) {
+      pointwise_columns<A, vectors>(z + line * rows.z_line, z_stride, inputs, weights + c, outputs, rows.pixels,
+                                    y + line * rows.y_line + c, ahead);
+    }
+  });
+}
+
 template <typename A>
 inline void pointwise(const A* z, int64_t z_stride, int64_t inputs, const A* weights, int64_t outputs, int64_t pixels,
                       A* y) {
-  int64_t c = 0;
-  for (; c + 2 * kLanes<A> <= outputs; c += 2 * kLanes<A>) {
-    pointwise_columns<A, 2>(z, z_stride, inputs, weights + c, outputs, pixels, y + c);
-  }
-  if (c < outputs) pointwise_columns<A, 1>(z, z_stride, inputs, weights + c, outputs, pixels, y + c);
+  Ahead nothing;
+  pointwise(z, z_stride, inputs, weights, outputs, Lines{1, pixels, 0, 0}, y, nothing);
 }
 
 /// grad[ci, :] += Σ_p z[p, ci] · g[p, :] for `rows` inputs and `vectors` vectors of outputs.
 template <typename A, int rows, int vectors>
-inline void pointwise_grad_tile(const A* z, int64_t z_stride, const A* g, int64_t outputs, int64_t pixels, A* grad) {
+inline void pointwise_grad_tile(const A* z, int64_t z_stride, const A* g, int64_t outputs, int64_t pixels, A* grad,
+                                AheadLines ahead) {
   Vec<A> sum[rows][vectors];
 #pragma GCC unroll 8
   for (int ci = 0; ci < rows; ++ci) {
@@ -78,6 +110,7 @@ inline void pointwise_grad_tile(const A* z, int64_t z_stride, const A* g, int64_
     for (int v = 0; v < vectors; ++v) sum[ci][v] = load(grad + ci * outputs + v * kLanes<A>);
   }
   for (int64_t p = 0; p < pixels; ++p) {
+    ahead.next();
     Vec<A> gradient[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) gradient[v] = load(g + p * outputs + v * kLanes<A>);
@@ -97,31 +130,41 @@ inline void pointwise_grad_tile(const A* z, int64_t z_stride, const A* g, int64_
 
 template <typename A, int vectors>
 inline void pointwise_grad_columns(const A* z, int64_t z_stride, int64_t inputs, const A* g, int64_t outputs,
-                                   int64_t pixels, A* grad) {
+                                   int64_t pixels, A* grad, Ahead& ahead) {
   constexpr int rows = kTileRows<vectors>;
   int64_t ci = 0;
   for (; ci + rows <= inputs; ci += rows) {
-    pointwise_grad_tile<A, rows, vectors>(z + ci, z_stride, g, outputs, pixels, grad + ci * outputs);
+    pointwise_grad_tile<A, rows, vectors>(z + ci, z_stride, g, outputs, pixels, grad + ci * outputs,
+                                          ahead.take(pixels, grad));
   }
   for (; ci + 4 <= inputs; ci += 4) {
-    pointwise_grad_tile<A, 4, vectors>(z + ci, z_stride, g, outputs, pixels, grad + ci * outputs);
+    pointwise_grad_tile<A, 4, vectors>(z + ci, z_stride, g, outputs, pixels, grad + ci * outputs,
+                                       ahead.take(pixels, grad));
   }
   for (; ci < inputs; ++ci) {
-    pointwise_grad_tile<A, 1, vectors>(z + ci, z_stride, g, outputs, pixels, grad + ci * outputs);
+    pointwise_grad_tile<A, 1, vectors>(z + ci, z_stride, g, outputs, pixels, grad + ci * outputs,
+                                       ahead.take(pixels, grad));
   }
 }
 
 /// grad[ci, :] += Σ_p z[p, ci] · g[p, :]: z [pixels, z_stride], g [pixels, outputs] → grad [inputs, outputs].
 ///
 /// `outputs` is a multiple of the vector, `g` and `grad` are aligned; `z` need not be, and z_stride >= inputs.
+/// Meanwhile lines are read `ahead`.
+template <typename A>
+inline void pointwise_grad_weights(const A* z, int64_t z_stride, int64_t inputs, const A* g, int64_t outputs,
+                                   int64_t pixels, A* grad, Ahead& ahead) {
+  for_columns(outputs / kLanes<A>, [&]<int vectors>(int64_t v) {
+    const int64_t c = v * kLanes<A>;
+    pointwise_grad_columns<A, vectors>(z, z_stride, inputs, g + c, outputs, pixels, grad + c, ahead);
+  });
+}
+
 template <typename A>
 inline void pointwise_grad_weights(const A* z, int64_t z_stride, int64_t inputs, const A* g, int64_t outputs,
                                    int64_t pixels, A* grad) {
-  int64_t c = 0;
-  for (; c + 2 * kLanes<A> <= outputs; c += 2 * kLanes<A>) {
-    pointwise_grad_columns<A, 2>(z, z_stride, inputs, g + c, outputs, pixels, grad + c);
-  }
-  if (c < outputs) pointwise_grad_columns<A, 1>(z, z_stride, inputs, g + c, outputs, pixels, grad + c);
+  Ahead nothing;
+  pointwise_grad_weights(z, z_stride, inputs, g, outputs, pixels, grad, nothing);
 }
 
 }  // namespace fastnas::FASTNAS_ISA

@@ -22,28 +22,18 @@ int64_t block_pixels(int64_t bytes_of_a_pixel, int64_t pixels) {
 
 // --- rows of channels ---
 
-template <typename A, int n, typename From, typename To, typename F>
-inline void map_some(const From* from, To* to, int64_t c, const F& f) {
-  A value[n];  // read everything before anything is written: the compiler need not fear that memory overlaps
-  for (int i = 0; i < n; ++i) value[i] = f(A(from[c + i]), c + i);
-  for (int i = 0; i < n; ++i) to[c + i] = To(value[i]);
-}
-
-/// to[c] = f(from[c], c), computed in A.
-template <typename A, typename From, typename To, typename F>
-inline void map_row(const From* from, To* to, int64_t channels, const F& f) {
-  int64_t c = 0;
-  for (; c + 16 <= channels; c += 16) map_some<A, 16>(from, to, c, f);
-  for (; c + 4 <= channels; c += 4) map_some<A, 4>(from, to, c, f);
-  for (; c < channels; ++c) map_some<A, 1>(from, to, c, f);
-}
-
-/// The same for pixels; those without gaps between them are one long row.
+/// to[p, c] = f(from[p, c], p, c), computed in A, in runs of channels.
 template <typename A, typename From, typename To, typename F>
 inline void map_pixels(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t channels,
                        int64_t pixels, const F& f) {
-  if (from_stride == channels && to_stride == channels) return map_row<A>(from, to, channels * pixels, f);
-  for (int64_t p = 0; p < pixels; ++p) map_row<A>(from + p * from_stride, to + p * to_stride, channels, f);
+  for_runs(channels, [&]<int W>(int64_t first, int64_t last) {
+    for (int64_t p = 0; p < pixels; ++p) {
+      for (int64_t c = first; c < last; c += W) {
+        const Run<A, W> value = read<W, A>(from + p * from_stride + c);
+        write<W, A>(to + p * to_stride + c, f.template operator()<W>(value, p, c));
+      }
+    }
+  });
 }
 
 // --- blocks of output pixels ---
@@ -89,8 +79,10 @@ void gather(const Preprocess<T>& args, const Block& block, int64_t offset, A* z,
     for (int64_t i = 0; i < args.states.count && read > 0; ++i) {
       const int64_t stride = args.states.stride[i];
       const T* state = args.states.data[i] + input_pixel(args, block, offset, y, x) * stride;
-      map_pixels<A>(state, stride * args.stride, row + first, z_stride, args.states.channels[i], read,
-                    [](A value, int64_t) { return value < 0 ? A(0) : value; });  // NaN stays
+      const auto rectified = []<int W>(Run<A, W> value, int64_t, int64_t) {
+        return value < 0 ? Run<A, W>{} : value;  // NaN stays
+      };
+      map_pixels<A>(state, stride * args.stride, row + first, z_stride, args.states.channels[i], read, rectified);
       first += args.states.channels[i];
     }
     std::memset(row + read * z_stride, 0, (n - read) * z_stride * sizeof(A));
@@ -107,11 +99,11 @@ void scatter(const Preprocess<T>& args, const Parts<T>& grads, const Block& bloc
     for (int64_t i = 0; i < grads.count && read > 0; ++i) {
       const int64_t channels = grads.channels[i];
       T* to = grads.data[i] + input_pixel(args, block, offset, y, x) * channels;
-      for (int64_t q = 0; q < read; ++q) {
-        const int64_t at = (p + q) * stride + first;
-        map_row<A>(gx + at, to + q * args.stride * channels, channels,
-                   [mask = z + at](A value, int64_t c) { return mask[c] <= 0 ? A(0) : value; });
-      }
+      const A* mask = z + p * stride + first;
+      const auto masked = [=]<int W>(Run<A, W> value, int64_t q, int64_t c) {
+        return fastnas::FASTNAS_ISA::read<W, A>(mask + q * stride + c) <= 0 ? Run<A, W>{} : value;
+      };
+      map_pixels<A>(gx + p * stride + first, stride, to, args.stride * channels, channels, read, masked);
       first += channels;
     }
   });
@@ -138,22 +130,28 @@ void clear_unread(const Preprocess<T>& args, const Parts<T>& grads, const Block&
   }
 }
 
-/// all [pixels, outputs]: the gradient of the output, for the matrices of every offset.
+/// all [pixels, stride]: the gradient of the output, for the matrices of every offset.
 template <typename T, typename A>
-void gather_grads(const Preprocess<T>& args, const PreprocessGrad<T>& grad, const Block& block, A* all) {
+void gather_grads(const Preprocess<T>& args, const PreprocessGrad<T>& grad, const Block& block, A* all,
+                  int64_t all_stride) {
   const int64_t begin = block.image * args.output_height * args.output_width + block.begin;
   int64_t first = 0;
   for (int64_t n = 0; n < grad.grads.count; ++n) {
     const int64_t channels = grad.grads.channels[n], stride = grad.grads.stride[n];
-    copy_pixels<A>(grad.grads.data[n] + begin * stride, stride, block.pixels, channels, all + first, args.outputs);
+    const T* from = grad.grads.data[n] + begin * stride;
+    if (!grad.coefficients) {
+      copy_pixels<A>(from, stride, block.pixels, channels, all + first, all_stride);
+    } else {
+      const A *a = grad.coefficients + first, *b = a + args.outputs, *mean = b + args.outputs;
+      const A* constant = mean + args.outputs;
+      const T* output = grad.output + begin * args.outputs + first;
+      const auto total = [=, outputs = args.outputs]<int W>(Run<A, W> value, int64_t p, int64_t c) {
+        const Run<A, W> y = read<W, A>(output + p * outputs + c);
+        return read<W, A>(a + c) * value + read<W, A>(b + c) * (y - read<W, A>(mean + c)) + read<W, A>(constant + c);
+      };
+      map_pixels<A>(from, stride, all + first, all_stride, channels, block.pixels, total);
+    }
     first += channels;
-  }
-  if (!grad.coefficients) return;
-  const A *a = grad.coefficients, *b = a + args.outputs, *mean = b + args.outputs, *constant = mean + args.outputs;
-  for (int64_t p = 0; p < block.pixels; ++p) {
-    const T* output = grad.output + (begin + p) * args.outputs;
-    map_row<A>(all + p * args.outputs, all + p * args.outputs, args.outputs,
-               [=](A value, int64_t c) { return a[c] * value + b[c] * (A(output[c]) - mean[c]) + constant[c]; });
   }
 }
 
@@ -241,8 +239,8 @@ void preprocess_forward(const Preprocess<T>& args, T* output, double* moments, i
   for (int64_t m = 0; m < args.matrix_count; ++m) {
     const Matrix<A>& matrix = args.matrices[m];
     A* to = b.weights[matrix.offset] + matrix.column;
-    for (int64_t row = 0; row < matrix.rows; ++row) {
-      for (int64_t c = 0; c < args.channels; ++c) {
+    for (int64_t c = 0; c < args.channels; ++c) {
+      for (int64_t row = 0; row < matrix.rows; ++row) {
         to[c * b.width[matrix.offset] + row] = matrix.weights[row * args.channels + c];
       }
     }
@@ -302,12 +300,14 @@ void preprocess_backward(const Preprocess<T>& args, const PreprocessGrad<T>& gra
     for (int64_t image = chunk * args.images / chunks; image < (chunk + 1) * args.images / chunks; ++image) {
       for (int64_t begin = 0; begin < pixels; begin += b.pixels) {
         const Block block{image, begin, pixels - begin < b.pixels ? pixels - begin : b.pixels};
-        gather_grads(args, grad, block, b.all);
+        // A single matrix has its gradient as it comes.
+        const bool direct = args.matrix_count == 1;
+        gather_grads(args, grad, block, direct ? b.g : b.all, direct ? b.g_width : args.outputs);
         for (int64_t offset = 0; offset < args.stride; ++offset) {
           const int64_t outputs = args.group_outputs[offset];
           if (outputs == 0) continue;
           gather(args, block, offset, b.z, b.z_width);
-          select_grads(args, b.all, block.pixels, offset, b.g, b.g_width);
+          if (!direct) select_grads(args, b.all, block.pixels, offset, b.g, b.g_width);
           pointwise(b.g, b.g_width, outputs, b.weights[offset], b.z_width, block.pixels, b.gx);
           pointwise_grad_weights(b.g, b.g_width, outputs, b.z, b.z_width, block.pixels, b.grad_weights[offset]);
           scatter(args, grad.grad_states, block, offset, b.gx, b.z, b.z_width);
@@ -326,10 +326,34 @@ void preprocess_backward(const Preprocess<T>& args, const PreprocessGrad<T>& gra
   }
 }
 
-#define INSTANTIATE(T)                                                                                         \
-  template void preprocess_forward(const Preprocess<T>&, T*, double*, int64_t, int64_t);                       \
-  template void preprocess_backward(const Preprocess<T>&, const PreprocessGrad<T>&, accumulate_t<T>*, int64_t, \
-                                    int64_t, int64_t);
+template <typename T>
+void preprocess_merge(const Preprocess<T>& args, const accumulate_t<T>* partial, int64_t chunks,
+                      accumulate_t<T>* const* grad_weights, int64_t first, int64_t last) {
+  using A = accumulate_t<T>;
+  const int64_t size = args.outputs * args.channels;
+  for (int64_t row = first; row < last; ++row) {  // of all matrices
+    const auto* matrix = args.matrices;
+    while (row >= matrix->output + matrix->rows) ++matrix;
+    A* to = grad_weights[matrix - args.matrices] + (row - matrix->output) * args.channels;
+    for_runs(args.channels, [&]<int W>(int64_t begin, int64_t end) {
+      for (int64_t c = begin; c < end; c += W) {
+        Run<double, W> sum{};
+        for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+          sum +=
+              __builtin_convertvector((read<W, A>(partial + chunk * size + row * args.channels + c)), Run<double, W>);
+        }
+        write<W, A>(to + c, __builtin_convertvector(sum, Run<A, W>));
+      }
+    });
+  }
+}
+
+#define INSTANTIATE(T)                                                                                           \
+  template void preprocess_forward(const Preprocess<T>&, T*, double*, int64_t, int64_t);                         \
+  template void preprocess_backward(const Preprocess<T>&, const PreprocessGrad<T>&, accumulate_t<T>*, int64_t,   \
+                                    int64_t, int64_t);                                                           \
+  template void preprocess_merge(const Preprocess<T>&, const accumulate_t<T>*, int64_t, accumulate_t<T>* const*, \
+                                 int64_t, int64_t);
 INSTANTIATE(double)
 INSTANTIATE(float)
 INSTANTIATE(c10::BFloat16)

@@ -61,10 +61,12 @@ void stage_prepare(const Stage<T>& args, void* prepared, int64_t first, int64_t 
             depthwise[t * lanes + lane] = args.depthwise[stage][c * taps + t];
             turned[(taps - 1 - t) * lanes + lane] = args.depthwise[stage][c * taps + t];
           }
-          for (int64_t other = 0; other < channels; ++other) {
-            pointwise[other * lanes + lane] = args.pointwise[stage][c * channels + other];
-            transposed[other * lanes + lane] = args.pointwise[stage][other * channels + c];
-          }
+        }
+        for (int64_t other = 0; other < channels; ++other) {
+          A* const row = pointwise + other * lanes + plan.lane(copy, s);
+          for (int64_t c = 0; c < channels; ++c) row[c] = args.pointwise[stage][c * channels + other];
+          std::memcpy(transposed + other * lanes + plan.lane(copy, s), args.pointwise[stage] + other * channels,
+                      channels * sizeof(A));
         }
       }
     }
@@ -91,12 +93,13 @@ void stage_forward(const Stage<T>& args, const void* prepared, const StageOutput
   const int64_t bytes = buffers(Layout(nullptr), [](auto*, auto*, auto*, auto&, int64_t size) { return size; });
   buffers(Layout(cpu::scratch(bytes)), [&](A* x, A* z, A* block, MomentSums<A>& moments, int64_t) {
     std::memset(x, 0, tile.size * sizeof(A));
+    StageFill<T> fill(args, plan, tile);
     for (int64_t item = first; item < last; ++item) {
       const int64_t image = item / plan.bundles * plan.copies;
       const int64_t left = args.count - image;
       const int images = left < plan.copies ? static_cast<int>(left) : plan.copies;
       const int bundle = static_cast<int>(item % plan.bundles);
-      stage_fill_bundle(args, plan, bundle, image, images, tile, x);
+      fill.begin(bundle, image, images, x);
       for (int index = plan.first_group[bundle]; index < plan.first_group[bundle + 1]; ++index) {
         const StageGroup& group = plan.group[index];
         const int64_t inset = tile.padding - group.padding();
@@ -109,6 +112,7 @@ void stage_forward(const Stage<T>& args, const void* prepared, const StageOutput
         for (int64_t top = 0; top < args.out_height; top += rows) {
           const int64_t count = args.out_height - top < rows ? args.out_height - top : rows;
           const int64_t pixel = (image * args.out_height + top) * width;  // in the outputs
+          fill.reach(group, top + count);
           for (int64_t r = 0; r < count; ++r) {
             const Taps<A> taps{x + ((top + r) * args.stride + inset) * tile.row + inset * lanes,
                                tile.row,
@@ -123,7 +127,10 @@ void stage_forward(const Stage<T>& args, const void* prepared, const StageOutput
           if (plan.packed) {
             packed_pointwise(z, channels, pointwise_weights, count * width, y);
           } else {
-            pointwise(z, lanes, channels, pointwise_weights, lanes, count * width, y);
+            Ahead ahead;
+            if (!in_place) ahead.add(direct + pixel * channels, count * width * channels);
+            fill.read_ahead(rows, ahead);
+            pointwise(z, lanes, channels, pointwise_weights, lanes, Lines{1, count * width, 0, 0}, y, ahead);
           }
           if (table) moments.add(y, count * width);
           if (in_place) continue;

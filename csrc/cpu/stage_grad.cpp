@@ -1,6 +1,8 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <optional>
+
 #include "cpu/depthwise.h"
 #include "cpu/memory.h"
 #include "cpu/packed.h"
@@ -22,9 +24,9 @@ void fill_gradient(const Stage<T>& args, const StageGrads<T>& grads, int stage, 
   const int64_t y_stride = grads.y_stride[stage];
   const T* y = grads.y[stage] + pixel * y_stride;
   const A* coefficients = grads.coefficients + stage * 4 * channels;
-  for_run(channels, [&]<int W>() {
+  for_runs(channels, [&]<int W>(int64_t first, int64_t last) {
     using R = Run<A, W>;
-    for (int64_t c = 0; c < channels; c += W) {
+    for (int64_t c = first; c < last; c += W) {
       const R scale = read<W, A>(coefficients + c), slope = read<W, A>(coefficients + channels + c);
       const R mean = read<W, A>(coefficients + 2 * channels + c);
       const R offset = read<W, A>(coefficients + 3 * channels + c);
@@ -84,18 +86,16 @@ void rectify_row(const A* x, int64_t lanes, int64_t pixels, A* grad, double* sum
       dot += g * value;
     }
     if (!sums) continue;
-    for (int lane = 0; lane < kLanes<A>; ++lane) {
-      sums[c + lane] += sum[lane];
-      sums[lanes + c + lane] += dot[lane];
-    }
+    add_lanes<A>(sum, sums + c);
+    add_lanes<A>(dot, sums + lanes + c);
   }
 }
 
 // One input read by stages side by side: their gradients add up.
 template <typename T, typename A>
 void fold(const A* from, int64_t lanes, int slots, int64_t pixels, int64_t channels, T* to) {
-  for_run(channels, [&]<int W>() {
-    for (int64_t c = 0; c < channels; c += W) {
+  for_runs(channels, [&]<int W>(int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; c += W) {
       for (int64_t p = 0; p < pixels; ++p) {
         Run<A, W> sum = read<W, A>(from + p * lanes + c);
         for (int s = 1; s < slots; ++s) sum += read<W, A>(from + p * lanes + s * channels + c);
@@ -130,7 +130,8 @@ class StageBackward {
         lanes_(plan.lanes),
         rows_(stage_block_rows<A>(args.out_height, args.out_width, plan.lanes)),
         tile_(plan.padding[bundle], args.height, args.width, plan.lanes),
-        out_tile_(plan.padding[bundle], args.out_height, args.out_width, plan.lanes) {
+        out_tile_(plan.padding[bundle], args.out_height, args.out_width, plan.lanes),
+        fill_(args, plan, tile_) {
     const int64_t bytes = lay_out(Layout(nullptr));
     lay_out(Layout(cpu::scratch(bytes)));
     // Borders stay zero: only pixels of the image are written from here on.
@@ -140,16 +141,39 @@ class StageBackward {
 
   // `images` images from `image` on; adds to the bundle's part of `gradient`.
   void block(int64_t image, int images, A* gradient, double* sums) {
+    image_ = image;
     images_ = images;
-    stage_fill_bundle(args_, plan_, bundle_, image, images, tile_, buffers_.x);
-    std::memset(buffers_.grad_x, 0, tile_.size * sizeof(A));
-    for (int index = plan_.first_group[bundle_]; index < plan_.first_group[bundle_ + 1]; ++index) {
+    fill_.begin(bundle_, image, images, buffers_.x);
+    if (sums) std::memset(buffers_.sums, 0, 2 * lanes_ * sizeof(double));
+    if (args_.stride > 1) std::memset(buffers_.grad_x, 0, tile_.size * sizeof(A));
+    double* const summed = sums ? buffers_.sums : nullptr;
+    const int first = plan_.first_group[bundle_], last = plan_.first_group[bundle_ + 1] - 1;
+    for (int index = first; index <= last; ++index) {
       const StageGroup& group = plan_.group[index];
       A* const depthwise = gradient + group.gradient;
-      outputs(image, group, depthwise, depthwise + group.taps() * lanes_);
-      inputs(group);
+      if (images_ * group.size * plan_.channels < lanes_) {
+        std::memset(buffers_.g, 0, rows_ * args_.out_width * lanes_ * sizeof(A));
+      }
+      int64_t done = 0;  // rows of the tile's gradient
+      for (int64_t top = 0; top < args_.out_height; top += rows_) {
+        const int64_t count = args_.out_height - top < rows_ ? args_.out_height - top : rows_;
+        fill_.reach(group, top + count);
+        outputs(top, count, group, depthwise, depthwise + group.taps() * lanes_);
+        if (args_.stride > 1) {
+          scatter(top, count, group);
+          continue;
+        }
+        // As many rows as all gradients of z that go into them are there for.
+        const int64_t end = top + count == args_.out_height ? args_.height : top + count - group.padding();
+        for (; done < end; ++done) {
+          A* const grad = grad_row(done);
+          input_row(done, group, index > first, grad);
+          if (index == last) finish_row(done, grad, summed);
+        }
+      }
     }
-    finish(image, sums);
+    for (int64_t y = 0; args_.stride > 1 && y < args_.height; ++y) finish_row(y, grad_row(y), summed);
+    if (sums) write_sums(sums);
   }
 
  private:
@@ -173,71 +197,91 @@ class StageBackward {
             args_.stride};
   }
 
-  // From the gradient of y to those of z and of the weights; z is computed again.
-  void outputs(int64_t image, const StageGroup& group, A* depthwise, A* pointwise_gradient) {
+  // From the gradient of `count` rows of y to those of z and of the weights; z is computed again.
+  void outputs(int64_t top, int64_t count, const StageGroup& group, A* depthwise, A* pointwise_gradient) {
     const int64_t channels = plan_.channels, width = args_.out_width;
-    if (images_ * group.size * channels < lanes_) std::memset(buffers_.g, 0, rows_ * width * lanes_ * sizeof(A));
-    for (int64_t top = 0; top < args_.out_height; top += rows_) {
-      const int64_t count = args_.out_height - top < rows_ ? args_.out_height - top : rows_;
-      const int64_t pixel = (image * args_.out_height + top) * width;
-      if (!plan_.packed || !weave_gradients(args_, grads_, plan_, group, images_, pixel, count * width, buffers_.g)) {
-        plan_.streams(group, images_, [&](int stream, int copy, int stage) {
-          fill_gradient(args_, grads_, stage, pixel + copy * args_.out_height * width, count * width, lanes_,
-                        buffers_.g + stream * channels);
-        });
-      }
-      for (int64_t r = 0; r < count; ++r) {
-        A* const grad_z = buffers_.grad_z + out_tile_.at(top + r, 0, lanes_);
-        const A* const g = buffers_.g + r * width * lanes_;
-        depthwise_row(taps_at(buffers_.x, group, top + r), plan_.depthwise(prepared_, group), width,
-                      buffers_.z + r * width * lanes_);
-        if (plan_.packed) {
-          packed_pointwise(g, channels, plan_.transposed(prepared_, group), width, grad_z);
-        } else {
-          pointwise(g, lanes_, channels, plan_.transposed(prepared_, group), lanes_, width, grad_z);
-        }
-      }
+    const int64_t pixel = (image_ * args_.out_height + top) * width;
+    if (!plan_.packed || !weave_gradients(args_, grads_, plan_, group, images_, pixel, count * width, buffers_.g)) {
+      plan_.streams(group, images_, [&](int stream, int copy, int stage) {
+        fill_gradient(args_, grads_, stage, pixel + copy * args_.out_height * width, count * width, lanes_,
+                      buffers_.g + stream * channels);
+      });
+    }
+    A* const grad_z = buffers_.grad_z + out_tile_.at(top, 0, lanes_);
+    for (int64_t r = 0; r < count; ++r) {
+      depthwise_row(taps_at(buffers_.x, group, top + r), plan_.depthwise(prepared_, group), width,
+                    buffers_.z + r * width * lanes_);
       if (plan_.packed) {
-        packed_grad_weights(buffers_.z, channels, buffers_.g, count * width, pointwise_gradient);
-      } else {
-        pointwise_grad_weights(buffers_.z, lanes_, channels, buffers_.g, lanes_, count * width, pointwise_gradient);
+        packed_pointwise(buffers_.g + r * width * lanes_, channels, plan_.transposed(prepared_, group), width,
+                         grad_z + r * out_tile_.row);
       }
-      // Here, while the rows are in the first-level cache.
-      depthwise_grad_weights(taps_at(buffers_.x, group, top), args_.stride * tile_.row,
-                             buffers_.grad_z + out_tile_.at(top, 0, lanes_), out_tile_.row, count, width, depthwise);
+    }
+    if (plan_.packed) {
+      packed_grad_weights(buffers_.z, channels, buffers_.g, count * width, pointwise_gradient);
+    } else {
+      Ahead ahead;
+      read_ahead(top + count, count, group, ahead);
+      const Lines rows{count, width, width * lanes_, out_tile_.row};
+      pointwise(buffers_.g, lanes_, channels, plan_.transposed(prepared_, group), lanes_, rows, grad_z, ahead);
+      pointwise_grad_weights(buffers_.z, lanes_, channels, buffers_.g, lanes_, count * width, pointwise_gradient,
+                             ahead);
+    }
+    // Here, while the rows are in the first-level cache.
+    depthwise_grad_weights(taps_at(buffers_.x, group, top), args_.stride * tile_.row, grad_z, out_tile_.row, count,
+                           width, depthwise);
+  }
+
+  // What `count` rows of outputs from `top` on need.
+  void read_ahead(int64_t top, int64_t count, const StageGroup& group, Ahead& ahead) const {
+    const int stage = plan_.order[group.first];
+    const int64_t pixel = (image_ * args_.out_height + top) * args_.out_width, pixels = count * args_.out_width;
+    ahead.add(grads_.grad[stage] + pixel * grads_.grad_stride[stage], pixels * grads_.grad_stride[stage]);
+    if (grads_.coefficients) {
+      ahead.add(grads_.y[stage] + pixel * grads_.y_stride[stage], pixels * grads_.y_stride[stage]);
+    }
+    fill_.read_ahead(count, ahead);
+    if (args_.stride == 1) {
+      ahead.add(grads_.grad_x[args_.shared ? 0 : stage] + (pixel - pixels) * plan_.channels, pixels * plan_.channels);
     }
   }
 
-  // From the gradient of z to that of the tile.
-  void inputs(const StageGroup& group) {
-    if (args_.stride == 1) {
-      for (int64_t y = 0; y < args_.height; ++y) {
-        Taps<A> taps = taps_at(buffers_.grad_z, group, y);  // tile_ and out_tile_ have one geometry
-        depthwise_row<true>(taps, plan_.turned(prepared_, group), args_.width,
-                            buffers_.grad_x + tile_.at(y, 0, lanes_));
-      }
-      return;
+  // Rows that are finished at once take turns in one place.
+  A* grad_row(int64_t y) const {
+    const bool one_group = plan_.first_group[bundle_ + 1] - plan_.first_group[bundle_] == 1;
+    return buffers_.grad_x + (one_group && args_.stride == 1 ? 0 : tile_.at(y, 0, lanes_));
+  }
+
+  // From the gradient of z to a row of that of the tile, with stride 1: tile_ and out_tile_ have one geometry.
+  void input_row(int64_t y, const StageGroup& group, bool add, A* grad) {
+    const Taps<A> taps = taps_at(buffers_.grad_z, group, y);
+    if (add) {
+      depthwise_row<true>(taps, plan_.turned(prepared_, group), args_.width, grad);
+    } else {
+      depthwise_row(taps, plan_.turned(prepared_, group), args_.width, grad);
     }
-    for (int64_t y = 0; y < args_.out_height; ++y) {
+  }
+
+  // The same from `count` rows of the gradient of z, with any other stride.
+  void scatter(int64_t top, int64_t count, const StageGroup& group) {
+    for (int64_t y = top; y < top + count; ++y) {
       depthwise_scatter_row(taps_at(buffers_.grad_x, group, y), plan_.depthwise(prepared_, group), args_.out_width,
                             buffers_.grad_z + out_tile_.at(y, 0, lanes_));
     }
   }
 
-  void finish(int64_t image, double* sums) {
+  void finish_row(int64_t y, A* grad, double* sums) {
+    const StageGroup& group = plan_.group[plan_.first_group[bundle_]];
+    rectify_row(buffers_.x + tile_.at(y, 0, lanes_), lanes_, args_.width, grad, sums);
+    write_row(group, (image_ * args_.height + y) * args_.width, grad);
+  }
+
+  void write_sums(double* sums) const {
     const int64_t channels = plan_.channels;
     const StageGroup& group = plan_.group[plan_.first_group[bundle_]];
-    if (sums) std::memset(buffers_.sums, 0, 2 * lanes_ * sizeof(double));
-    for (int64_t y = 0; y < args_.height; ++y) {
-      A* const grad = buffers_.grad_x + tile_.at(y, 0, lanes_);
-      rectify_row(buffers_.x + tile_.at(y, 0, lanes_), lanes_, args_.width, grad, sums ? buffers_.sums : nullptr);
-      write_row(group, (image * args_.height + y) * args_.width, grad);
-    }
-    if (!sums) return;
     for (int copy = 0; copy < images_; ++copy) {
       for (int s = 0; s < (args_.shared ? 1 : group.size); ++s) {
         const int64_t input = args_.shared ? 0 : plan_.order[group.first + s];
-        double* const entry = sums + ((image + copy) * args_.inputs() + input) * 2 * channels;
+        double* const entry = sums + ((image_ + copy) * args_.inputs() + input) * 2 * channels;
         for (int64_t c = 0; c < channels; ++c) {
           entry[c] = entry[channels + c] = 0;
           for (int slot = s; slot < (args_.shared ? plan_.slots : s + 1); ++slot) {
@@ -271,9 +315,11 @@ class StageBackward {
   const StageGrads<T>& grads_;
   const StagePlan<T>& plan_;
   int bundle_;
-  int images_ = 0;  // of the block
+  int64_t image_ = 0;  // of the block: the first, and how many
+  int images_ = 0;
   int64_t lanes_, rows_;
   StageTile tile_, out_tile_;
+  StageFill<T> fill_;
   Buffers<A> buffers_;
 };
 
@@ -291,6 +337,8 @@ void stage_grad(const Stage<T>& args, const void* prepared, const StageGrads<T>&
   using A = accumulate_t<T>;
   const StagePlan<T> plan(args);
   const int64_t parts = plan.parts(args.count), blocks = plan.blocks(args.count);
+  std::optional<StageBackward<T>> backward;
+  int laid_out = -1;  // for which bundle
   for (int64_t item = first; item < last; ++item) {
     const int64_t part = item / plan.bundles;
     const int bundle = static_cast<int>(item % plan.bundles);
@@ -299,10 +347,10 @@ void stage_grad(const Stage<T>& args, const void* prepared, const StageGrads<T>&
     const int64_t from = plan.group[plan.first_group[bundle]].gradient;
     const int64_t to = end < plan.groups ? plan.group[end].gradient : plan.gradient;
     std::memset(gradient + from, 0, (to - from) * sizeof(A));
-    StageBackward<T> backward(args, prepared, grads, plan, bundle);
+    if (bundle != laid_out) backward.emplace(args, prepared, grads, plan, laid_out = bundle);
     for (int64_t block = part * blocks / parts; block < (part + 1) * blocks / parts; ++block) {
       const int64_t image = block * plan.copies, left = args.count - image;
-      backward.block(image, left < plan.copies ? static_cast<int>(left) : plan.copies, gradient, sums);
+      backward->block(image, left < plan.copies ? static_cast<int>(left) : plan.copies, gradient, sums);
     }
   }
 }

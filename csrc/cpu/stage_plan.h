@@ -7,6 +7,7 @@
 // the stages share an input, otherwise each group is one, and its tile holds the inputs of its stages side by side.
 #pragma once
 
+#include "cpu/ahead.h"
 #include "cpu/channels.h"
 #include "cpu/vec.h"
 #include "cpu/weave.h"
@@ -112,19 +113,23 @@ struct StageTile {
 
 namespace detail {
 
+struct Rows {
+  int64_t begin, end;
+};
+
 // SLOTS: their number where it is known at compile time, else 0.
 template <int W, int SLOTS, typename T>
 void stage_fill(const Stage<T>& args, int input, int64_t image, int64_t slot_count, int64_t lanes,
-                const StageTile& tile, accumulate_t<T>* out) {
+                const StageTile& tile, Rows rows, int64_t first, int64_t last, accumulate_t<T>* out) {
   using A = accumulate_t<T>;
   using R = Run<A, W>;
   const int64_t channels = args.channels, stride = args.x_stride[input], slots = SLOTS ? SLOTS : slot_count;
   const int64_t individual = image / (args.count / args.individuals);
   const A* mean = args.mean ? args.mean + (input * args.individuals + individual) * channels : nullptr;
   const A* rstd = args.mean ? args.rstd + (input * args.individuals + individual) * channels : nullptr;
-  for (int64_t c = 0; c < channels; c += W) {
+  for (int64_t c = first; c < last; c += W) {
     const R shift = mean ? read<W, A>(mean + c) : R{}, scale = mean ? read<W, A>(rstd + c) : R{};
-    for (int64_t y = 0; y < args.height; ++y) {
+    for (int64_t y = rows.begin; y < rows.end; ++y) {
       const T* x = args.x[input] + (image * args.height + y) * args.width * stride + c;
       A* row = out + tile.at(y, 0, lanes) + c;
       const auto fill = [&](auto value_of) {
@@ -147,17 +152,19 @@ void stage_fill(const Stage<T>& args, int input, int64_t image, int64_t slot_cou
 /// The rectified, normalised rows of input `input` go to `slots` places side by side in every pixel of the tile.
 template <typename T>
 void stage_fill(const Stage<T>& args, int input, int64_t image, int slots, int64_t lanes, const StageTile& tile,
-                accumulate_t<T>* out) {
+                detail::Rows rows, accumulate_t<T>* out) {
   constexpr int kFour = kLanes<accumulate_t<T>> / 4;  // slots of four channels: one store for a pixel
   if (args.channels == 4 && slots == kFour)
-    return detail::stage_fill<4, kFour>(args, input, image, slots, lanes, tile, out);
-  for_run(args.channels, [&]<int W>() { detail::stage_fill<W, 0>(args, input, image, slots, lanes, tile, out); });
+    return detail::stage_fill<4, kFour>(args, input, image, slots, lanes, tile, rows, 0, 4, out);
+  for_runs(args.channels, [&]<int W>(int64_t first, int64_t last) {
+    detail::stage_fill<W, 0>(args, input, image, slots, lanes, tile, rows, first, last, out);
+  });
 }
 
-/// The inputs of a bundle side by side in the tile, as far as whole vectors can be read; whether they can.
+/// Rows of the inputs of a bundle side by side in the tile, as far as whole vectors can be read; whether they can.
 template <typename T>
 bool stage_weave(const Stage<T>& args, const StagePlan<T>& plan, const StageGroup& group, int64_t image, int images,
-                 const StageTile& tile, accumulate_t<T>* out) {
+                 const StageTile& tile, detail::Rows rows, accumulate_t<T>* out) {
   using A = accumulate_t<T>;
   const int64_t channels = args.channels, row = args.width * channels;
   for (int s = 0; s < group.size; ++s) {
@@ -174,7 +181,7 @@ bool stage_weave(const Stage<T>& args, const StagePlan<T>& plan, const StageGrou
       shift[stream] = repeated(args.mean + at, channels);
       scale[stream] = repeated(args.rstd + at, channels);
     });
-    for (int64_t y = 0; y < args.height; ++y) {
+    for (int64_t y = rows.begin; y < rows.end; ++y) {
       const auto values = [&](int s, int64_t p) {
         if (!x[s]) return Vec<A>{};
         Vec<A> value = read<kLanes<A>, A>(x[s] + y * row + p * channels);
@@ -186,28 +193,70 @@ bool stage_weave(const Stage<T>& args, const StagePlan<T>& plan, const StageGrou
   });
 }
 
-/// The tile of a bundle for `images` images; its border is zero already.
+/// The tile of a bundle for some images, which gets its rows shortly before they are read. Its border is zero already.
 template <typename T>
-void stage_fill_bundle(const Stage<T>& args, const StagePlan<T>& plan, int bundle, int64_t image, int images,
-                       const StageTile& tile, accumulate_t<T>* out) {
-  const StageGroup& group = plan.group[plan.first_group[bundle]];
-  if (!args.shared && plan.packed && stage_weave(args, plan, group, image, images, tile, out)) return;
-  for (int copy = 0; copy < images; ++copy) {
-    if (args.shared) {
-      stage_fill(args, 0, image + copy, plan.slots, plan.lanes, tile, out + plan.lane(copy, 0));
-      continue;
-    }
-    for (int s = 0; s < group.size; ++s) {
-      stage_fill(args, plan.order[group.first + s], image + copy, 1, plan.lanes, tile, out + plan.lane(copy, s));
+class StageFill {
+ public:
+  StageFill(const Stage<T>& args, const StagePlan<T>& plan, const StageTile& tile)
+      : args_(args), plan_(plan), tile_(tile) {}
+
+  void begin(int bundle, int64_t image, int images, accumulate_t<T>* out) {
+    out_ = out;
+    bundle_ = bundle;
+    image_ = image;
+    images_ = images;
+    filled_ = 0;
+  }
+
+  /// All rows that a group reads for output rows before `end`.
+  void reach(const StageGroup& group, int64_t end) {
+    const int64_t rows = (end - 1) * args_.stride + group.padding() + 1;
+    const int64_t reached = rows < args_.height ? rows : args_.height;
+    if (reached <= filled_) return;
+    fill({filled_, reached});
+    filled_ = reached;
+  }
+
+  /// The pixels of as many rows as `count` output rows need from here on; behind the last there is the next image.
+  void read_ahead(int64_t count, Ahead& ahead) const {
+    const int input = args_.shared ? 0 : plan_.order[plan_.group[plan_.first_group[bundle_]].first];
+    const int64_t row = args_.width * args_.x_stride[input];
+    ahead.add(args_.x[input] + (image_ * args_.height + filled_) * row, count * args_.stride * row);
+  }
+
+ private:
+  void fill(detail::Rows rows) {
+    const StageGroup& group = plan_.group[plan_.first_group[bundle_]];
+    if (!args_.shared && plan_.packed && stage_weave(args_, plan_, group, image_, images_, tile_, rows, out_)) return;
+    for (int copy = 0; copy < images_; ++copy) {
+      if (args_.shared) {
+        stage_fill(args_, 0, image_ + copy, plan_.slots, plan_.lanes, tile_, rows, out_ + plan_.lane(copy, 0));
+        continue;
+      }
+      for (int s = 0; s < group.size; ++s) {
+        stage_fill(args_, plan_.order[group.first + s], image_ + copy, 1, plan_.lanes, tile_, rows,
+                   out_ + plan_.lane(copy, s));
+      }
     }
   }
-}
 
-/// Rows of output pixels that are worked on together, so that their buffers stay in the first-level cache.
+  const Stage<T>& args_;
+  const StagePlan<T>& plan_;
+  const StageTile& tile_;
+  accumulate_t<T>* out_ = nullptr;
+  int bundle_ = 0, images_ = 0;
+  int64_t image_ = 0, filled_ = 0;  // rows from the top
+};
+
+/// Rows of output pixels that are worked on together, so that their buffers stay in the first-level cache, but not so
+/// few that the weights of wide stages are read for a handful of pixels.
 template <typename A>
 int64_t stage_block_rows(int64_t height, int64_t width, int64_t lanes) {
-  const int64_t rows = 8192 / (width * lanes * static_cast<int64_t>(sizeof(A)));
-  return rows < 1 ? 1 : rows > height ? height : rows;
+  constexpr int64_t kBytes = 8192, kPixels = 32;
+  const int64_t fitting = kBytes / (width * lanes * static_cast<int64_t>(sizeof(A)));
+  const int64_t least = (kPixels + width - 1) / width;
+  const int64_t rows = fitting < least ? least : fitting;
+  return rows > height ? height : rows;
 }
 
 }  // namespace fastnas::FASTNAS_ISA

@@ -31,24 +31,22 @@ class MomentSums {
     }
     for (int64_t c = 0; c < channels_; c += kLanes<A>) {
       const Vec<A> shift = load(shift_ + c);
-      Vec<A> sum[2] = {}, square[2] = {};
+      Vec<A> sum[4] = {}, square[4] = {};  // hide the latency of an addition
       int64_t p = 0;
-      for (; p + 2 <= pixels; p += 2) {
-        for (int i = 0; i < 2; ++i) {
+      for (; p + 4 <= pixels; p += 4) {
+        for (int i = 0; i < 4; ++i) {
           const Vec<A> d = load(y + (p + i) * channels_ + c) - shift;
           sum[i] += d;
           square[i] += d * d;
         }
       }
-      if (p < pixels) {
+      for (; p < pixels; ++p) {
         const Vec<A> d = load(y + p * channels_ + c) - shift;
         sum[0] += d;
         square[0] += d * d;
       }
-      for (int lane = 0; lane < kLanes<A>; ++lane) {
-        sum_[c + lane] += double(sum[0][lane]) + sum[1][lane];
-        square_[c + lane] += double(square[0][lane]) + square[1][lane];
-      }
+      add_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3]), sum_ + c);
+      add_lanes<A>((square[0] + square[1]) + (square[2] + square[3]), square_ + c);
     }
     pixels_ += pixels;
   }

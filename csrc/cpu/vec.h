@@ -62,6 +62,19 @@ inline Vec<A> broadcast(A value) {
   return value - Vec<A>{};  // 0 + value would cost an addition: it turns -0 into 0
 }
 
+/// to[lane] += v[lane]; `to` need not be aligned.
+template <typename A>
+inline void add_lanes(const Vec<A>& v, double* to) {
+  constexpr int kParts = sizeof(double) / sizeof(A), kEach = kLanes<double>;
+  for (int part = 0; part < kParts; ++part) {
+    typedef A Part __attribute__((vector_size(kVectorBytes / kParts)));
+    Part values;
+    std::memcpy(&values, reinterpret_cast<const char*>(&v) + part * sizeof values, sizeof values);
+    const Vec<double> wide = __builtin_convertvector(values, Vec<double>);
+    store_unaligned(to + part * kEach, load_unaligned(to + part * kEach) + wide);
+  }
+}
+
 /// The number of values that `n` take in scratch memory: a multiple of the vector.
 template <typename A>
 constexpr int64_t padded(int64_t n) {

@@ -138,19 +138,15 @@ struct Cpu {
   template <typename T, typename A>
   void grad(const Preprocess<T>& args, const PreprocessGrad<T>& grad, const std::vector<A*>& grad_weights) const {
     const int64_t chunks = std::min(kPreprocessChunks, args.images), size = args.outputs * args.channels;
-    std::vector<A> partial(chunks * size);
+    const std::unique_ptr<void, void (*)(void*)> memory(cpu::allocate(chunks * size * sizeof(A)), cpu::recycle);
+    A* const partial = static_cast<A*>(memory.get());
     torch::stable::parallel_for(0, chunks, grain(args, chunks), [&](int64_t first, int64_t last) {
-      FASTNAS_CPU_CALL(preprocess_backward, args, grad, partial.data(), chunks, first, last);
+      FASTNAS_CPU_CALL(preprocess_backward, args, grad, partial, chunks, first, last);
     });
-    for (int64_t m = 0; m < args.matrix_count; ++m) {
-      const Matrix<A>& matrix = args.matrices[m];
-      for (int64_t i = 0; i < matrix.rows * args.channels; ++i) {
-        double sum = 0;
-        for (int64_t chunk = 0; chunk < chunks; ++chunk)
-          sum += partial[chunk * size + matrix.output * args.channels + i];
-        grad_weights[m][i] = A(sum);
-      }
-    }
+    const int64_t rows = std::max<int64_t>(1, 32768 / (chunks * args.channels + 1));
+    torch::stable::parallel_for(0, args.outputs, rows, [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(preprocess_merge, args, partial, chunks, grad_weights.data(), first, last);
+    });
   }
 };
 

@@ -69,7 +69,11 @@ FASTNAS_CPU_VARIANTS(
     // Chunks first..last of `chunks`, into which the N images are cut; chunk k writes partial[k, outputs, Cin].
     template <typename T>
     void preprocess_backward(const Preprocess<T>& args, const PreprocessGrad<T>& grad, accumulate_t<T>* partial,
-                             int64_t chunks, int64_t first, int64_t last);)
+                             int64_t chunks, int64_t first, int64_t last);
+    // Rows first..last of the outputs: their chunks add up to grad_weights, one for each matrix.
+    template <typename T>
+    void preprocess_merge(const Preprocess<T>& args, const accumulate_t<T>* partial, int64_t chunks,
+                          accumulate_t<T>* const* grad_weights, int64_t first, int64_t last);)
 
 namespace fastnas::cuda {
 

@@ -42,6 +42,7 @@ SOURCES: dict[str, tuple[str, Callable[..., Source]]] = {
     "npz": ("FILE", open_npz),
     "imagenet": ("ROOT", open_imagenet),
 }
+SIZED = ("digits", "imagenet")  # have an image size of their own
 PIPELINES: dict[str, Callable[..., Pipeline]] = {
     "dali": DaliPipeline,
     "tensor": TensorPipeline,
@@ -49,7 +50,7 @@ PIPELINES: dict[str, Callable[..., Pipeline]] = {
 }
 
 # Training splits in use, so that a test split finds their statistics instead of measuring them again.
-_TRAINING: WeakValueDictionary[tuple[str, int | None, bool], Source] = WeakValueDictionary()
+_TRAINING: WeakValueDictionary[tuple[str, int | None, float | None, bool], Source] = WeakValueDictionary()
 
 
 def open(
@@ -58,6 +59,7 @@ def open(
     *,
     image_size: int | None = None,
     download: bool = False,
+    evaluated_share: float | None = None,
     limit: int | None = None,
     skip_unreadable: bool = False,
 ) -> Source:
@@ -67,6 +69,9 @@ def open(
         spec: `digits`, `cifar10:ROOT`, `cifar100:ROOT`, `folder:ROOT`, `imagenet:ROOT` or `npz:FILE`.
         split: "train" or "test".
         image_size: pixels a side. Images are resized (shorter side) and cropped (centre) to it; None keeps their size.
+        evaluated_share: side of the centre crop, as share of the resized shorter side, in (0, 1]: 0.875 resizes to 256
+            pixels for an `image_size` of 224. Random resized crops are cut from the images before that. None: 0.875 for
+            `imagenet`, otherwise 1.
         download: whether missing files of cifar10 and cifar100 may be downloaded; the others need no download.
         limit: at most this many images, spread evenly over the classes, the same ones every time; None for all.
         skip_unreadable: leave out image files that cannot be read instead of raising; `source.left_out` names them. To
@@ -87,12 +92,19 @@ def open(
         raise UserError(f"unknown split '{split}'; give train or test")
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size is {image_size}; give a number of pixels, 1 or more")
+    if evaluated_share is not None:
+        if not 0 < evaluated_share <= 1:
+            raise UserError(f"evaluated_share is {evaluated_share}; give a share of the shorter side, above 0 up to 1")
+        if image_size is None and kind not in SIZED:
+            raise UserError(
+                f"evaluated_share is {evaluated_share}, but {spec} keeps its size; give image_size (--image-size), too"
+            )
     more = {"skip_unreadable": skip_unreadable} if kind in ("folder", "imagenet") else {}
-    source = open_source(location, split, image_size, download, **more)
+    source = open_source(location, split, image_size, download, evaluated_share, **more)
     if split == "train":
-        _TRAINING[spec, image_size, skip_unreadable] = source
+        _TRAINING[spec, image_size, evaluated_share, skip_unreadable] = source
     else:
-        source.training = partial(_training, spec, image_size, skip_unreadable)
+        source.training = partial(_training, spec, image_size, evaluated_share, skip_unreadable)
     if limit is not None and limit < len(source.classes):
         raise UserError(
             f"limit is {limit}, but {spec} has {len(source.classes)} classes; give at least one image for each class"
@@ -182,9 +194,9 @@ def _fastest(source: Source, device: torch.device, augmentation: Augmentation | 
     return "dali" if is_installed() else "torchvision"
 
 
-def _training(spec: str, image_size: int | None, skip_unreadable: bool) -> Source:
-    return _TRAINING.get((spec, image_size, skip_unreadable)) or open(
-        spec, image_size=image_size, skip_unreadable=skip_unreadable
+def _training(spec: str, image_size: int | None, evaluated_share: float | None, skip_unreadable: bool) -> Source:
+    return _TRAINING.get((spec, image_size, evaluated_share, skip_unreadable)) or open(
+        spec, image_size=image_size, evaluated_share=evaluated_share, skip_unreadable=skip_unreadable
     )
 
 

@@ -113,7 +113,7 @@ class Augmentation:
             if self.crop_padding:
                 raise UserError(
                     f"crop_padding is {self.crop_padding}, but these images get random resized crops; give "
-                    "crop_padding 0 (--crop-padding 0), or no crop_area"
+                    "crop_padding 0 (--crop-padding 0), or no crop_area (--crop-scale 0)"
                 )
         if not all(0 <= strength <= limit for strength, limit in zip(self.color_jitter, (1, 1, 1, 0.5), strict=True)):
             raise UserError(

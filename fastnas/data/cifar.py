@@ -9,7 +9,7 @@ import numpy as np
 import torchvision
 
 from fastnas.data.augmentation import Augmentation
-from fastnas.data.image import resize
+from fastnas.data.image import resize, resized_side
 from fastnas.data.source import ArraySource, Statistics
 from fastnas.data.split import check_portion
 from fastnas.errors import UserError
@@ -39,14 +39,30 @@ class CifarSource(ArraySource):
         return np.arange(first), np.arange(first, len(self))
 
 
-def open_cifar10(location: str, split: str, image_size: int | None = None, download: bool = False) -> CifarSource:
+def open_cifar10(
+    location: str,
+    split: str,
+    image_size: int | None = None,
+    download: bool = False,
+    evaluated_share: float | None = None,
+) -> CifarSource:
     """Opens CIFAR-10 in torchvision's layout: `location` holds the folder cifar-10-batches-py."""
-    return _open(torchvision.datasets.CIFAR10, CIFAR10, "cifar10", location, split, image_size, download)
+    return _open(
+        torchvision.datasets.CIFAR10, CIFAR10, "cifar10", location, split, image_size, download, evaluated_share
+    )
 
 
-def open_cifar100(location: str, split: str, image_size: int | None = None, download: bool = False) -> CifarSource:
+def open_cifar100(
+    location: str,
+    split: str,
+    image_size: int | None = None,
+    download: bool = False,
+    evaluated_share: float | None = None,
+) -> CifarSource:
     """Opens CIFAR-100 (the 100 fine classes) in torchvision's layout: `location` holds the folder cifar-100-python."""
-    return _open(torchvision.datasets.CIFAR100, CIFAR100, "cifar100", location, split, image_size, download)
+    return _open(
+        torchvision.datasets.CIFAR100, CIFAR100, "cifar100", location, split, image_size, download, evaluated_share
+    )
 
 
 def _open(
@@ -57,6 +73,7 @@ def _open(
     split: str,
     image_size: int | None,
     download: bool,
+    evaluated_share: float | None,
 ) -> CifarSource:
     root = Path(location).expanduser()
     try:
@@ -71,7 +88,10 @@ def _open(
             f"{kind} is not in {root}: the folder {dataset.base_folder} is missing or incomplete; give the folder that "
             "holds it, or allow the download with download=True (--download)"
         ) from error
-    array = files.data if image_size is None else resize(files.data, image_size)  # [N, H, W, 3]
+    array, originals = files.data, None  # [N, H, W, 3]
+    if image_size is not None:
+        originals = array
+        array = resize(originals, image_size, resized_side(image_size, evaluated_share))  # [N, S, S, 3]
     size = array.shape[1]
     return CifarSource(
         spec=f"{kind}:{location}",
@@ -80,8 +100,10 @@ def _open(
         classes=tuple(files.classes),
         labels=np.array(files.targets, dtype=np.int64),
         array=array,
+        originals=originals,
         channels=3,
         image_size=(size, size),
         augmentation=Augmentation(crop_padding=size // 8, flip=True),
         published=published,
+        evaluated_share=evaluated_share,
     )

@@ -89,6 +89,8 @@ class DaliPipeline(Pipeline):
     def _read(self, indices: np.ndarray) -> list[np.ndarray]:
         if isinstance(self.source, FolderSource):
             return self.source.encoded(indices)
+        if self.augment and self.augmentation.crop_area is not None:
+            return [self.source.original(index) for index in indices]
         return list(self.source.read(indices))
 
     def _assemble(self, plan: Plan, place: slice, reading: list[Future[list[np.ndarray]]]) -> Inputs:

@@ -5,13 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from fastnas.data.augmentation import Augmentation
-from fastnas.data.image import resize
+from fastnas.data.image import resize, resized_side
 from fastnas.data.source import ArraySource
 from fastnas.data.split import rank_in_class
 from fastnas.errors import UserError
 
 
-def open_digits(location: str, split: str, image_size: int | None = None, download: bool = False) -> ArraySource:
+def open_digits(
+    location: str,
+    split: str,
+    image_size: int | None = None,
+    download: bool = False,
+    evaluated_share: float | None = None,
+) -> ArraySource:
     """Opens scikit-learn's copy of the UCI optical digits (8x8 pixels, 17 levels of grey), enlarged bilinearly.
 
     The test split is every fifth image of each class (355), the training split the others (1,442).
@@ -21,6 +27,7 @@ def open_digits(location: str, split: str, image_size: int | None = None, downlo
         split: "train" or "test".
         image_size: pixels a side; 16 if None.
         download: not needed.
+        evaluated_share: see `fastnas.data.open`.
     """
     from sklearn.datasets import load_digits  # here, because it takes a second that other sources need not pay
 
@@ -37,8 +44,10 @@ def open_digits(location: str, split: str, image_size: int | None = None, downlo
         split=split,
         classes=tuple("0123456789"),
         labels=labels[chosen].astype(np.int64),
-        array=resize(grey[chosen], size),
+        array=resize(grey[chosen], size, resized_side(size, evaluated_share)),
+        originals=grey[chosen],
         channels=1,
         image_size=(size, size),
         augmentation=Augmentation(crop_padding=size // 8, flip=False),
+        evaluated_share=evaluated_share,
     )

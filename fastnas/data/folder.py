@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastnas.data.augmentation import Augmentation
-from fastnas.data.image import EXTENSIONS, decode, encoded, size_of
+from fastnas.data.image import EXTENSIONS, decode, encoded, resized_side, size_of
 from fastnas.data.source import Source
 from fastnas.data.split import chosen
 from fastnas.errors import UserError
@@ -100,6 +100,7 @@ def open_folder(
     split: str,
     image_size: int | None = None,
     download: bool = False,
+    evaluated_share: float | None = None,
     skip_unreadable: bool = False,
 ) -> FolderSource:
     """Opens ROOT/<class>/**/*.jpg (or another image format), or ROOT/train/<class>/… and ROOT/test/<class>/….
@@ -114,6 +115,7 @@ def open_folder(
         image_size: if given, images are resized (shorter side) and cropped (centre) to this many pixels a side;
             otherwise they must all have one size.
         download: not needed.
+        evaluated_share: see `fastnas.data.open`.
         skip_unreadable: decode every file here, and leave out those that cannot be decoded (`left_out` names them).
 
     Raises:
@@ -150,10 +152,11 @@ def open_folder(
         labels=np.array(labels, dtype=np.int64),
         files=tuple(files),
         sizes=np.array(sizes),
-        shorter_side=image_size,
+        shorter_side=None if image_size is None else resized_side(image_size, evaluated_share),
         channels=3,
         image_size=common,
         augmentation=Augmentation(crop_padding=min(common) // 8, flip=True),
+        evaluated_share=evaluated_share,
         left_out=tuple(left_out),
     )
 

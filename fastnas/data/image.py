@@ -153,14 +153,25 @@ def centre(size: tuple[int, int], image_size: int) -> tuple[int, int]:
     return round((height - image_size) / 2), round((width - image_size) / 2)
 
 
-def resize(images: np.ndarray, image_size: int) -> np.ndarray:
-    """Resizes (shorter side, bilinear, antialiased) and centre-crops: [N, H, W, C] → [N, image_size, image_size, C]."""
+def resized_side(image_size: int, evaluated_share: float | None) -> int:
+    """What to resize the shorter side to, for a centre crop of `image_size` pixels to cover `evaluated_share` of it."""
+    return image_size if evaluated_share is None else round(image_size / evaluated_share)
+
+
+def resize(images: np.ndarray, image_size: int, shorter_side: int | None = None) -> np.ndarray:
+    """Resizes and centre-crops: [N, H, W, C] → [N, image_size, image_size, C].
+
+    Args:
+        images: uint8 [N, H, W, C].
+        image_size: pixels a side of the crop.
+        shorter_side: what to resize the shorter side to, bilinear and antialiased; None for image_size.
+    """
     count, _, _, channels = images.shape
     result = np.empty((count, image_size, image_size, channels), dtype=np.uint8)  # [N, S, S, C]
     for start in range(0, count, 1000):  # in blocks: the float copy needs four times the memory
         block = torch.from_numpy(images[start : start + 1000]).permute(0, 3, 1, 2)  # [n, C, H, W]
         # Float, because the integer kernel rounds differently from one processor to the next.
-        resized = _fit(block.float(), image_size, image_size).round_().clamp_(0, 255)  # [n, C, S, S]
+        resized = _fit(block.float(), image_size, shorter_side or image_size).round_().clamp_(0, 255)  # [n, C, S, S]
         result[start : start + 1000] = resized.to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return result
 

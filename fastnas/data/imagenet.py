@@ -19,6 +19,7 @@ def open_imagenet(
     split: str,
     image_size: int | None = None,
     download: bool = False,
+    evaluated_share: float | None = None,
     skip_unreadable: bool = False,
 ) -> FolderSource:
     """Opens ROOT/train/<class>/*.JPEG and ROOT/val/<class>/*.JPEG, as torchvision and the original scripts have them.
@@ -31,16 +32,16 @@ def open_imagenet(
         split: "train" or "test", which is the folder val.
         image_size: pixels a side; 224 if None.
         download: not needed; image-net.org asks for an account.
+        evaluated_share: see `fastnas.data.open`; 224/256 if None.
         skip_unreadable: decode every file here, and leave out those that cannot be decoded (`left_out` names them).
 
     Raises:
         UserError: as `open_folder`.
     """
-    size = image_size or 224
+    share = evaluated_share or EVALUATED_SHARE
     return replace(
-        open_folder(location, split, size, skip_unreadable=skip_unreadable),
+        open_folder(location, split, image_size or 224, evaluated_share=share, skip_unreadable=skip_unreadable),
         spec=f"imagenet:{location}",
-        shorter_side=round(size / EVALUATED_SHARE),
         augmentation=AUGMENTATION,
         published=IMAGENET,
     )

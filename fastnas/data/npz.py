@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from fastnas.data.augmentation import Augmentation
-from fastnas.data.image import resize
+from fastnas.data.image import resize, resized_side
 from fastnas.data.source import ArraySource
 from fastnas.errors import UserError
 
@@ -18,7 +18,13 @@ LAYOUTS = (("images", "labels", "test_images", "test_labels"), ("x_train", "y_tr
 EXPECTED = "images and labels (with test_images and test_labels for a test split) or x_train, y_train, x_test, y_test"
 
 
-def open_npz(location: str, split: str, image_size: int | None = None, download: bool = False) -> ArraySource:
+def open_npz(
+    location: str,
+    split: str,
+    image_size: int | None = None,
+    download: bool = False,
+    evaluated_share: float | None = None,
+) -> ArraySource:
     """Opens a file written by `numpy.savez` or `numpy.savez_compressed`.
 
     The arrays are `images` uint8 [N, H, W] or [N, H, W, C] and `labels` integers [N], for the test split
@@ -31,6 +37,7 @@ def open_npz(location: str, split: str, image_size: int | None = None, download:
         split: "train" or "test".
         image_size: if given, images are resized (shorter side) and cropped (centre) to this many pixels a side.
         download: not needed.
+        evaluated_share: see `fastnas.data.open`.
 
     Raises:
         UserError: the file or an array is missing, damaged, or not as described above.
@@ -49,8 +56,10 @@ def open_npz(location: str, split: str, image_size: int | None = None, download:
             f"{file}: '{labels_name}' holds the label {labels.max()}, but there are {len(classes)} classes; "
             f"labels must lie in 0..{len(classes) - 1}"
         )
+    originals = None
     if image_size is not None:
-        images = resize(images, image_size)  # [N, S, S, C]
+        originals = images  # [N, H', W', C]
+        images = resize(originals, image_size, resized_side(image_size, evaluated_share))  # [N, S, S, C]
     _, height, width, channels = images.shape
     return ArraySource(
         spec=f"npz:{location}",
@@ -59,9 +68,11 @@ def open_npz(location: str, split: str, image_size: int | None = None, download:
         classes=classes,
         labels=labels,
         array=images,
+        originals=originals,
         channels=channels,
         image_size=(height, width),
         augmentation=Augmentation(crop_padding=min(height, width) // 8, flip=channels == 3),
+        evaluated_share=evaluated_share,
     )
 
 

@@ -91,7 +91,10 @@ class Pipeline(ABC):
         served = len(self.indices) - (len(self.indices) % shards if self.drop_last else 0)
         self.count = len(range(shard, served, shards))
         if self.augment and self.augmentation.changes_colours and source.channels != 3:
-            raise UserError(f"color_jitter needs colour images, but {source.spec} has {source.channels} channels")
+            raise UserError(
+                f"color_jitter needs colour images, but {source.spec} has {source.channels} channels; set brightness, "
+                "contrast, saturation and hue to 0"
+            )
         if len(self) == 0:
             raise UserError(
                 f"{source.spec}: {self.count} images do not fill a batch of {batch_size}, so an epoch would be "

@@ -34,6 +34,8 @@ class Source(ABC):
         augmentation: what suits these images while training.
         published: mean and standard deviation that everybody uses for this data set; measured where None.
         training: opens the whole training split, whose statistics normalise this source; None: this source is it.
+        evaluated_share: side of the centre crop that is evaluated, as share of the resized shorter side; None: images
+            are not resized, or evaluated up to their borders.
         left_out: files that could not be read and were to be skipped, each with the reason.
     """
 
@@ -47,6 +49,7 @@ class Source(ABC):
     augmentation: Augmentation
     published: Statistics | None = None
     training: Callable[[], Source] | None = None
+    evaluated_share: float | None = None
     left_out: tuple[str, ...] = ()
     _measured: Statistics | None = field(init=False, default=None)
 
@@ -87,13 +90,13 @@ class Source(ABC):
         """One image, uint8 [H, W, C]. Raises UserError where it cannot be read."""
         return self.read(np.array([index]))[0]
 
+    @abstractmethod
     def original(self, index: int) -> np.ndarray:
         """One image before it was brought to the common size, uint8 [H', W', C]. UserError where it cannot be read."""
-        return self.image(index)
 
+    @abstractmethod
     def original_sizes(self) -> np.ndarray:
         """Heights and widths of the originals, int64 [N, 2]."""
-        return np.broadcast_to(np.array(self.image_size), (len(self), 2))
 
     def statistics(self) -> Statistics:
         """Mean and standard deviation of each channel, in units where white is 1. No deviation is 0.
@@ -131,9 +134,14 @@ class Source(ABC):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class ArraySource(Source):
-    """A source whose images are an array in memory: uint8 [N, H, W, C]."""
+    """A source whose images are an array in memory: uint8 [N, H, W, C].
+
+    Attributes:
+        originals: the images before they were resized, if they were, uint8 [N, H', W', C].
+    """
 
     array: np.ndarray  # [N, H, W, C]
+    originals: np.ndarray | None = None  # [N, H', W', C]
 
     @property
     def resident(self) -> bool:
@@ -147,7 +155,20 @@ class ArraySource(Source):
 
     def subset(self, indices: ArrayLike) -> Self:
         rows = chosen(len(self), indices)
-        return replace(self, labels=self.labels[rows], array=self.array[rows], training=self.training or self._whole)
+        return replace(
+            self,
+            labels=self.labels[rows],
+            array=self.array[rows],
+            originals=None if self.originals is None else self.originals[rows],
+            training=self.training or self._whole,
+        )
+
+    def original(self, index: int) -> np.ndarray:
+        return (self.array if self.originals is None else self.originals)[index]
+
+    def original_sizes(self) -> np.ndarray:
+        size = (self.array if self.originals is None else self.originals).shape[1:3]
+        return np.broadcast_to(np.array(size), (len(self), 2))
 
 
 def check_same_classes(train: Source, test: Source) -> None:

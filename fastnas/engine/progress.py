@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fastnas.engine.loop import Loop
 
+LISTED = 10  # files that were left out
 HEADER = (
     f"{'epoch':>7} {'rate':>7} {'train loss':>11} {'acc':>6} {'valid loss':>11} {'acc':>6} "
     f"{'H(α)':>6} {'skips':>5} {'time':>7} {'wait':>4}"
@@ -128,3 +129,16 @@ def shown(
 
 def _number(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
+
+
+def print_left_out(problems: Sequence[str], console: Console) -> None:
+    """Files that could not be read and were to be left out, each with the reason."""
+    if not problems:
+        return
+    console.print(
+        f"{len(problems):,} unreadable {'file' if len(problems) == 1 else 'files'} left out:", highlight=False
+    )
+    for problem in problems[:LISTED]:
+        console.print(f"  {problem}", highlight=False, markup=False, soft_wrap=True)
+    if len(problems) > LISTED:
+        console.print(f"  and {len(problems) - LISTED:,} more, all in metrics.jsonl and the report", highlight=False)

@@ -6,7 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from fastnas.data import Augmentation
 from fastnas.errors import UserError
+from fastnas.process import given
 
 
 @dataclass(frozen=True)
@@ -110,33 +112,68 @@ class TrainDataOptions:
     """The images."""
 
     data: str | None = None
-    """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT or npz:FILE; its training split is trained on."""
+    """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE; its training split is trained on."""
     test: str = "same"
     """What is tested once, at the end: the test split of the same, that of another source, or none."""
     validation: float = 0.0
     """Share of each class's training images that are held out, to be evaluated after every epoch."""
-    pipeline: str = "auto"
-    """tensor: the whole set in memory; torchvision: a DataLoader; auto: what fits best."""
+    pipeline: Literal["auto", "dali", "tensor", "torchvision"] = "auto"
+    """tensor: the whole set in memory; dali: NVIDIA DALI; torchvision: a DataLoader; auto: the first that can, of
+    tensor, dali, torchvision."""
     batch_size: int = 96
     """Images in a batch."""
     image_size: int | None = None
     """Pixels a side to resize and crop to; None keeps the size."""
+    evaluated_share: float | None = None
+    """Side of the centre crop that is tested, as share of the resized shorter side, such as 0.875 (224 of 256 pixels);
+    None for what suits the data."""
     limit: int | None = None
     """At most this many training images, evenly from all classes; None for all."""
     crop_padding: int | None = None
     """Pixels of padding before a random crop; None for what suits the data."""
+    crop_scale: float | None = None
+    """Smallest share of an image that a random resized crop covers, such as 0.08; the largest is all of it. 0 for no
+    such crops; None for what suits the data."""
     flip: bool | None = None
     """Random horizontal flips; None for what suits the data."""
     cutout: int = 16
     """Side of the square that is cut out, in pixels; 0 for none."""
-    workers: int = 0
-    """Processes that read images (torchvision pipeline)."""
+    brightness: float | None = None
+    """Colour jitter: a factor from 1 - brightness to 1 + brightness; 0 for none, None for what suits the data."""
+    contrast: float | None = None
+    """As --brightness, of the contrast."""
+    saturation: float | None = None
+    """As --brightness, of the saturation."""
+    hue: float | None = None
+    """Colour jitter: turned by up to this share of the colour circle, 0 to 0.5; None for what suits the data."""
+    workers: int | None = None
+    """Threads that read and decode images (dali; None for one each core, at most 8) or processes (torchvision; None
+    for none)."""
+    prefetch: int = 2
+    """Batches that dali, or each torchvision process, prepares ahead."""
+    skip_unreadable: bool = False
+    """Decode every image file once before the training, and leave out those that cannot be read."""
     download: bool = False
     """Download cifar10 or cifar100 if missing."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.validation < 1:
             raise UserError(f"validation is {self.validation}, expected a share from 0 (none) to less than 1.")
+
+    def augmentation(self, own: Augmentation) -> Augmentation:
+        """What training images go through: a source's `own` augmentation, but for what these options say."""
+        crop_area = own.crop_area
+        if self.crop_scale is not None:
+            crop_area = (self.crop_scale, 1.0) if self.crop_scale else None
+        jitter = zip((self.brightness, self.contrast, self.saturation, self.hue), own.color_jitter, strict=True)
+        brightness, contrast, saturation, hue = (given(wanted, default) for wanted, default in jitter)
+        return Augmentation(
+            crop_padding=given(self.crop_padding, 0 if crop_area else own.crop_padding),
+            flip=given(self.flip, own.flip),
+            cutout=self.cutout,
+            crop_area=crop_area,
+            color_jitter=(brightness, contrast, saturation, hue),
+        )
 
 
 @dataclass(frozen=True)

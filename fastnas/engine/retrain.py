@@ -206,7 +206,13 @@ class Retrain(Loop):
                 self._test = evaluate(network, self.test_pipeline, lambda done, total: self.show("test", done, total))
         source = self.train_pipeline.source
         mean, std = source.statistics()
-        images = {"classes": list(source.classes), "image_size": list(source.image_size), "mean": mean, "std": std}
+        images = {
+            "classes": list(source.classes),
+            "image_size": list(source.image_size),
+            "evaluated_share": source.evaluated_share,
+            "mean": mean,
+            "std": std,
+        }
         network.save(self.directory / DESCRIPTION, about={"images": images, "seed": self.seed})
         return {
             "selected": self.select,

@@ -56,7 +56,10 @@ def settings(run: Run) -> str:
     classes = data.pop("classes", None)
     if isinstance(size := data.get("image_size"), list):
         data["image_size"] = " × ".join(map(str, size))
-    rows = [(key.replace("_", " "), _plain(value)) for key, value in data.items()]
+    if isinstance(changes := data.get("augmentation"), dict):
+        asked = [f"{name.replace('_', ' ')} {_plain(value)}" for name, value in changes.items() if _is_on(value)]
+        data["augmentation"] = "; ".join(asked) or "none"
+    rows = [(key.replace("_", " "), _plain(value)) for key, value in data.items() if value != []]
     if isinstance(classes, list):
         rows.insert(2, ("classes", f"{len(classes)}: {', '.join(map(str, classes))}"))
     environment = [(key.replace("_", " "), _plain(value)) for key, value in run.environment.items()]
@@ -130,6 +133,10 @@ def _flatten(options: Record, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", _plain(value)
+
+
+def _is_on(value: Any) -> bool:
+    return any(value) if isinstance(value, list) else bool(value)
 
 
 def _plain(value: Any) -> str:

@@ -67,6 +67,17 @@ def test_evaluation_is_that_of_torchvision(root: Path, kind: str) -> None:
     assert (ours - expected).abs().max() < (1.01 if kind == "dali" else 1e-3)
 
 
+@pytest.mark.parametrize("kind", [DALI, "torchvision", "tensor"])
+def test_the_evaluated_share_is_a_choice_for_any_folder(root: Path, kind: str) -> None:
+    source = data.open(f"folder:{root}", "test", image_size=28, evaluated_share=0.7)
+    chain = v2.Compose([v2.Resize(40), v2.CenterCrop(28), v2.PILToTensor()])
+    expected = torch.stack([chain(Image.open(path)) for path in source.files]).float()
+    source.published = IMAGENET
+    assert (levels(served(source, kind, train=False)) - expected).abs().max() < (1.01 if kind == "dali" else 1e-3)
+    assert data.open(f"imagenet:{root}", image_size=28, evaluated_share=0.7).shorter_side == 40
+    assert data.open(f"folder:{root}", image_size=28).shorter_side == 28
+
+
 @needs_dali
 def test_dali_crops_and_resizes_as_torchvision_does(root: Path, seed: int) -> None:
     source = data.open(f"imagenet:{root}", image_size=28)

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sample_sources import write_folder
+import torch
+from sample_sources import DALI, write_folder
 from sklearn.datasets import load_digits
+from torchvision.transforms import v2
 
 from fastnas import data
 from fastnas.errors import UserError
@@ -45,6 +47,50 @@ def test_digits_are_enlarged_bilinearly() -> None:
 def test_digits_take_no_path() -> None:
     with pytest.raises(UserError, match="'digits' takes no path, but got 'x'"):
         data.open("digits:x")
+
+
+def test_the_evaluated_share_of_arrays(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 20, 30, 3), dtype=np.uint8)  # [N, H, W, C]
+    labels = np.array([0, 1, 0, 1])
+    np.savez(tmp_path / "a.npz", images=images, labels=labels, test_images=images[::-1], test_labels=labels)
+    spec = f"npz:{tmp_path / 'a.npz'}"
+    source = data.open(spec, image_size=16, evaluated_share=0.8)
+    # The shorter side has 20 pixels already, so the middle is cut out as it is.
+    np.testing.assert_array_equal(source.images(), images[:, 2:18, 7:23])
+    assert (source.image_size, source.evaluated_share) == ((16, 16), 0.8)
+    test = data.open(spec, "test", image_size=16, evaluated_share=0.8)
+    assert test.statistics() == source.statistics() != data.open(spec, image_size=16).statistics()
+
+
+def test_resized_arrays_keep_what_random_crops_are_cut_from(tmp_path: Path) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (5, 20, 30, 3), dtype=np.uint8)  # [N, H, W, C]
+    np.savez(tmp_path / "a.npz", images=images, labels=np.array([0, 1, 0, 1, 0]))
+    source = data.open(f"npz:{tmp_path / 'a.npz'}", image_size=16, evaluated_share=0.8).subset([4, 1])
+    np.testing.assert_array_equal(source.original(0), images[4])
+    np.testing.assert_array_equal(source.original_sizes(), [[20, 30]] * 2)
+
+
+@pytest.mark.parametrize("kind", [DALI, "torchvision"])
+def test_arrays_get_random_resized_crops(tmp_path: Path, kind: str) -> None:
+    images = np.random.default_rng(1).integers(0, 256, (6, 20, 30, 3), dtype=np.uint8)  # [N, H, W, C]
+    np.savez(tmp_path / "a.npz", images=images, labels=np.array([0, 1] * 3))
+    source = data.open(f"npz:{tmp_path / 'a.npz'}", image_size=16)
+    pipeline = data.pipeline(
+        source, kind, batch_size=6, augmentation=data.Augmentation(0, False, crop_area=(0.5, 0.9)), shuffle=False
+    )
+    batch, _ = pipeline.batch(0, 0)  # [6, 3, 16, 16]
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in source.statistics())
+    for image, original, box in zip(batch, images, pipeline.plan(0).draws.boxes, strict=True):
+        cut = v2.functional.resized_crop(v2.functional.to_image(original), *box.tolist(), [16, 16], antialias=True)
+        # Pure noise: DALI and torchvision round each of the two passes in another way.
+        assert ((image * std + mean) * 255 - cut).abs().mean() < (1.5 if kind == "dali" else 1e-3)
+
+
+def test_an_evaluated_share_that_cannot_be() -> None:
+    with pytest.raises(UserError, match=r"evaluated_share is 1\.5; give a share of the shorter side"):
+        data.open("digits", evaluated_share=1.5)
+    with pytest.raises(UserError, match=r"but cifar10:x keeps its size; give image_size \(--image-size\), too"):
+        data.open("cifar10:x", evaluated_share=0.9)
 
 
 def test_unknown_kind_lists_the_known_ones() -> None:

@@ -453,7 +453,13 @@ void preprocess(int64_t channels, int64_t stride) {
     split(threads, kPreprocessChunks, [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(preprocess_backward, *args, *grad, partial.data(), kPreprocessChunks, first, last);
     });
-    return output.bytes() + moments.bytes() + grad_front.bytes() + grad_back.bytes() + partial.bytes();
+    const Buffer<A> merged(outputs * inputs);
+    std::vector<A*> grad_weights;
+    for (int64_t m = 0; m < stride; ++m) grad_weights.push_back(merged.data() + m * rows * inputs);
+    split(threads, outputs, [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(preprocess_merge, *args, partial.data(), kPreprocessChunks, grad_weights.data(), first, last);
+    });
+    return output.bytes() + moments.bytes() + grad_front.bytes() + grad_back.bytes() + partial.bytes() + merged.bytes();
   });
 }
 

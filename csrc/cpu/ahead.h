@@ -1,0 +1,55 @@
+// Reading ahead: what the next block of pixels needs comes into the second-level cache while this one is computed.
+//
+// The hardware follows a stream only while somebody reads it, but kernels read a block at once and then compute for
+// thousands of cycles. A core has few requests on the way, so matrix products ask for one line at each of their steps.
+#pragma once
+
+#include <cstdint>
+
+namespace fastnas::FASTNAS_ISA {
+
+/// Some lines, `step` bytes apart; 0 where there is nothing to read.
+struct AheadLines {
+  const char* at;
+  int64_t step;
+
+  void next() {
+    __builtin_prefetch(at, 0, 2);
+    at += step;
+  }
+};
+
+class Ahead {
+ public:
+  /// `values` values from `from` on, which need not exist.
+  template <typename T>
+  void add(const T* from, int64_t values) {
+    if (last_ == kRanges || values <= 0) return;
+    const char* const first = reinterpret_cast<const char*>(from);
+    range_[last_++] = {first, (values * static_cast<int64_t>(sizeof(T)) + kLine - 1) / kLine};
+  }
+
+  /// The next `count` lines; `near` is any address in a cache.
+  AheadLines take(int64_t count, const void* near) {
+    if (first_ == last_) return {static_cast<const char*>(near), 0};
+    Range& range = range_[first_];
+    const AheadLines lines{range.at, kLine};  // perhaps some more than the range has
+    range.at += count * kLine;
+    range.left -= count;
+    if (range.left <= 0) ++first_;
+    return lines;
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  static constexpr int kRanges = 8;
+  struct Range {
+    const char* at;
+    int64_t left;
+  };
+
+  int first_ = 0, last_ = 0;
+  Range range_[kRanges];
+};
+
+}  // namespace fastnas::FASTNAS_ISA
