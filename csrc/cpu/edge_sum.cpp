@@ -11,6 +11,7 @@
 #include "cpu/memory.h"
 #include "cpu/packed.h"
 #include "cpu/pointwise.h"
+#include "cpu/pool_rows.h"
 #include "cpu/stage_plan.h"
 #include "cpu/weave.h"
 
@@ -50,15 +51,7 @@ struct EdgePlan {
   int edges_of(int group, int edges) const { return edges - group * slots < slots ? edges - group * slots : slots; }
 };
 
-// --- rows of terms
-// -----------------------------------------------------------------------------------------------------
-
-/// `v` takes over as torch has it: if it is larger, or NaN.
-template <typename A>
-Vec<A> larger(Vec<A> v, Vec<A> maximum) {
-  maximum = v > maximum ? v : maximum;
-  return v != v ? v : maximum;
-}
+// --- rows of terms ---------------------------------------------------------------------------------------------------
 
 /// Adds up, and compares, three rows of an image [.., width, lanes] into columns [2, width + 2, lanes], with what
 /// changes neither beside them: zeros, and the first and the last maximum again. A missing row is null.
