@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
-from fastnas.nn import Supernet
+from fastnas.nn import MixedOp, Supernet
 from fastnas.nn.cell import SearchCell
 from fastnas.nn.primitives import DepthwiseStage, FactorizedReduce, ReLUConvNorm, SeparableConv
 from fastnas.nn.stem import CIFARStem
@@ -146,6 +146,7 @@ def _foreign_layers(network: Supernet) -> dict[str, str]:
         assert isinstance(cell, SearchCell)
         places = {f"preprocess{j}": (getattr(cell, f"preprocess{j}"), f"preprocess{j}") for j in (0, 1)}
         for e, edge in enumerate(cell.edges):
+            assert isinstance(edge, MixedOp)
             for o, candidate in enumerate(edge.candidates):
                 places[f"edges.{e}.candidates.{o}"] = candidate, f"_ops.{e}._ops.{o}"
         for place, (module, foreign) in places.items():

@@ -47,7 +47,7 @@ def images(network: Network) -> Tensor:
 
 def edges(network: Network, ours: Supernet) -> dict[str, Tensor] | None:
     betas = load_betas({**network.state_dict(), **network.tables()})
-    return {kind: edge_softmax(beta, ours.space).double() for kind, beta in betas.items()} or None
+    return {kind: edge_softmax(beta.double(), ours.space) for kind, beta in betas.items()} or None
 
 
 @pytest.mark.parametrize(("kind", "options"), CASES, ids=str)
@@ -64,8 +64,7 @@ def test_logits_are_the_same(kind: str, options: dict[str, Any], backend: str) -
         with torch.no_grad():
             torch.testing.assert_close(ours(x, edge_weights=edges(foreign, ours)), foreign(x))
     # After the step in training mode running statistics are alike, too.
-    for name, value in foreign_state_dict(ours, kind).items():
-        torch.testing.assert_close(value, foreign.state_dict()[name])
+    torch.testing.assert_close(foreign_state_dict(ours, kind), dict(foreign.state_dict()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -137,8 +136,7 @@ def test_the_search_goes_on() -> None:
             optimizer.zero_grad()
             nn.functional.cross_entropy(network(x), labels).backward()
             optimizer.step()
-    for name, value in foreign_state_dict(ours, "egnas").items():
-        torch.testing.assert_close(value, foreign.state_dict()[name], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(foreign_state_dict(ours, "egnas"), dict(foreign.state_dict()), rtol=1e-4, atol=1e-5)
 
 
 # --- errors ---
