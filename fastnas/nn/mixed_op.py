@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
+from fastnas.nn.batch_norm import BatchNorm
 from fastnas.nn.primitives import Norm, Zero, make_primitive
 from fastnas.ops import mixed_sum, mixed_sum_reference
 
@@ -33,49 +35,90 @@ class MixedOp(nn.Module):
     stride 2), and a channel shuffle of k groups (ShuffleNet, Zhang et al. 2018) mixes them.
 
     Args:
-        candidates: names of primitives, in the order of the weights.
-        channels: C.
+        candidates: names of `fastnas.nn.primitives.PRIMITIVES`, or modules that map [B, C/k, H, W] to
+            [B, C/k, ⌈H/stride⌉, ⌈W/stride⌉], in the order of the weights. Modules are taken as they are: stride, norm
+            and pool_norm are about names.
+        channels: C; needed for names and for partial channels.
         stride: 1 or 2.
         partial_channels: k; C must be divisible by it.
-        norm: normalisation without affine parameters, which would absorb what the weights measure.
-        pool_norm: whether pools are normalised too.
-        backend: "fused" or "reference".
+        norm: builds the normalisations from their number of channels; by default BatchNorm without affine parameters,
+            which would absorb what the weights measure.
+        pool_norm: whether pools are normalised too, as in DARTS and PC-DARTS.
+        backend: "fused" (our operators), "reference" (plain torch) or "auto" (fused).
+
+    Attributes:
+        candidates: `nn.ModuleList`.
+
+    Raises:
+        UserError: no candidate, an unknown name or backend, another stride, no channels where they are needed, or
+            channels that `partial_channels` does not divide.
+
+    >>> import torch
+    >>> from fastnas.nn import MixedOp
+    >>> mixed = MixedOp(["skip_connect", "sep_conv_3x3", torch.nn.Conv2d(16, 16, 1)], channels=16)
+    >>> alpha = torch.zeros(3, requires_grad=True)
+    >>> y = mixed(torch.randn(2, 16, 8, 8), torch.softmax(alpha, dim=-1))  # [2, 16, 8, 8]
+    >>> y.square().sum().backward()  # α has its gradient, as have the weights of the candidates
     """
 
     def __init__(
         self,
-        candidates: Sequence[str],
-        channels: int,
-        stride: int,
-        partial_channels: int,
-        norm: Norm,
-        pool_norm: bool,
-        backend: str,
+        candidates: Sequence[str | nn.Module],
+        channels: int | None = None,
+        stride: int = 1,
+        partial_channels: int = 1,
+        norm: Norm = functools.partial(BatchNorm, affine=False),  # noqa: B008  (immutable)
+        pool_norm: bool = True,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
-        if channels % partial_channels:
+        if not candidates:
+            raise UserError("MixedOp got no candidates: name at least one primitive, or give a module.")
+        if stride not in (1, 2):
+            raise UserError(f"MixedOp got stride {stride}, expected 1 (normal) or 2 (reduction).")
+        if channels is None:
+            if partial_channels > 1 or any(isinstance(candidate, str) for candidate in candidates):
+                raise UserError(
+                    "MixedOp needs channels, to build candidates of a name and to cut off partial channels."
+                )
+        elif channels % partial_channels:
             raise UserError(
                 f"{channels} channels cannot be cut into partial_channels={partial_channels} equal parts: "
                 "choose a number of channels that is divisible by it."
             )
         self.partial_channels = partial_channels
-        self.processed = channels // partial_channels
-        self.candidates = nn.ModuleList(
-            make_primitive(name, self.processed, stride, norm=norm, pool_norm=pool_norm) for name in candidates
-        )
+        self.processed = 0 if channels is None else channels // partial_channels  # 0: ready modules take what comes
+        self.candidates = nn.ModuleList(self._build(candidate, stride, norm, pool_norm) for candidate in candidates)
         # Rounds up, as the candidates do for odd sizes.
         self.bypass = nn.MaxPool2d(2, 2, ceil_mode=True) if stride == 2 else nn.Identity()
         self.stride = stride
-        self.backend = backend
+        self.backend = resolve_backend(backend)
+
+    def _build(self, candidate: str | nn.Module, stride: int, norm: Norm, pool_norm: bool) -> nn.Module:
+        if isinstance(candidate, nn.Module):
+            return candidate
+        return make_primitive(candidate, self.processed, stride, norm=norm, pool_norm=pool_norm)
 
     def forward(self, x: Tensor, weights: Tensor, active: Tensor | None = None) -> Tensor:
-        """One architecture: x [B, C, H, W], weights [O] → [B, C, H', W'].
-
-        active: [O] booleans on the CPU, the candidates that are computed; all by default.
+        """One architecture: x [B, C, H, W], weights [O] → [B, C, ⌈H/stride⌉, ⌈W/stride⌉], channels-last where x is.
 
         A population: x [P, B, C, H, W], or [1, B, C, H, W] where it is the same for all individuals, and weights [P, O]
         → [P, B, C, H', W'].
+
+        Differentiable once in x, the weights and the parameters of the candidates.
+
+        Args:
+            weights: normalised already (softmax, Gumbel, one-hot, …), on the device of x.
+            active: [O] booleans on the CPU, the candidates that are computed; all by default.
+
+        Raises:
+            UserError: not one weight for each candidate.
         """
+        if weights.shape[-1:] != (len(self.candidates),):
+            raise UserError(
+                f"MixedOp got weights of shape {list(weights.shape)} for {len(self.candidates)} candidates: "
+                "expected one for each in the last dimension."
+            )
         flat = x.flatten(0, -4)  # [P·B, C, H, W]
         processed = flat if self.partial_channels == 1 else flat[:, : self.processed]  # [P·B, C/k, H, W]
         outputs, columns = [], []

@@ -184,8 +184,61 @@ def test_candidates_see_their_share_of_the_channels() -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("count", [7, 9])
 def test_one_weight_for_each_candidate(backend: str, count: int) -> None:
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(
+        UserError, match=rf"^MixedOp got weights of shape \[{count}\] for 8 candidates: expected one for"
+    ):
         mixed_op(backend=backend)(images(2, 4, 3, 3), softmaxed(count))
+
+
+def test_a_scalar_is_no_table_of_weights() -> None:
+    with pytest.raises(UserError, match=r"^MixedOp got weights of shape \[\] for 1 candidates"):
+        mixed_op(["skip_connect"])(images(2, 4, 3, 3), torch.tensor(1.0))
+
+
+def test_defaults_are_those_of_darts() -> None:
+    mixed = MixedOp(DARTS, 4)
+    assert (mixed.stride, mixed.partial_channels, mixed.backend) == (1, 1, "fused")
+    norms = [module for module in mixed.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert len(norms) == 2 + 2 * 2 + 2
+    assert not any(norm.affine for norm in norms)
+    assert not list(MixedOp(["max_pool_3x3"], 4, pool_norm=False).buffers())
+    assert MixedOp(["skip_connect"], 4, norm=nn.InstanceNorm2d, stride=2).candidates[0].norm.num_features == 4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("k", [1, 2])
+def test_ready_modules_among_names(backend: str, stride: int, k: int) -> None:
+    own = nn.Conv2d(8 // k, 8 // k, 3, stride, 1)
+    mixed = MixedOp(["sep_conv_3x3", own, "none"], 8, stride, k, backend=backend).double()
+    assert mixed.candidates[1] is own
+    x, weights = images(2, 8, 6, 6).requires_grad_(), softmaxed(3).requires_grad_()
+    y = mixed(x, weights)
+    close(y, by_hand(mixed, x, weights, k, stride))
+    y.square().sum().backward()
+    assert all(tensor.grad is not None and tensor.grad.any() for tensor in (x, weights, *own.parameters()))
+
+
+def test_ready_modules_need_no_channels() -> None:
+    mixed = MixedOp([nn.Identity(), nn.AvgPool2d(3, 1, 1)])
+    x = images(2, 3, 5, 5)
+    close(mixed(x, softmaxed(2)), softmaxed(2)[0] * x + softmaxed(2)[1] * nn.AvgPool2d(3, 1, 1)(x))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ([[]], {}, "MixedOp got no candidates: name at least one primitive, or give a module."),
+        ([["skip_connect"]], {}, "MixedOp needs channels, to build candidates of a name and to cut off partial"),
+        ([[nn.Identity()]], {"partial_channels": 2}, "MixedOp needs channels"),
+        ([["skip_connect"], 4, 3], {}, r"MixedOp got stride 3, expected 1 \(normal\) or 2 \(reduction\)"),
+        ([["skip_conect"], 4], {}, "unknown primitive 'skip_conect': did you mean 'skip_connect'"),
+        ([["skip_connect"], 4], {"backend": "cuda"}, "unknown backend 'cuda'"),
+    ],
+)
+def test_errors_of_construction(arguments: list[Any], options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        MixedOp(*arguments, **options)
 
 
 def test_channels_must_be_divisible() -> None:
