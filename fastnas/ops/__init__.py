@@ -1,4 +1,7 @@
-"""The fused operators: `torch.ops.fastnas.*` with autograd, for use in any PyTorch code."""
+"""The fused operators: `torch.ops.fastnas.*` with autograd, for use in any PyTorch code.
+
+docs/operators.md lists them. `<operator>_reference` is the same in plain torch.
+"""
 
 from fastnas.ops.augment_batch import augment_batch, augment_batch_reference, normalization_table
 from fastnas.ops.color_jitter import color_jitter, color_jitter_reference

@@ -34,6 +34,10 @@ def normalization_table(
 
     Returns:
         [C, 256].
+
+    >>> from fastnas import ops
+    >>> ops.normalization_table(mean=[0.5], std=[0.25])[0, [0, 255]]
+    tensor([-2.,  2.])
     """
     with torch.device("cpu"):  # so that it is the same for every device
         values = torch.arange(256, dtype=torch.float32).mul_(1 / 255)  # [256]
@@ -100,6 +104,15 @@ def augment_batch(
     Raises:
         RuntimeError: a shape, dtype, device or, on a CPU, an index does not fit; the message names it. On a GPU the
             image of an index that does not exist is NaN, since to look would wait for the device.
+
+    >>> import torch
+    >>> from fastnas import ops
+    >>> images = torch.randint(0, 256, (100, 32, 32, 3), dtype=torch.uint8)
+    >>> table = ops.normalization_table(mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+    >>> draws = torch.tensor([[0, 8, 1, 16, 16], [4, 4, 0, 0, 0]], dtype=torch.int32)
+    >>> batch = ops.augment_batch(images, table, torch.tensor([42, 7]), draws, padding=4, cutout=16)
+    >>> batch.shape
+    torch.Size([2, 3, 32, 32])
     """
     result: Tensor = _augment_batch(images, table, index, draws, padding, cutout)
     return result

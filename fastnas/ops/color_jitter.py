@@ -36,10 +36,18 @@ def color_jitter(images: Tensor, factors: Tensor) -> Tensor:
             saturation (towards the grey of the pixel), from 0, 1 changes nothing; turns of the hue, -1/2..1/2.
 
     Returns:
-        uint8 [B, H, W, 3].
+        uint8 [B, H, W, 3]. Carries no gradient.
 
     Raises:
         RuntimeError: a shape, dtype or device does not fit; the message names it.
+
+    >>> import torch
+    >>> from fastnas import ops
+    >>> images = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    >>> factors = torch.tensor([[1.2, 0.8, 1.0, 0.1], [1.0, 1.0, 1.0, 0.0]])
+    >>> jittered = ops.color_jitter(images, factors)  # the second image stays as it is
+    >>> torch.equal(jittered[1], images[1])
+    True
     """
     result: Tensor = _color_jitter(images, factors)
     return result

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.ops.layout import empty_channels_last
+from fastnas.ops.layout import accumulate_dtype, empty_channels_last
 from fastnas.ops.pool import pool_reference
 
 _edge_sum = torch.ops.fastnas.edge_sum.default
@@ -88,6 +88,7 @@ def edge_sum(
         x: [N, C, H, W], channels-last or the first channels of a wider one; anything else is copied. float16, bfloat16,
             float32 or float64. N = P·B, individual after individual, or N = B with `shared`.
         depthwise: E·S weights [C, 1, K, K] for S stages of an edge, K odd: edge after edge, candidate after candidate.
+            Like all tables below they are used as float32 (float64 for float64 x), in which sums are accumulated.
         pointwise: E·S weights [C, C, 1, 1].
         depths: [J], 1 or 2 stages each; S is their sum.
         dilations: [S].
@@ -102,17 +103,25 @@ def edge_sum(
 
     Raises:
         RuntimeError: the shapes, dtypes or devices do not fit; the message names the argument and its shape.
+
+    >>> import torch
+    >>> from fastnas import ops
+    >>> x = torch.randn(4, 8, 6, 6)  # read by three individuals, two edges of one dilated convolution each
+    >>> taps, matrices = [torch.randn(8, 1, 3, 3)] * 2, [torch.randn(8, 8, 1, 1)] * 2
+    >>> none = torch.empty(2, 0, 8)  # no second stage
+    >>> scales, offsets = torch.rand(3, 2, 4, 8), torch.zeros(3, 2, 8)  # convolution, average, maximum, x
+    >>> a, b = ops.edge_sum(x, taps, matrices, [1], [2], none, none, scales, offsets, shared=True)
+    >>> a.shape  # 3 individuals with 4 images each
+    torch.Size([12, 8, 6, 6])
     """
+    numbers = accumulate_dtype(x.dtype)
     return _edge_sum(
         x,
-        list(depthwise),
-        list(pointwise),
+        [weight.to(numbers) for weight in depthwise],
+        [weight.to(numbers) for weight in pointwise],
         list(depths),
         list(dilations),
-        inner_scales,
-        inner_offsets,
-        scales,
-        offsets,
+        *(table.to(numbers) for table in (inner_scales, inner_offsets, scales, offsets)),
         stride,
         shared,
     )

@@ -53,6 +53,14 @@ def mixed_sum(outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
 
     Raises:
         RuntimeError: the shapes, dtypes or devices do not fit; the message names the argument and its shape.
+
+    >>> import torch
+    >>> from fastnas import ops
+    >>> outputs = [torch.randn(2, 16, 8, 8, requires_grad=True) for _ in range(3)]
+    >>> weights = torch.softmax(torch.zeros(3, requires_grad=True), dim=0)
+    >>> y = ops.mixed_sum(outputs, weights)  # [2, 16, 8, 8], differentiable
+    >>> torch.allclose(y, (outputs[0] + outputs[1] + outputs[2]) / 3, atol=1e-6)
+    True
     """
     outputs = list(outputs)
     if outputs:

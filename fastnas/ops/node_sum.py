@@ -129,6 +129,16 @@ def node_sum(
 
     Raises:
         RuntimeError: the shapes, dtypes or devices do not fit; the message names the argument and its shape.
+
+    >>> import torch
+    >>> from fastnas import ops
+    >>> candidates = [torch.randn(4, 8, 6, 6, requires_grad=True) for _ in range(3)]
+    >>> weights = torch.softmax(torch.randn(3, requires_grad=True), dim=0)
+    >>> variance, mean = torch.var_mean(torch.stack(candidates).detach(), dim=(1, 3, 4), correction=0)  # [3, 8]
+    >>> y = ops.node_sum(candidates, mean[:, None], (variance[:, None] + 1e-5).rsqrt(), weights)  # [4, 8, 6, 6]
+    >>> norm = torch.nn.BatchNorm2d(8, affine=False)
+    >>> torch.allclose(y, sum(w * norm(c) for w, c in zip(weights, candidates)), atol=1e-5)
+    True
     """
     candidates, bypass = list(candidates), list(bypass)
     if candidates:

@@ -42,6 +42,13 @@ def philox(positions: Tensor, key: int, stream: int) -> Tensor:
 
     Raises:
         RuntimeError: `positions` is not int64 [n].
+
+    >>> import torch
+    >>> from fastnas import ops
+    >>> words = ops.philox(torch.arange(1000), key=7, stream=0)  # [1000, 4]
+    >>> torch.equal(words[500:], ops.philox(torch.arange(500, 1000), key=7, stream=0))
+    True
+    >>> dice = 1 + (words * 6 >> 32)  # 1..6
     """
     result: Tensor = _philox(positions, key, stream)
     return result

@@ -40,8 +40,9 @@ def pool(x: Tensor, stride: int = 1, *, individuals: int = 1, statistics: bool =
     """Average and max pooling, 3×3 with padding 1, of one state.
 
     Args:
-        x: [N, C, H, W], float16, bfloat16, float32 or float64. Channels-last and the first channels of a wider
-            channels-last tensor are read in place, anything else is copied first.
+        x: [N, C, H, W], float16, bfloat16, float32 or float64; averages and statistics are accumulated in float32
+            (float64 for float64). Channels-last and the first channels of a wider channels-last tensor are read in
+            place, anything else is copied first.
         stride: 1 or 2.
         individuals: P. The images are those of P individuals of a population, one individual after the other; P must
             divide N.
@@ -60,6 +61,15 @@ def pool(x: Tensor, stride: int = 1, *, individuals: int = 1, statistics: bool =
 
     Raises:
         RuntimeError: a shape, stride or number of individuals does not fit; the message names it.
+
+    >>> import torch
+    >>> from fastnas import ops
+    >>> x = torch.randn(2, 16, 8, 8, requires_grad=True)
+    >>> average, maximum, mean, variance = ops.pool(x, stride=2, statistics=True)
+    >>> average.shape, mean.shape
+    (torch.Size([2, 16, 4, 4]), torch.Size([2, 1, 16]))
+    >>> torch.equal(maximum, torch.nn.functional.max_pool2d(x, 3, stride=2, padding=1))
+    True
     """
     if not torch.compiler.is_compiling() and torch.is_grad_enabled() and x.requires_grad:
         result: Pooled = _Pool.apply(x, stride, individuals, statistics)

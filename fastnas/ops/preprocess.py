@@ -86,6 +86,15 @@ def preprocess(
 
     Raises:
         RuntimeError: the shapes, dtypes, devices or options do not fit; the message names the argument.
+
+    >>> import torch
+    >>> from fastnas import ops
+    >>> s0, s1 = torch.randn(2, 16, 8, 8), torch.randn(2, 48, 8, 8)
+    >>> matrix = torch.randn(32, 64, requires_grad=True)
+    >>> y, mean, variance = ops.preprocess([s0, s1], matrix, statistics=True)  # [2, 32, 8, 8], [1, 32], [1, 32]
+    >>> even, odd = torch.randn(8, 16), torch.randn(8, 16)
+    >>> ops.preprocess(s0, [even, odd], offsets=[0, 1], stride=2)[0].shape  # a factorized reduction
+    torch.Size([2, 16, 4, 4])
     """
     inputs, weights, _ = _arguments(inputs, weights)
     offsets = list(offsets)

@@ -76,7 +76,8 @@ def stage(
     Args:
         inputs: one tensor [N, C, H, W], or J. Channels-last is read in place, the first channels of a wider tensor
             (``x[:, :C]``) too; anything else is copied. float16, bfloat16, float32 or float64.
-        depthwise: J weights [C, 1, K, K], K odd. Zero padding keeps the size at stride 1.
+        depthwise: J weights [C, 1, K, K], K odd. Zero padding keeps the size at stride 1. Weights and statistics are
+            used as float32 (float64 for float64 inputs), in which sums are accumulated, too.
         pointwise: J weights [C, C, 1, 1].
         dilations: of each stage; 1 by default.
         stride: 1 or 2, of all stages.
@@ -95,6 +96,17 @@ def stage(
 
     Raises:
         RuntimeError: the shapes, dtypes or devices do not fit; the message names the argument and its shape.
+
+    >>> import torch
+    >>> from fastnas import ops
+    >>> x = torch.randn(2, 16, 8, 8).contiguous(memory_format=torch.channels_last)
+    >>> taps = [torch.randn(16, 1, k, k, requires_grad=True) for k in (3, 5)]
+    >>> matrices = [torch.randn(16, 16, 1, 1, requires_grad=True) for _ in taps]
+    >>> first, mean, variance = ops.stage([x], taps, matrices, statistics=True)  # two stages of one state
+    >>> rstd = (variance + 1e-5).rsqrt()  # [2, 1, 16]
+    >>> second, _, _ = ops.stage(first, taps, matrices, mean=mean, rstd=rstd)  # normalises what it reads
+    >>> len(second), second[0].shape
+    (2, torch.Size([2, 16, 8, 8]))
     """
     inputs, depthwise, pointwise = list(inputs), list(depthwise), list(pointwise)
     dilations = [1] * len(depthwise) if dilations is None else list(dilations)
