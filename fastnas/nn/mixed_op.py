@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastnas.errors import UserError
 from fastnas.nn.batch_norm import BatchNorm
+from fastnas.nn.fused_sum import fused_sum
 from fastnas.nn.primitives import Norm, Zero, make_primitive
 from fastnas.ops import mixed_sum, mixed_sum_reference
 
@@ -44,7 +45,8 @@ class MixedOp(nn.Module):
         norm: builds the normalisations from their number of channels; by default BatchNorm without affine parameters,
             which would absorb what the weights measure.
         pool_norm: whether pools are normalised too, as in DARTS and PC-DARTS.
-        backend: "fused" (our operators), "reference" (plain torch) or "auto" (fused).
+        backend: "fused" (our operators), "reference" (plain torch) or "auto" (fused). The operators compute the
+            candidates that they know without calling their modules, so forward hooks on these do not run.
 
     Attributes:
         candidates: `nn.ModuleList`.
@@ -100,7 +102,8 @@ class MixedOp(nn.Module):
         return make_primitive(candidate, self.processed, stride, norm=norm, pool_norm=pool_norm)
 
     def forward(self, x: Tensor, weights: Tensor, active: Tensor | None = None) -> Tensor:
-        """One architecture: x [B, C, H, W], weights [O] → [B, C, ⌈H/stride⌉, ⌈W/stride⌉], channels-last where x is.
+        """One architecture: x [B, C, H, W], weights [O] → [B, C, ⌈H/stride⌉, ⌈W/stride⌉]; channels-last is what the
+        operators read in place and give back.
 
         A population: x [P, B, C, H, W], or [1, B, C, H, W] where it is the same for all individuals, and weights [P, O]
         → [P, B, C, H', W'].
@@ -121,23 +124,7 @@ class MixedOp(nn.Module):
             )
         flat = x.flatten(0, -4)  # [P·B, C, H, W]
         processed = flat if self.partial_channels == 1 else flat[:, : self.processed]  # [P·B, C/k, H, W]
-        outputs, columns = [], []
-        chosen = [True] * len(self.candidates) if active is None else active.tolist()
-        for candidate, column, take in zip(self.candidates, weights.unbind(-1), chosen, strict=True):  # [] or [P]
-            # "none" adds nothing, and its α gets its gradient through the softmax. One at the end stays: there may be
-            # no other candidate.
-            zero = isinstance(candidate, Zero) and candidate is not self.candidates[-1]
-            if not take or (zero and self.backend == "fused"):
-                continue
-            outputs.append(candidate(processed).unflatten(0, x.shape[:-3]))  # [P, B, C/k, H', W']
-            columns.append(column)
-        if not outputs:
-            outputs.append(Zero(self.stride)(processed).unflatten(0, x.shape[:-3]))
-            columns.append(weights[..., 0])
-        if len(columns) < len(self.candidates):
-            # Not weights[..., indices], which would copy the indices to the device.
-            weights = torch.stack(columns, dim=-1)  # [K] or [P, K]
-        total = BACKENDS[self.backend](outputs, weights)  # [P, B, C/k, H', W']
+        total = self._sum(processed, x.shape[:-3], weights, active)  # [P, B, C/k, H', W']
         if self.partial_channels == 1:
             return total
         rest = self.bypass(flat[:, self.processed :]).unflatten(0, x.shape[:-3])  # [P or 1, B, C - C/k, H', W']
@@ -146,3 +133,26 @@ class MixedOp(nn.Module):
         joined = torch.cat([total, rest], dim=-3)  # [P, B, C, H', W']
         shuffled = F.channel_shuffle(joined.flatten(0, -4), self.partial_channels)  # [P·B, C, H', W']
         return shuffled.unflatten(0, joined.shape[:-3])
+
+    def _sum(self, x: Tensor, leading: torch.Size, weights: Tensor, active: Tensor | None) -> Tensor:
+        """Of the candidates, on the channels that they see: x [P·B, C/k, H, W] → [*leading, C/k, H', W']."""
+        columns = list(weights.unbind(-1))  # [] or [P]
+        chosen = list(range(len(columns)))
+        if active is not None:
+            chosen = [k for k, take in zip(chosen, active.tolist(), strict=True) if take]
+        if self.backend == "fused":
+            # "none" adds nothing, and its α gets its gradient through the softmax.
+            chosen = [k for k in chosen if not isinstance(self.candidates[k], Zero)]
+        if not chosen:
+            # Zeros that the weights are part of.
+            return mixed_sum([Zero(self.stride)(x).unflatten(0, leading)], weights[..., :1])
+        if len(chosen) < len(columns):
+            # Not weights[..., chosen], which would copy the indices to the device.
+            weights = torch.stack([columns[k] for k in chosen], dim=-1)  # [K] or [P, K]
+        candidates = [self.candidates[k] for k in chosen]
+        if self.backend == "fused" and weights.dim() == 1:
+            fused = fused_sum(candidates, [x] * len(candidates), weights=weights)  # [B, C/k, H', W']
+            if fused is not None:
+                return fused
+        outputs = [candidate(x).unflatten(0, leading) for candidate in candidates]  # [P, B, C/k, H', W'] each
+        return BACKENDS[self.backend](outputs, weights)
