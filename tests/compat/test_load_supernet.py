@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from foreign_networks import Network
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.ancestors import darts, egnas, pc_darts
+from benchmarks.ancestors.darts_operations import FactorizedReduce
 from fastnas.compat import foreign_state_dict, load_betas, load_supernet
 from fastnas.errors import UserError
 from fastnas.nn import Supernet
@@ -19,44 +21,97 @@ from fastnas.strategies.pc_darts import edge_softmax
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("darts", {}),
     ("darts", {"layers": 1}),
-    ("darts", {"layers": 2, "k": 2}),
+    ("darts", {"layers": 2}),
     ("darts", {"layers": 8, "in_channels": 1, "classes": 3}),
-    ("pc-darts", {"c": 8, "k": 4}),
-    ("pc-darts", {"stem": "imagenet"}),
+    ("pc-darts", {"channels": 8}),
     ("egnas", {}),
     ("egnas", {"k": 1, "layers": 4}),
-    ("egnas", {"stem": "imagenet", "c": 8, "k": 4}),
+    ("egnas", {"stem": "imagenet", "channels": 8, "k": 4}),
 ]
 
 
-def trained(kind: str, dtype: torch.dtype = torch.float64, **options: Any) -> Network:
+class ForImageNet(egnas.Network):
+    """With the stem of the ImageNet scripts of PC-DARTS and EG-NAS: states of two sizes."""
+
+    def __init__(self, channels: int, *arguments: int, **options: int) -> None:
+        super().__init__(channels, *arguments, **options)
+        width = 3 * channels
+        first = [nn.Conv2d(3, width // 2, 3, 2, 1, bias=False), nn.BatchNorm2d(width // 2), nn.ReLU(inplace=True)]
+        second = [nn.Conv2d(width // 2, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width)]
+        third = [nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width)]
+        del self.stem
+        self.stem0, self.stem1 = nn.Sequential(*first, *second), nn.Sequential(*third)
+        self.cells[0].preprocess0 = FactorizedReduce(width, channels, affine=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        s0 = self.stem0(images)
+        s1 = self.stem1(s0)
+        for cell in self.cells:
+            alphas = self.alphas_reduce if cell.reduction else self.alphas_normal
+            s0, s1 = s1, cell(s0, s1, F.softmax(alphas, dim=-1))
+        return self.classifier(self.global_pooling(s1).flatten(1))
+
+
+def build(
+    kind: str,
+    channels: int = 4,
+    classes: int = 5,
+    layers: int = 3,
+    k: int = 2,
+    stem: str = "cifar",
+    in_channels: int = 3,
+) -> nn.Module:
+    if kind == "egnas":
+        network = (egnas.Network if stem == "cifar" else ForImageNet)(channels, classes, layers, k=k)
+    else:
+        network = {"darts": darts, "pc-darts": pc_darts}[kind].Network(channels, classes, layers, nn.CrossEntropyLoss())
+    if in_channels != 3:
+        network.stem[0] = nn.Conv2d(in_channels, 3 * channels, 3, padding=1, bias=False)
+    for table in tables(network).values():
+        nn.init.normal_(table)
+    return network
+
+
+def tables(network: nn.Module) -> dict[str, Tensor]:
+    """α and β, as one adds them to the state dict."""
+    names = [f"{table}_{cell}" for table in ("alphas", "betas") for cell in ("normal", "reduce")]
+    return {name: getattr(network, name) for name in names if hasattr(network, name)}
+
+
+def whole(network: nn.Module) -> dict[str, Tensor]:
+    return {**network.state_dict(), **tables(network)}
+
+
+def trained(kind: str, dtype: torch.dtype = torch.float64, **options: Any) -> nn.Module:
     """A network whose running statistics and affine parameters have left their initial values."""
-    network = Network(kind, **options)
+    network = build(kind, **options)
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.3)
     with torch.no_grad():
         network(images(network))
+    for name, table in tables(network).items():
+        if not isinstance(table, nn.Parameter):
+            setattr(network, name, table.detach().to(dtype).requires_grad_())
     return network.to(dtype)
 
 
-def images(network: Network) -> Tensor:
-    stem = network.stem[0] if hasattr(network, "stem") else network.stem0[0]
-    size = 8 if hasattr(network, "stem") else 64
+def images(network: nn.Module) -> Tensor:
+    stem, size = (network.stem[0], 8) if hasattr(network, "stem") else (network.stem0[0], 64)
     return torch.randn(3, stem.in_channels, size, size, dtype=stem.weight.dtype)
 
 
-def edges(network: Network, ours: Supernet) -> dict[str, Tensor] | None:
-    betas = load_betas({**network.state_dict(), **network.tables()})
-    return {kind: edge_softmax(beta.double(), ours.space) for kind, beta in betas.items()} or None
+def edges(network: nn.Module, ours: Supernet) -> dict[str, Tensor] | None:
+    betas = load_betas(whole(network))
+    return {kind: edge_softmax(beta, ours.space) for kind, beta in betas.items()} or None
 
 
 @pytest.mark.parametrize(("kind", "options"), CASES, ids=str)
 @pytest.mark.parametrize("backend", ["fused", "reference"])
 def test_logits_are_the_same(kind: str, options: dict[str, Any], backend: str) -> None:
     foreign = trained(kind, **options)
-    ours = load_supernet({**foreign.state_dict(), **foreign.tables()}, kind, backend=backend)
+    ours = load_supernet(whole(foreign), kind, backend=backend)
     assert ours.training
-    assert ours.partial_channels == foreign.cells[0]._ops[0].k
+    assert ours.partial_channels == {"darts": 1, "pc-darts": 4}.get(kind, options.get("k", 2))
     for training in (True, False):
         foreign.train(training)
         ours.train(training)
@@ -72,20 +127,20 @@ def test_logits_are_the_same(kind: str, options: dict[str, Any], backend: str) -
 def test_round_trip_to_the_bit(kind: str, options: dict[str, Any], dtype: torch.dtype) -> None:
     foreign = trained(kind, dtype, **options)
     before = foreign.state_dict()
-    ours = load_supernet({**before, **foreign.tables()}, kind)
+    ours = load_supernet(whole(foreign), kind)
     after = foreign_state_dict(ours, kind)
     assert set(after) == set(before)
     for name, value in before.items():
         assert value.dtype == after[name].dtype
         assert torch.equal(value, after[name]), name
     for cell in ("normal", "reduce"):
-        assert torch.equal(ours.alphas[cell], foreign.tables()[f"alphas_{cell}"].to(dtype))
-    Network(kind, **options).to(dtype).load_state_dict(after)
+        assert torch.equal(ours.alphas[cell], tables(foreign)[f"alphas_{cell}"])
+    build(kind, **options).to(dtype).load_state_dict(after)
 
 
 def test_betas_are_read_as_they_are() -> None:
-    foreign = trained("pc-darts")
-    betas = load_betas({**foreign.state_dict(), **foreign.tables()})
+    foreign = trained("pc-darts", channels=8)
+    betas = load_betas(whole(foreign))
     assert torch.equal(betas["normal"], foreign.betas_normal)
     assert torch.equal(betas["reduce"], foreign.betas_reduce)
     assert not betas["normal"].requires_grad
@@ -96,7 +151,7 @@ def test_betas_are_read_as_they_are() -> None:
 def test_prefixes_of_wrappers_are_dropped(prefix: str) -> None:
     foreign = trained("darts")
     wrapped = {prefix + name: value for name, value in foreign.state_dict().items()}
-    ours = load_supernet({**wrapped, **foreign.tables()}, "darts")
+    ours = load_supernet({**wrapped, **tables(foreign)}, "darts")
     x = images(foreign)
     torch.testing.assert_close(ours(x), foreign(x))
 
@@ -120,7 +175,7 @@ def test_a_space_of_ones_own() -> None:
     darts = SPACES["darts"]
     space = CellSpace("mine", darts.candidates, pool_norm=True)
     foreign = trained("darts")
-    ours = load_supernet({**foreign.state_dict(), **foreign.tables()}, space)
+    ours = load_supernet(whole(foreign), space)
     assert ours.space is space
     assert foreign_state_dict(ours, "darts").keys() == foreign.state_dict().keys()
 
@@ -134,7 +189,7 @@ def test_the_search_goes_on() -> None:
         optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
         for _ in range(2):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(network(x), labels).backward()
+            F.cross_entropy(network(x), labels).backward()
             optimizer.step()
     torch.testing.assert_close(foreign_state_dict(ours, "egnas"), dict(foreign.state_dict()), rtol=1e-4, atol=1e-5)
 
@@ -143,8 +198,7 @@ def test_the_search_goes_on() -> None:
 
 
 def state(kind: str = "darts") -> dict[str, Any]:
-    network = Network(kind)
-    return {**network.state_dict(), **network.tables()}
+    return whole(build(kind))
 
 
 def without(key: str) -> dict[str, Any]:
@@ -199,7 +253,7 @@ def test_errors_of_loading(given: dict[str, Any], space: Any, message: str) -> N
 
 def test_errors_of_betas() -> None:
     with pytest.raises(UserError, match=re.escape("'betas_normal' has shape [3], expected [14]")):
-        load_betas(state("pc-darts") | {"betas_normal": torch.zeros(3)})
+        load_betas(whole(build("pc-darts", channels=8)) | {"betas_normal": torch.zeros(3)})
 
 
 @pytest.mark.parametrize(
