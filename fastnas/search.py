@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.markup import escape
+from torch import Tensor
 
 from fastnas import data
+from fastnas.compat.load_supernet import load_betas, load_supernet
 from fastnas.configuration import SearchOptions, differences, parse
 from fastnas.counting import count_parameters
 from fastnas.engine.checkpoint import load_checkpoint
@@ -99,6 +101,8 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
         backend=options.network.backend,
         stem=options.network.stem,
     )
+    begin_with = options.network.initial_weights if checkpoint is None else None
+    betas = {} if begin_with is None else load_initial_weights(network, begin_with)
     network.to(device).to(memory_format=torch.channels_last)
 
     directory = resume or create_directory(name_directory(options.run.out, options.strategy.name, options.data.data))
@@ -117,6 +121,8 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
         stop_after=options.run.stop_after,
         cuda_graphs=options.run.cuda_graphs,
     )
+    if betas:
+        options.strategy.load_betas(search, betas)
     if checkpoint is None:
         (directory / "config.yaml").write_text(options.to_yaml(), encoding="utf-8")
     search.log.write(
@@ -145,6 +151,37 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
         },
     )
     return search
+
+
+def load_initial_weights(network: Supernet, path: Path) -> dict[str, Tensor]:
+    """Gives a supernet the weights and α of a foreign one, from a file. Returns β, {} if there is none.
+
+    Raises:
+        UserError: the file cannot be read, holds no such state dict, or that of a supernet of another size.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"no file {path}: give a state dict that torch.save has written.") from error
+    except Exception as error:  # damaged bytes make the reader fail in any way
+        reason = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        raise UserError(f"{path} holds no state dict that can be read ({reason}).") from error
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path} holds a {type(state).__name__}, expected a state dict.")
+    foreign = load_supernet(state, network.space, backend=network.backend)
+    names = ("channels", "layers", "num_classes", "in_channels", "partial_channels", "stem_name")
+    differing = [
+        f"{name.removesuffix('_name')} {getattr(foreign, name)} instead of {getattr(network, name)}"
+        for name in names
+        if getattr(foreign, name) != getattr(network, name)
+    ]
+    if differing:
+        raise UserError(
+            f"{path} holds a supernet of {', '.join(differing)}: set --channels, --layers, --partial-channels and "
+            "--stem as they were, and give images of that kind."
+        )
+    network.load_state_dict(foreign.state_dict())
+    return load_betas(state, network.space)
 
 
 def introduce(search: Search, console: Console) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from fastnas.errors import UserError
@@ -25,6 +26,9 @@ class NetworkOptions:
     """cifar keeps the image size, imagenet divides it by 8."""
     backend: Literal["auto", "fused", "reference"] = "auto"
     """fused: our operators; reference: plain PyTorch; auto: fused."""
+    initial_weights: Path | None = None
+    """File with the state dict of a supernet of DARTS, PC-DARTS or EG-NAS to begin with; α and β may be in it as
+    alphas_normal, alphas_reduce, betas_normal, betas_reduce."""
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,7 @@ class Supernet(nn.Module):
         self.stem_name = stem
         self.partial_channels = partial_channels
         self.num_classes = num_classes
+        self.in_channels = in_channels
         self.layers = layers
         norm = functools.partial(BatchNorm, affine=False)
         self.stem: CIFARStem | ImageNetStem

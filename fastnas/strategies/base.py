@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
+from fastnas.errors import UserError
+
 if TYPE_CHECKING:
     from fastnas.engine.search import Search
     from fastnas.genotype import AnyGenotype
@@ -33,6 +35,13 @@ class Strategy:
 
     def start(self, search: Search) -> None:
         """Once, before the first epoch or before `load_state_dict`: build what needs the network or the data."""
+
+    def load_betas(self, search: Search, betas: Mapping[str, Tensor]) -> None:
+        """After `start`: take over edge weights β of a search that began elsewhere, {"normal": [E], "reduce": [E]}."""
+        raise UserError(
+            f"the initial weights hold β, but the strategy {self.name!r} has no edge weights: use --strategy pc-darts, "
+            "or leave betas_normal and betas_reduce out of the file."
+        )
 
     # --- what the network computes ---
 

@@ -5,6 +5,7 @@ Candidates see 1/K of the channels, which the supernet does; edges have weights 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -49,6 +50,11 @@ class PCDARTS(GradientStrategy):
             for kind in space.kinds
         }
         return list(self.betas.values())
+
+    def load_betas(self, search: Search, betas: Mapping[str, Tensor]) -> None:
+        with torch.no_grad():
+            for kind, beta in betas.items():
+                self.betas[kind].copy_(beta)
 
     def edge_weights(self, search: Search) -> dict[str, Tensor]:
         """softmax(β) of each kind of cell, [E]: 1 in all over the edges of a node."""
