@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastnas import nn, ops
+from fastnas import compat, nn, ops
 
 ROOT = Path(__file__).parents[1]
 OPERATORS = [name for name in ops.__all__ if not name.endswith("_reference")]
@@ -58,6 +58,18 @@ def test_examples_of_the_page_of_operators() -> None:
     blocks = python_blocks("docs/operators.md")
     assert blocks
     execute("docs/operators.md", blocks)
+
+
+def test_examples_of_the_drop_in_page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """In the order of the page, so that what it prints and undoes is what it made before."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    blocks = python_blocks("docs/drop-in.md")
+    names = execute("docs/drop-in.md", blocks)
+    shown = re.search(r"^```text\n(.*?)^```", (ROOT / "docs/drop-in.md").read_text(encoding="utf-8"), re.M | re.S)
+    assert shown is not None
+    assert capsys.readouterr().out == shown[1]
+    assert {type(cell).__name__ for cell in names["model"].cells} == {"Cell"}
+    assert not compat.report(names["model"]).fused
 
 
 def test_the_page_of_operators_lists_all() -> None:
