@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import cell, data, derived_step, drop_in, population, search_epoch, supernet_step
+from benchmarks import cell, data, derived_step, drop_in, mixed_op, population, search_epoch, supernet_step
 from benchmarks.harness import CHANNELS_LAST, COMPILED, FASTNAS, FASTNAS_GRAPHED, GRAPHED, PLAIN, timing
 from benchmarks.harness.ceilings import Ceilings
 from benchmarks.harness.memory import peak_memory
@@ -25,7 +25,7 @@ TINY = Options(batch=4, channels=4, layers=2, size=8, space="egnas", individuals
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "ceilings", lambda device: Ceilings(100.0, 10.0))
-    for module in (cell, data, derived_step, drop_in, population, search_epoch, supernet_step):
+    for module in (cell, data, derived_step, drop_in, mixed_op, population, search_epoch, supernet_step):
         monkeypatch.setattr(
             module, "compare", lambda *given, **options: timing.compare(*given, **options | {"warm_up": 0})
         )
@@ -111,6 +111,30 @@ def test_cell(monkeypatch):
     assert len(compiled) == 1
     assert [row.contender for row in rows[:4]] == [PLAIN, CHANNELS_LAST, FASTNAS, COMPILED]
     assert "compiled in 0 s" in rows[3].note
+
+
+def test_mixed_op(monkeypatch):
+    asked = []
+    monkeypatch.setattr(mixed_op, "peak_memory", lambda *given, **arguments: asked.append(arguments["contender"]) or 9)
+    rows = mixed_op.measure(CPU, 0.0, replace(TINY, memory=True))
+    assert [(row.mode, row.contender) for row in rows] == [
+        (mode, contender) for mode in ("forward", "both") for contender in (PLAIN, CHANNELS_LAST, FASTNAS)
+    ]
+    assert asked == [PLAIN, CHANNELS_LAST, FASTNAS]
+    inputs = 4 * 4 * 4 * 8**2
+    part = work("egnas", 4, 3, 4, 8).within("cells.0.edges.0", inputs)
+    assert (rows[0].flops, rows[0].bytes) == (part.flops("forward"), part.bytes("forward"))
+    assert (rows[-1].bytes, rows[-1].peak_bytes) == (part.bytes("both") + inputs, 9)
+    assert part.flops("forward") > 0
+
+
+@pytest.mark.parametrize("space", ["darts", "egnas"])
+def test_contenders_of_a_mixed_op_compute_the_same(space):
+    sizes = asdict(replace(TINY, channels=8))
+    expected = mixed_op.runs(CPU, PLAIN, space, sizes, batch=4)["both"]()
+    for contender in (CHANNELS_LAST, FASTNAS):
+        for ours, theirs in zip(mixed_op.runs(CPU, contender, space, sizes, batch=4)["both"](), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4 * max(1.0, float(theirs.abs().max())))
 
 
 def test_contenders_of_a_cell_compute_the_same():
@@ -221,6 +245,7 @@ def test_every_file_is_found_by_its_name():
         "data",
         "derived_step",
         "drop_in",
+        "mixed_op",
         "population",
         "search_epoch",
         "supernet_step",
