@@ -34,7 +34,7 @@ def accuracy(network: nn.Module, x: Tensor, y: Tensor) -> float:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="First-order DARTS on scanned digits.")
     parser.add_argument("--accelerate", action="store_true", help="run the same network on the operators of fastnas")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--channels", type=int, default=8)
     parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--batch", type=int, default=64)
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     for epoch in range(args.epochs):
         losses, hits, seen, began = 0.0, 0, 0, time.perf_counter()
-        batches = train[torch.randperm(len(train))].split(batch)
+        batches = train[torch.randperm(len(train))].chunk(max(1, len(train) // batch))
         for rows in batches:
             # α: one step of Adam on a batch of the other half.
             others = valid[torch.randint(len(valid), (batch,))]
