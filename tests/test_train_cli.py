@@ -120,6 +120,7 @@ def test_the_imagenet_recipe_on_photographs(photographs: Path, tmp_path: Path, c
     augmentation = lines[0]["data"]["augmentation"]
     assert (augmentation["crop_area"], augmentation["crop_padding"]) == ([0.08, 1.0], 0)
     assert augmentation["color_jitter"] == [0.4, 0.4, 0.4, 0.2]
+    assert "flip true; crop area 0.08, 1.0; color jitter 0.4, 0.4, 0.4, 0.2<" in (out / "report.html").read_text()
     assert evaluate.main([str(out), "--data", spec, "--runs", "0", "--json", str(tmp_path / "found.json")]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["image_size"] == [3, 32, 32]
