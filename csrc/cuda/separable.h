@@ -252,17 +252,12 @@ __device__ __forceinline__ bool for_usual(int kernel, int dilation, const Visit&
   return true;
 }
 
-/// Whether the usual geometries have code of their own. Not where tiles are not Shared, for want of registers, and not
-/// in double, which is for comparisons: it would take a third of the time to compile.
-template <bool Shared, typename A>
-constexpr bool kUsual = Shared && sizeof(A) == sizeof(float);
-
-/// slide() where it fits, slide_any() elsewhere.
+/// slide() where it fits, slide_any() elsewhere; that only, in less registers, where tiles are not Shared.
 template <bool Shared, bool Turned, int W, typename A>
 __device__ __forceinline__ void depthwise(const A* window, int row, int pixel, const A* taps, int channels, int kernel,
                                           int dilation, int stride, A (&sum)[kRows][W]) {
   bool done = false;
-  if constexpr (kUsual<Shared, A>) {
+  if constexpr (Shared) {
     done = for_usual(kernel, dilation, [&]<int K, int D>() {
       if (stride == 1) {
         slide<K, D, 1, Turned>(window, row, pixel, taps, channels, sum);

@@ -317,7 +317,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
         }
         const int kx = job / kSplits;
         bool done = false;
-        if constexpr (kUsual<Shared, A>) {
+        if constexpr (Shared) {
           done = for_usual(kernel, dilation, [&]<int K, int D>() {
             if (tiling.stride == 1) {
               taps_job<K, D, 1, W>(tiles, geometry, at, width, kernel, dilation, kx, split, target, begin);
