@@ -9,14 +9,23 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.harness import CHANNELS_LAST, FASTNAS, PLAIN, Row, compare
+from benchmarks.harness import PLAIN, Row, compare
 from benchmarks.harness.clock import Run
 from benchmarks.harness.memory import Task, peak_memory
-from benchmarks.harness.networks import CLASSES, Options, draw_images, in_format, work_of
+from benchmarks.harness.networks import (
+    CLASSES,
+    Options,
+    as_launched,
+    contenders,
+    draw_images,
+    in_format,
+    is_fused,
+    unrecorded,
+    work_of,
+)
 from fastnas import Genotype
 from fastnas.nn import DerivedNetwork
 
-CONTENDERS = (PLAIN, CHANNELS_LAST, FASTNAS)
 SIZES = {"batch": 32, "channels": 36, "layers": 20}  # of the CIFAR network that papers train
 GENOTYPE = "DARTS_V2"
 DROP_PATHS = (0.0, 0.2)
@@ -36,12 +45,14 @@ def measure(device: torch.device, seconds: float, options: Options) -> list[Row]
             arguments: dict[str, Any] = {"drop_path": drop_path, "mode": mode, "sizes": asdict(options)}
             memory = {}
             if options.memory and mode == "both":
-                memory = {name: peak_memory(__name__, device, contender=name, **arguments) for name in CONTENDERS}
+                memory = {
+                    name: peak_memory(__name__, device, contender=name, **arguments) for name in unrecorded(device)
+                }
             rows += compare(
                 "derived_step",
                 case,
                 mode,
-                {name: task(device, contender=name, **arguments).run for name in CONTENDERS},
+                {name: task(device, contender=name, **arguments).run for name in contenders(device)},
                 baseline=PLAIN,
                 flops=needed.flops(mode),
                 least_bytes=needed.bytes(mode),
@@ -70,7 +81,7 @@ def build(backend: str, options: Options, drop_path: float = 0.0) -> DerivedNetw
 def task(device: torch.device, contender: str, drop_path: float, mode: str, sizes: dict[str, Any]) -> Task:
     """One contender. "forward" is that of training, which keeps what backward needs."""
     options = Options(**sizes)
-    network = build("fused" if contender == FASTNAS else "reference", options, drop_path)
+    network = build("fused" if is_fused(contender) else "reference", options, drop_path)
     network = in_format(network.to(device), contender)
 
     def step_of(batch: int) -> Run:
@@ -87,4 +98,5 @@ def task(device: torch.device, contender: str, drop_path: float, mode: str, size
 
         return step
 
-    return Task(run=step_of(options.batch or SIZES["batch"]), small=step_of(2))
+    run = as_launched(step_of(options.batch or SIZES["batch"]), contender, device)
+    return Task(run=run, small=step_of(2))

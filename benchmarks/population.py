@@ -78,9 +78,10 @@ def task(device: torch.device, contender: str, space: str, bn_mode: BatchNormMod
     def evaluation_of(batch: int, count: int) -> Run:
         images = draw_images(batch, options.size, contender, device)  # [B, 3, H, W]
         some = {kind: alpha[:count] for kind, alpha in alphas.items()}  # [count, E, O]
+        chunk = network.fitting_chunk(images)  # beforehand: a recording is of one
 
         def evaluate() -> Tensor:
-            return network.population_logits(images, some, bn_mode=bn_mode)  # [count, B, classes]
+            return network.population_logits(images, some, chunk, bn_mode)  # [count, B, classes]
 
         return evaluate
 

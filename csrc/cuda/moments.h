@@ -1,10 +1,11 @@
-// Mean and variance of channels: strips of a warp, warps of a block, tiles of a batch, merged in a fixed order.
+// Mean and variance of channels: what threads, warps and blocks have seen, merged in an order that is always the same.
 //
-// A warp sums deviations from one of its own values; plain sums of squares would cancel where the mean is large. From
-// there on counts, means and Σ(y - mean)² are merged as Chan, Golub and LeVeque (1983) do, in float64.
+// Counts, means and Σ(y - mean)² are merged as Chan, Golub and LeVeque (1983) do, in float64; plain sums of squares
+// would cancel where the mean is large. A block leaves a row of 1 + J·2·C numbers: how many pixels it saw, and for each
+// of J outputs the means and the Σ(y - mean)² of its C channels.
 #pragma once
 
-#include "cuda/separable.h"
+#include "cuda/device.h"
 
 namespace fastnas::cuda {
 namespace {
@@ -19,80 +20,60 @@ struct Moments {
       return;
     }
     const double both = count + other.count, difference = other.mean - mean;
+    // Of infinities nothing but infinity is known.
     mean = isfinite(difference) ? mean + difference * (other.count / both) : mean + other.mean;
     square += other.square + difference * difference * (count * other.count / both);
     count = both;
   }
 };
 
-/// Mean and Σ(y - mean)² of the first `rows` rows of every strip of a warp, for `lanes` vectors of channels: to mean
-/// and square in the first `lanes` lanes, where `wanted`. values: `rows` of all strips together. All lanes take part.
-template <int W, typename A>
-__device__ __forceinline__ void warp_moments(const A (&y)[kRows][W], int rows, int values, int lanes, bool wanted,
-                                             double* mean, double* square) {
-  const unsigned used = __ballot_sync(kFullMask, rows > 0);
-  const int lane = threadIdx.x % kWarp;
-  const int source = used ? (__ffs(static_cast<int>(used)) - 1) / lanes * lanes + lane % lanes : lane;
-#pragma unroll
-  for (int w = 0; w < W; ++w) {
-    A shift = __shfl_sync(kFullMask, y[0][w], source);
-    if (!isfinite(shift)) shift = 0;  // so that infinity minus infinity is not the mean
-    A sum = 0, squares = 0;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (r >= rows) continue;
-      const A deviation = y[r][w] - shift;
-      sum += deviation;
-      squares += deviation * deviation;
-    }
-    sum = sum_over_strips(sum, lanes);
-    squares = sum_over_strips(squares, lanes);
-    if (lane >= lanes || !wanted) continue;
-    const double average = values > 0 ? double(sum) / values : 0;
-    mean[w] = shift + average;
-    square[w] = squares - average * sum;
-  }
+/// Numbers in a block's row.
+inline __host__ __device__ int64_t statistics_row(int64_t outputs, int64_t channels) {
+  return 1 + outputs * 2 * channels;
 }
 
 constexpr int kMergeThreads = 256;
+constexpr int64_t kMaxMergedBeside = 65535;  // blocks in y
 
-// One block for an output, an individual and up to a warp of channels: threads take tiles in turn, then merge in pairs.
+// Block (x, y): a warp of columns (output, channel), an individual. Warps take the individual's rows in turn.
 template <typename A>
-__global__ void __launch_bounds__(kMergeThreads)
-    merge_moments_kernel(const double* __restrict__ table, const __grid_constant__ Tiling tiling, int64_t tiles,
-                         int outputs, int64_t individuals, int channels, int lanes, A* __restrict__ mean,
-                         A* __restrict__ variance) {
-  __shared__ Moments all[kMergeThreads];
-  const int64_t output = blockIdx.x / individuals, individual = blockIdx.x % individuals;
-  const int slots = kMergeThreads / lanes, slot = threadIdx.x / lanes;
-  const int c = blockIdx.y * lanes + threadIdx.x % lanes;
-  Moments sum{0, 0, 0};
-  for (int64_t i = slot; i < tiles && c < channels; i += slots) {
-    const int64_t tile = individual * tiles + i;
-    const double* entry = table + (tile * outputs + output) * 2 * channels + c;
-    sum.merge({double(tiling.pixels(tiling.place(tile))), entry[0], entry[channels]});
-  }
-  all[threadIdx.x] = sum;
-  for (int half = slots / 2; half > 0; half /= 2) {
+__global__ void __launch_bounds__(kMergeThreads, 1)
+    merge_statistics_kernel(const double* __restrict__ table, int64_t blocks, int64_t individuals, int64_t outputs,
+                            int64_t channels, A* __restrict__ mean, A* __restrict__ variance) {
+  constexpr int kWarps = kMergeThreads / kWarp;
+  __shared__ Moments seen[kWarps][kWarp];
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t column = int64_t(blockIdx.x) * kWarp + lane, output = column / channels, c = column % channels;
+  const bool active = column < outputs * channels;
+  for (int64_t p = blockIdx.y; p < individuals; p += gridDim.y) {
+    Moments sum{0, 0, 0};
+    for (int64_t block = warp; block < blocks && active; block += kWarps) {
+      const double* const row = table + (p * blocks + block) * statistics_row(outputs, channels);
+      const double* const entry = row + 1 + output * 2 * channels + c;
+      sum.merge({row[0], entry[0], entry[channels]});
+    }
+    seen[warp][lane] = sum;
     __syncthreads();
-    if (slot < half) all[threadIdx.x].merge(all[threadIdx.x + half * lanes]);
+    if (warp == 0 && active) {
+      for (int i = 1; i < kWarps; ++i) sum.merge(seen[i][lane]);
+      const int64_t result = (output * individuals + p) * channels + c;
+      const double square = sum.square < 0 ? 0 : sum.square;  // keeps NaN
+      mean[result] = A(sum.mean);
+      variance[result] = A(sum.count > 0 ? square / sum.count : 0);
+    }
+    __syncthreads();
   }
-  if (slot > 0 || c >= channels) return;
-  const Moments& total = all[threadIdx.x];
-  const int64_t result = (output * individuals + individual) * channels + c;
-  mean[result] = A(total.mean);
-  const double square = total.square < 0 ? 0 : total.square;  // keeps NaN
-  variance[result] = A(total.count > 0 ? square / total.count : 0);
 }
 
-/// table [tiles, outputs, 2, C] of mean and Σ(y - mean)² → mean and biased variance [outputs, P, C]; zeros of nothing.
+/// table [P, blocks, 1 + J·2·C] → mean and biased variance [J, P, C]; zeros of nothing.
 template <typename A>
-void merge_moments(const char* name, const double* table, const Tiling& tiling, int outputs, int64_t individuals,
-                   int channels, A* mean, A* variance, cudaStream_t stream) {
-  const int lanes = power_of_two(channels, kWarp);
-  const dim3 grid(static_cast<unsigned>(outputs * individuals), static_cast<unsigned>(ceil_div(channels, lanes)));
-  launch(name, merge_moments_kernel<A>, grid, kMergeThreads, 0, stream, table, tiling, tiling.tiles / individuals,
-         outputs, individuals, channels, lanes, mean, variance);
+void merge_statistics(const char* name, const double* table, int64_t blocks, int64_t individuals, int64_t outputs,
+                      int64_t channels, A* mean, A* variance, cudaStream_t stream) {
+  if (outputs * channels == 0 || individuals == 0) return;
+  const dim3 grid(static_cast<unsigned>((outputs * channels + kWarp - 1) / kWarp),
+                  static_cast<unsigned>(individuals < kMaxMergedBeside ? individuals : kMaxMergedBeside));
+  launch(name, merge_statistics_kernel<A>, grid, kMergeThreads, 0, stream, table, blocks, individuals, outputs,
+         channels, mean, variance);
 }
 
 }  // namespace

@@ -12,8 +12,8 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t step = int64_t(gridDim.x) * kThreads;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < args.count; i += step) {
     const PhiloxWords drawn = philox_words(args.key, args.stream, args.positions[i]);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) words[4 * i + j] = drawn.values[j];
+    store(words + 4 * i, Vec<int64_t, 2>{drawn.values[0], drawn.values[1]});
+    store(words + 4 * i + 2, Vec<int64_t, 2>{drawn.values[2], drawn.values[3]});
   }
 }
 

@@ -21,6 +21,10 @@ constexpr int64_t kMaxBlocksBeside = 65535;  // in y and z
 template <typename T>
 constexpr int kWide = 16 / sizeof(T);
 
+/// As many channels as make 16 bytes of what they are added up in.
+template <typename T>
+constexpr int kFew = 16 / sizeof(accumulate_t<T>);
+
 inline __host__ __device__ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline unsigned blocks_of(int64_t count, int64_t most = kMaxBlocks) {
@@ -61,10 +65,10 @@ class Alignment {
 
 /// Calls f.template operator()<Width>() with the widest access: 16 bytes, 8 for types of 2 bytes with few channels, or
 /// one value.
-template <typename T, typename F>
+template <typename T, int Widest = kWide<T>, typename F>
 void for_width(const Alignment& alignment, int64_t channels, const F& f) {
-  if (alignment.allows<T>(kWide<T>, channels)) return f.template operator()<kWide<T>>();
-  if constexpr (sizeof(T) == 2) {
+  if (alignment.allows<T>(Widest, channels)) return f.template operator()<Widest>();
+  if constexpr (sizeof(T) == 2 && Widest == kWide<T>) {
     if (alignment.allows<T>(kWide<T> / 2, channels)) return f.template operator()<kWide<T> / 2>();
   }
   f.template operator()<1>();

@@ -31,7 +31,7 @@ __device__ __forceinline__ int reach(int64_t centre, int64_t size) { return 1 + 
 
 // Block (x, y, z): as many strips as it has rows of threads, an individual, a run of channels.
 template <typename T, int Width, int Stride>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(kThreads, kResident<T>)
     forward_kernel(const __grid_constant__ PoolShape shape, const __grid_constant__ PoolImages<T> x, int64_t images,
                    int64_t individuals, T* __restrict__ average, T* __restrict__ maximum, double* __restrict__ table,
                    int64_t blocks, int lanes) {
@@ -298,7 +298,8 @@ void pool_forward(const PoolShape& shape, const PoolImages<T>& x, int64_t images
   alignment.add(maximum, C);
   int64_t blocks = 0;
   if (C > 0 && strips > 0 && individuals > 0) {
-    for_width<T>(alignment, C, [&]<int Width>() {
+    // Four channels of half at most: of eight, sums and statistics would take most registers of a multiprocessor.
+    for_width<T, kFew<T>>(alignment, C, [&]<int Width>() {
       const int lanes = lanes_of(C / Width);
       blocks = ceil_div(strips, kThreads / lanes);
       const dim3 grid(blocks_of(blocks), blocks_of(individuals, kMaxBlocksBeside),

@@ -32,7 +32,7 @@ __device__ __forceinline__ int64_t source_of(const Preprocess<T>& args, int64_t 
   return y < args.height && x < args.width ? (image * args.height + y) * args.width + x : -1;
 }
 
-/// A column of a group: its row of a matrix and its channel in the output; no weights beyond the last column.
+/// A column of a group: its row of a matrix and its channel in the output, -1 beyond the last column.
 template <typename A>
 struct Column {
   const A* weights;
@@ -48,7 +48,7 @@ __device__ __forceinline__ Column<accumulate_t<T>> column_of(const Preprocess<T>
     if (matrix.offset != offset || row < 0 || row >= matrix.rows) continue;
     return {matrix.weights + row * args.channels, matrix.output + row};
   }
-  return {nullptr, 0};
+  return {nullptr, -1};
 }
 
 template <typename A>
@@ -148,11 +148,11 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
       if (pixel >= count) continue;
       T* const to = output + (p * count + pixel) * args.outputs;
       if (wide_output) {
-        if (own->weights) write(to + own->output, sums[i]);
+        if (own->output >= 0) write(to + own->output, sums[i]);
       } else {
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          if (own[j].weights) to[own[j].output] = T(sums[i][j]);
+          if (own[j].output >= 0) to[own[j].output] = T(sums[i][j]);
         }
       }
       if (table) seen[0].add(sums[i]);
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
     if (table) {
       double* const row = table + tile * statistics_row(1, args.outputs);
       const A seen_pixels = statistics.merge(rows, seen, [&](int, int j, double mean, double square) {
-        if (!own[j].weights) return;
+        if (own[j].output < 0) return;
         row[1 + own[j].output] = mean;
         row[1 + args.outputs + own[j].output] = square;
       });

@@ -29,6 +29,35 @@ struct Memory {
   }
 };
 
+/// Mean and Σ(y - mean)² of the first `rows` rows of every strip of a warp, for `lanes` vectors of channels: to mean
+/// and square in the first `lanes` lanes, where `wanted`. values: `rows` of all strips together. All lanes take part.
+template <int W, typename A>
+__device__ __forceinline__ void warp_moments(const A (&y)[kRows][W], int rows, int values, int lanes, bool wanted,
+                                             double* mean, double* square) {
+  const unsigned used = __ballot_sync(kFullMask, rows > 0);
+  const int lane = threadIdx.x % kWarp;
+  const int source = used ? (__ffs(static_cast<int>(used)) - 1) / lanes * lanes + lane % lanes : lane;
+#pragma unroll
+  for (int w = 0; w < W; ++w) {
+    A shift = __shfl_sync(kFullMask, y[0][w], source);
+    if (!isfinite(shift)) shift = 0;  // so that infinity minus infinity is not the mean
+    A sum = 0, squares = 0;
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (r >= rows) continue;
+      const A deviation = y[r][w] - shift;
+      sum += deviation;
+      squares += deviation * deviation;
+    }
+    sum = sum_over_strips(sum, lanes);
+    squares = sum_over_strips(squares, lanes);
+    if (lane >= lanes || !wanted) continue;
+    const double average = values > 0 ? double(sum) / values : 0;
+    mean[w] = shift + average;
+    square[w] = squares - average * sum;
+  }
+}
+
 // moments of the warps [warps, 2, C] → entry [2, C].
 __device__ __forceinline__ void merge_warps(const double* moments, const int* counts, int channels, double* entry) {
   for (int c = threadIdx.x; c < channels; c += blockDim.x) {
@@ -104,7 +133,9 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
       __syncwarp();
       if (table) {
         __syncthreads();
-        merge_warps(moments, counts, channels, table + (tile * args.stages + j) * 2 * channels);
+        double* const of_tile = table + tile * statistics_row(args.stages, channels);
+        merge_warps(moments, counts, channels, of_tile + 1 + j * 2 * channels);
+        if (threadIdx.x == 0 && j == 0) of_tile[0] = double(tiling.pixels(at));
         __syncthreads();
       }
     }
@@ -139,7 +170,7 @@ struct Plan {
     prepared = weights.stages * weights.each() * static_cast<int64_t>(sizeof(A));
     prepared = ceil_div(prepared, 16) * 16;
     scratch = shared ? 0 : blocks * this->groups() * bytes;
-    table = statistics ? tiles * args.stages * 2 * args.channels * static_cast<int64_t>(sizeof(double)) : 0;
+    table = statistics ? tiles * statistics_row(args.stages, args.channels) * static_cast<int64_t>(sizeof(double)) : 0;
   }
 
   int groups() const { return (args.stages + group - 1) / group; }
@@ -176,8 +207,8 @@ void stage_forward(const Stage<T>& args, const StageOutputs<T>& out, void* works
     }
   }
   if (mean) {
-    merge_moments("stage_merge_statistics", table, plan.tiling, args.stages, args.individuals,
-                  static_cast<int>(args.channels), mean, variance, stream);
+    merge_statistics("stage_merge_statistics", table, plan.tiling.tiles / args.individuals, args.individuals,
+                     args.stages, args.channels, mean, variance, stream);
   }
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from benchmarks.static.resources import Instance
 from benchmarks.static.roofline import GPUS, SECTOR, Counting, Sizes, moved_bytes, total
 from fastnas.errors import UserError
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = Sizes(layers=1, batch=4, individuals=10)
 
 
@@ -148,6 +150,25 @@ def test_narrow_instances_beside_a_wide_one_and_narrow_kernels_are_fine():
     assert resources.violations([KERNEL, replace(narrow, arguments="c10::Half, 1")])
     merge = replace(narrow, file="mixed_sum", kernel="merge_kernel")
     assert resources.violations([merge]) == []
+    of_a_header = replace(narrow, kernel="prepare_kernel")
+    assert resources.violations([of_a_header]) == []
+    of_half = replace(narrow, kernel="forward_kernel", arguments="c10::Half, 4")
+    assert resources.violations([of_half]) == []
+    assert resources.violations([replace(of_half, arguments="float, 4")])
+
+
+def test_double_has_to_fit_once_and_may_be_narrow():
+    double = replace(KERNEL, arguments="double, 1", registers=255, wide_loads=0, wide_stores=0)
+    assert resources.violations([double]) == []
+    assert "leaves 0% of the warps" in resources.violations([replace(double, shared_bytes=300 << 10)])[0]
+    assert resources.violations([replace(double, stack_bytes=8)])
+
+
+def test_reasons_name_kernels_that_exist():
+    sources = {path.name: path.read_text() for path in (ROOT / "csrc" / "cuda").iterdir()}
+    for file, kernel in resources.NARROW:
+        of_file = [sources[f"{file}.cu"]] if file else [text for name, text in sources.items() if name.endswith(".h")]
+        assert any(f" {kernel}(" in text for text in of_file), f"{file} {kernel}"
 
 
 ASSEMBLY = """

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cuda_emulation import emulation
+from cuda_emulation.faults import FAULTS
 
 from benchmarks.static.roofline import LAUNCHES
 from fastnas.nn import Supernet
@@ -51,16 +52,37 @@ def search_a_little() -> None:
             network.population_logits(images, alphas, bn_mode=mode)
 
 
+SOURCES = {path.name: path.read_text() for path in KERNELS.iterdir()}
+# By name, as the launchers call them; the two of a header are given theirs by whoever includes it.
+LAUNCHED = set(re.findall(r"\b(?:launch|merge_statistics|prepare_weights)\(\s*\"(\w+)\"", "\n".join(SOURCES.values())))
+
+
+def test_every_kernel_is_launched():
+    for file, text in SOURCES.items():
+        kernels = set(re.findall(r"__global__ [^;{]*?\b(\w+_kernel)\(", text))
+        without = re.sub(r"\b\w+_kernel\(", "", text)  # what is left names them to launch them
+        assert kernels == {kernel for kernel in kernels if re.search(rf"\b{kernel}\b", without)}, file
+        assert len(kernels) == text.count("__global__ "), file
+
+
 def test_every_kernel_runs_and_agrees_with_the_cpu(seed):
-    sources = "\n".join(path.read_text() for path in KERNELS.iterdir())
-    names = set(re.findall(r"\blaunch\(\s*\"(\w+)\"", sources))
-    assert names, "the launches of csrc/cuda were not found"
+    assert LAUNCHED, "the launches of csrc/cuda were not found"
     emulation.take_launches()
     with emulation.emulated("shuffled", seed):
         search_a_little()
-    launched = emulation.take_launches()
-    assert names <= set(launched), f"in the sources, but not launched: {names - set(launched)}"
-    assert all(f'"{name}"' in sources for name in launched)
+    launched = set(emulation.take_launches())
+    assert launched == LAUNCHED
+
+
+def test_every_kernel_has_been_broken_on_purpose():
+    """By `break_kernels.py`; docs/results/broken-kernels.md says who saw it."""
+    assert {fault.kernel for fault in FAULTS} == LAUNCHED
+    for fault in FAULTS:
+        assert SOURCES[fault.file].count(fault.old) == 1, f"{fault.file}, {fault.what}: no such line"
+    record = (KERNELS.parents[1] / "docs" / "results" / "broken-kernels.md").read_text()
+    unseen = [fault for fault in FAULTS if f"| `{fault.kernel}` | `{fault.file}` | {fault.what} |" not in record]
+    assert not unseen, "broken, but not recorded: run break_kernels.py"
+    assert "nobody" not in record
 
 
 def test_launches_are_as_many_as_the_roofline_says():

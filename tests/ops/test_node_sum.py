@@ -428,6 +428,13 @@ def test_sums_of_the_gradient():
     assert OPS.node_sum_grad(grad[:, :4], inputs.candidates, inputs.mean, inputs.rstd, [])[0].shape == (0,)
 
 
+def test_sums_of_more_chunks_than_are_merged_at_once():
+    y, grad = (torch.randn(1, 16, 66, 70).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    _, sums, dots, _ = OPS.node_sum_grad(grad, [y], torch.zeros(1, 1, 16), torch.ones(1, 1, 16), [])
+    torch.testing.assert_close(sums, grad.sum((0, 2, 3)), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(dots[0], (grad * y).sum((0, 2, 3)), rtol=1e-4, atol=1e-3)
+
+
 def check_bypass_grad(channels: int, groups: int, dtype: torch.dtype, processed: bool = True, addends: int = 2) -> None:
     groups = max(groups, 2)
     size = (2, channels * groups, 11, 7)

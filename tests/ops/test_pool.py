@@ -146,6 +146,10 @@ def test_more_channels_than_a_block_has_threads(stride):
     check(images((2, 262, 3, 5), torch.float32), stride, individuals=2)
 
 
+def test_statistics_of_more_blocks_than_are_merged_at_once():
+    check(images((1, 4, 96, 100), torch.float32), stride=1)
+
+
 def test_no_statistics_unless_asked():
     mean, variance = pool(images((2, 3, 4, 4)))[2:]
     assert mean.shape == variance.shape == (0,)

@@ -146,7 +146,6 @@ def test_instruction_sets(case, dtype, name):
         check(case, dtype)
 
 
-@pytest.mark.cpu_only  # inputs without a channel are not zero on CUDA yet
 @settings(deadline=None, max_examples=60)
 @given(
     channels=st.lists(st.integers(0, 40), min_size=1, max_size=4),

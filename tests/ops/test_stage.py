@@ -47,6 +47,11 @@ def capability(request: pytest.FixtureRequest) -> Iterator[str]:
 # --- values ---
 
 
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_odd_borders_at_stride_2(kernel):
+    check(make(Case([(kernel, 1)] * 2, 4, stride=2, width=26)))
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("dilation", [1, 2, 3])
 @pytest.mark.parametrize("kernel", [1, 3, 5, 7])
