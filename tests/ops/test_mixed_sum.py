@@ -55,6 +55,8 @@ def assert_close(ours: list[Tensor], expected: list[Tensor], dtype: torch.dtype)
         assert actual.dtype == wanted.dtype
         assert actual.shape == wanted.shape
         scale = wanted.abs().max().item() if wanted.numel() else 0.0
+        if index < 2:  # sums of terms of order 1: where few of them cancel, rounding is that of the terms
+            scale = max(scale, 0.1)
         torch.testing.assert_close(actual, wanted, rtol=0, atol=TOLERANCE[dtype][index > 0] * max(scale, 1e-30))
 
 
