@@ -3,6 +3,9 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
+#include <utility>
+
 #include "cpu/memory.h"
 #include "cpu/node_tile.h"
 #include "cpu/shuffle.h"
@@ -30,43 +33,73 @@ void fold(A* table, int64_t channels, int64_t period, double* result) {
 }
 
 // --- loops over a tile of n values, whole blocks; coefficients stay in registers while a block repeats ---
+//
+// Several candidates are read in one pass: that is fewer passes over what all of them share, and more requests to memory
+// on the way at a time. Their tables follow each other.
 
-/// sum += (y - mean) scale
-template <typename A>
-void add_scaled(const A* y, const A* mean, const A* scale, int64_t period, int64_t n, A* sum) {
+/// Candidates of one pass. `same`: all vectors of a table are alike, as C values fill a vector evenly.
+template <bool same>
+constexpr int kTogether = kVectorRegisters == 32 ? (same ? 4 : 2) : (same ? 2 : 1);
+
+template <typename A, bool same>
+struct Coefficients {
+  static constexpr int kVectors = same ? 1 : kBlock;
+  Vec<A> value[kVectors];
+
+  explicit Coefficients(const A* table) {
+    for (int v = 0; v < kVectors; ++v) value[v] = load(table + v * kLanes<A>);
+  }
+  const Vec<A>& operator[](int v) const { return value[same ? 0 : v]; }
+};
+
+/// sum = or += Σ_g (y_g - mean_g) scale_g over G candidates.
+template <typename A, bool same, int G, size_t... g>
+void add_scaled(const A* const* y, const A* mean, const A* scale, int64_t period, int64_t n, bool add, A* sum,
+                std::index_sequence<g...>) {
   constexpr int L = kLanes<A>;
   for (int64_t j = 0; j < period && j < n; j += kBlockValues<A>) {
-    Vec<A> m[kBlock], s[kBlock];
-    for (int v = 0; v < kBlock; ++v) {
-      m[v] = load(mean + j + v * L);
-      s[v] = load(scale + j + v * L);
-    }
+    const Coefficients<A, same> m[G] = {Coefficients<A, same>(mean + g * period + j)...};
+    const Coefficients<A, same> s[G] = {Coefficients<A, same>(scale + g * period + j)...};
     for (int64_t i = j; i < n; i += period) {
       for (int v = 0; v < kBlock; ++v) {
-        store_unaligned(sum + i + v * L,
-                        load_unaligned(sum + i + v * L) + (load_unaligned(y + i + v * L) - m[v]) * s[v]);
+        const int64_t at = i + v * L;
+        Vec<A> total = add ? load_unaligned(sum + at) : Vec<A>{};
+        ((total += (load_unaligned(y[g] + at) - m[g][v]) * s[g][v]), ...);
+        store_unaligned(sum + at, total);
       }
     }
   }
 }
 
-/// dots += grad (y - mean)
-template <typename A>
-void add_dots(const A* grad, const A* y, const A* mean, int64_t period, int64_t n, A* dots) {
+/// dots_g += grad (y_g - mean_g) for G candidates.
+template <typename A, bool same, int G, size_t... g>
+void add_dots(const A* grad, const A* const* y, const A* mean, int64_t period, int64_t n, A* dots,
+              std::index_sequence<g...>) {
   constexpr int L = kLanes<A>;
   for (int64_t j = 0; j < period && j < n; j += kBlockValues<A>) {
-    Vec<A> m[kBlock], d[kBlock];
-    for (int v = 0; v < kBlock; ++v) {
-      m[v] = load(mean + j + v * L);
-      d[v] = load(dots + j + v * L);
-    }
+    const Coefficients<A, same> m[G] = {Coefficients<A, same>(mean + g * period + j)...};
+    Coefficients<A, false> d[G] = {Coefficients<A, false>(dots + g * period + j)...};
     for (int64_t i = j; i < n; i += period) {
       for (int v = 0; v < kBlock; ++v) {
-        d[v] += load_unaligned(grad + i + v * L) * (load_unaligned(y + i + v * L) - m[v]);
+        const Vec<A> value = load_unaligned(grad + i + v * L);
+        ((d[g].value[v] += value * (load_unaligned(y[g] + i + v * L) - m[g][v])), ...);
       }
     }
-    for (int v = 0; v < kBlock; ++v) store(dots + j + v * L, d[v]);
+    for (int v = 0; v < kBlock; ++v) (store(dots + g * period + j + v * L, d[g].value[v]), ...);
   }
+}
+
+/// Calls f.operator()<same, G>(k) for all K candidates, G at a time.
+template <typename A, typename F>
+void for_candidates(int64_t count, int64_t channels, const F& f) {
+  const auto run = [&]<bool same>() {
+    constexpr int G = kTogether<same>;
+    int64_t k = 0;
+    for (; k + G <= count; k += G) f.template operator()<same, G>(k);
+    for (; k < count; ++k) f.template operator()<same, 1>(k);
+  };
+  if (kLanes<A> % channels == 0) return run.template operator()<true>();
+  run.template operator()<false>();
 }
 
 /// sums += grad
@@ -133,7 +166,7 @@ void node_sum_forward(const NodeSum<T>& args, T* result, int64_t stride, int64_t
     b.scale = layout.take<A>(P * K * period);
     b.sum = layout.take<A>(whole<A>(s.tile * C));
     b.rest = layout.take<A>(s.tile * R);
-    b.input = layout.take<A>(whole<A>(s.tile * C));
+    b.input = layout.take<A>(kTogether<true> * whole<A>(s.tile * C));
     b.output = layout.take<A>(R ? s.tile * W : 0);
     return layout.bytes();
   };
@@ -158,13 +191,17 @@ void node_sum_forward(const NodeSum<T>& args, T* result, int64_t stride, int64_t
     if constexpr (std::is_same_v<T, A>) {
       if (R == 0 && stride == C && n == tile.count * C) sum = out;
     }
-    std::memset(sum, 0, n * sizeof(A));
-    for (int64_t k = 0; k < K; ++k) {
-      const NodePixels<T>& y = args.candidates[k];
-      const T* data = tile_data(y, s, y.shared ? image : own, tile);
+    if (K == 0) std::memset(sum, 0, n * sizeof(A));
+    for_candidates<A>(K, C, [&]<bool same, int G>(int64_t k) {
+      const A* y[G];
+      for (int g = 0; g < G; ++g) {
+        const NodePixels<T>& from = args.candidates[k + g];
+        const T* data = tile_data(from, s, from.shared ? image : own, tile);
+        y[g] = dense(data, from.stride, C, tile.count, b.input + g * n);
+      }
       const int64_t table = (p * K + k) * period;
-      add_scaled(dense(data, y.stride, C, tile.count, b.input), b.mean + table, b.scale + table, period, n, sum);
-    }
+      add_scaled<A, same, G>(y, b.mean + table, b.scale + table, period, n, k > 0, sum, std::make_index_sequence<G>{});
+    });
     if (R == 0) {
       if (sum == b.sum) write_pixels(sum, C, tile.count, out, stride);
       continue;
@@ -216,7 +253,7 @@ void node_sum_grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* process
     b.zeros = layout.take<A>(block);
     b.grad = layout.take<A>(whole<A>(s.tile * C));
     b.rest = layout.take<A>(whole<A>(s.tile * R));
-    b.input = layout.take<A>(whole<A>(s.tile * W));
+    b.input = layout.take<A>(std::max(whole<A>(s.tile * W), kTogether<true> * whole<A>(s.tile * C)));
     return layout.bytes();
   };
   Buffers b;
@@ -253,15 +290,18 @@ void node_sum_grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* process
         for (int64_t i = tile.count * R; i < rest; ++i) b.rest[i] = 0;
       }
       add_sums(g, period, n, sums);
-      for (int64_t k = 0; k < K; ++k) {
-        const NodePixels<T>& y = args.candidates[k];
-        const A* values = dense(tile_data(y, s, image, tile), y.stride, C, tile.count, b.input);
-        add_dots(g, values, b.mean + k * period, period, n, dots + k * period);
-      }
+      for_candidates<A>(K, C, [&]<bool same, int G>(int64_t k) {
+        const A* y[G];
+        for (int i = 0; i < G; ++i) {
+          const NodePixels<T>& from = args.candidates[k + i];
+          y[i] = dense(tile_data(from, s, image, tile), from.stride, C, tile.count, b.input + i * n);
+        }
+        add_dots<A, same, G>(g, y, b.mean + k * period, period, n, dots + k * period, std::make_index_sequence<G>{});
+      });
       for (int64_t e = 0; e < E; ++e) {
         const NodePixels<T>& x = args.bypass[e];
         const A* values = dense(tile_data(x, s, image, tile), x.stride, R, tile.count, b.input);
-        add_dots(b.rest, values, b.zeros, block, rest, bypass_dots + e * block);
+        add_dots<A, false, 1>(b.rest, &values, b.zeros, block, rest, bypass_dots + e * block, std::index_sequence<0>{});
       }
     }
     double* row = partial + image * (C + K * C + E);
