@@ -58,13 +58,15 @@ def task(device: torch.device, contender: str, space: str, mode: str, sizes: dic
     """One contender. "forward" is that of training, which keeps what backward needs."""
     options = Options(**sizes)
     network = build(space, contender, device, options.channels, options.layers)
+    parameters = list(network.parameters())
 
     def step_of(batch: int) -> Run:
         images = draw_images(batch, options.size, contender, device)  # [B, 3, H, W]
         labels = torch.arange(batch, device=device) % CLASSES  # [B]
 
         def step() -> None:
-            network.zero_grad(set_to_none=True)
+            for parameter in parameters:  # as an optimizer does; network.zero_grad would look for them each time
+                parameter.grad = None
             loss = F.cross_entropy(network(images), labels)
             if mode == "both":
                 loss.backward()

@@ -312,11 +312,12 @@ Gradients grad_cpu(Tensors grads, Tensors outputs, std::optional<Tensor> coeffic
     torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(stage_grad_merge, args, all, aligned<void>(partial), first, last);
     });
-    for (int64_t e = 0; sums && e < entries; ++e) {
-      double sum = 0;
-      for (int64_t n = 0; any && n < args.count; ++n) sum += per_image[n * entries + e];
-      sums[e] = A(sum);
+    if (!sums) return;
+    std::vector<double> total(entries, 0.0);
+    for (int64_t n = 0; any && n < args.count; ++n) {
+      for (int64_t e = 0; e < entries; ++e) total[e] += per_image[n * entries + e];
     }
+    for (int64_t e = 0; e < entries; ++e) sums[e] = A(total[e]);
   });
 }
 

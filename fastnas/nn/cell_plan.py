@@ -197,12 +197,9 @@ class CellPlan:
                 edge += 1
             self.first_row.append(len(columns))
         self.columns = _index(columns)
-        # A shallow copy takes a plan along that is not its own; and other code may replace modules: (children of a
-        # module, name, child).
+        # A shallow copy takes a plan along that is not its own; and other code may replace modules.
         self._cell = weakref.ref(cell)
-        self._children = [
-            (module._modules, name, child) for module in cell.modules() for name, child in module._modules.items()
-        ]
+        self._children = [(m._modules, list(m._modules.values())) for m in cell.modules() if m._modules]
         if not self.known:
             return
         for state in self.states:
@@ -237,7 +234,7 @@ class CellPlan:
         """Whether these candidates take part, and the cell still consists of the modules that were sorted."""
         if self.active is not active and (self.active is None or active is None or not self.active.equal(active)):
             return False
-        return self._cell() is cell and all(children.get(name) is child for children, name, child in self._children)
+        return self._cell() is cell and all(list(modules.values()) == known for modules, known in self._children)
 
     def _sum_rows(self, node: int) -> list[int]:
         rows: list[int] = []
@@ -253,14 +250,12 @@ class CellPlan:
 
     def weights(self) -> CellWeights:
         """The parameters as they are now."""
-        stages = [[(stage.depthwise, stage.pointwise) for stage in state.stages] for state in self.states]
-        seconds = [[(stage.depthwise, stage.pointwise) for *_, stage in state.seconds] for state in self.states]
         return CellWeights(
             preprocess=[_matrices(form) for form in self.preprocess],
-            depthwise=[[depthwise.weight for depthwise, _ in group] for group in stages],
-            pointwise=[[pointwise.weight for _, pointwise in group] for group in stages],
-            second_depthwise=[[depthwise.weight for depthwise, _ in group] for group in seconds],
-            second_pointwise=[[pointwise.weight for _, pointwise in group] for group in seconds],
+            depthwise=[[_weight(stage.depthwise) for stage in state.stages] for state in self.states],
+            pointwise=[[_weight(stage.pointwise) for stage in state.stages] for state in self.states],
+            second_depthwise=[[_weight(stage.depthwise) for *_, stage in state.seconds] for state in self.states],
+            second_pointwise=[[_weight(stage.pointwise) for *_, stage in state.seconds] for state in self.states],
             reduce=[[w for *_, form in state.reduces for w in _matrices(form)] for state in self.states],
         )
 
@@ -318,6 +313,12 @@ class CellPlan:
             and all(1 <= count <= MOST_CANDIDATES for count in rows)
             and all(len(state.stages) <= MOST_STAGES for state in self.states)
         )
+
+
+def _weight(convolution: nn.Conv2d) -> Tensor:
+    """Its weight, which modules find slowly among everything that they hold; parametrised, it is no parameter."""
+    weight = convolution._parameters.get("weight")
+    return convolution.weight if weight is None else weight
 
 
 def _matrices(form: Pointwise) -> list[Tensor]:

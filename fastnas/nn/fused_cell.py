@@ -25,6 +25,7 @@ from fastnas.nn.cell_forward import Batch, Forward, Moments, Outputs, Running, S
 from fastnas.nn.cell_plan import CellPlan
 from fastnas.nn.first_order import first_order
 from fastnas.ops.layout import DEVICE_TYPES, accumulate_dtype, computation_dtype
+from fastnas.ops.running_statistics import running_statistics
 
 
 class _Cell(torch.autograd.Function):
@@ -93,7 +94,8 @@ class _Cell(torch.autograd.Function):
 
 def _kind(norm: nn.BatchNorm2d) -> tuple[bool, bool, int | None, float, float | None]:
     """In what all normalisations of a cell must agree; `images` is that of `BatchNorm`."""
-    plain = norm.weight is None and norm.running_mean is not None
+    # Not norm.weight and norm.running_mean: attributes that modules look for in several places take ten times as long.
+    plain = norm._parameters["weight"] is None and norm._buffers["running_mean"] is not None
     return plain, norm.training, getattr(norm, "images", None), norm.eps, norm.momentum
 
 
@@ -167,11 +169,13 @@ def _running(plan: CellPlan, dtype: torch.dtype) -> Running:
 @torch.no_grad()
 def _follow(norms: Sequence[nn.BatchNorm2d], batches: Sequence[Batch]) -> None:
     """Moves running statistics towards those of the batch, as BatchNorm does while training."""
-    means = [mean for batch in batches for mean in batch.mean.unbind(0)]
-    variances = [v for batch in batches for v in (batch.variance * (batch.count / max(1, batch.count - 1))).unbind(0)]
-    momentum = cast(float, norms[0].momentum)
-    for name, values in (("running_mean", means), ("running_var", variances)):
-        buffers = [norm._buffers[name] for norm in norms]
-        dtype = cast(Tensor, buffers[0]).dtype
-        torch._foreach_lerp_(cast(list[Tensor], buffers), [value.to(dtype) for value in values], momentum)
-    torch._foreach_add_([cast(Tensor, norm._buffers["num_batches_tracked"]) for norm in norms], 1)
+    buffers = [norm._buffers for norm in norms]
+    running_statistics(
+        [cast(Tensor, each["running_mean"]) for each in buffers],
+        [cast(Tensor, each["running_var"]) for each in buffers],
+        [cast(Tensor, each["num_batches_tracked"]) for each in buffers],
+        [batch.mean for batch in batches],
+        [batch.variance for batch in batches],
+        [batch.count for batch in batches],
+        cast(float, norms[0].momentum),
+    )
