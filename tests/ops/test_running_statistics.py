@@ -73,7 +73,6 @@ def test_statistics_in_half_precision_follow_too():
 
 def test_nothing_to_follow():
     running_statistics([], [], [], [], [], [], 0.1)
-    OPS.running_statistics([], [], [], [], [], [], 0.1)
     OPS.running_statistics([], [], [], [torch.empty(0, 4)], [torch.empty(0, 4)], [9], 0.1)
 
 
