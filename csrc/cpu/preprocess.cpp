@@ -3,6 +3,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include "cpu/ahead.h"
 #include "cpu/channels.h"
 #include "cpu/memory.h"
 #include "cpu/pointwise.h"
@@ -165,6 +166,37 @@ void select_grads(const Preprocess<T>& args, const A* all, int64_t pixels, int64
   }
 }
 
+/// `pixels` pixels of dense images from `pixel` on; of slices of wider ones most of the lines would be others'.
+template <typename T>
+void add_ahead(const Parts<T>& images, int64_t pixel, int64_t pixels, Ahead& ahead) {
+  for (int64_t i = 0; i < images.count; ++i) {
+    const int64_t channels = images.channels[i];
+    if (images.stride[i] == channels) ahead.add(images.data[i] + pixel * channels, pixels * channels);
+  }
+}
+
+/// The states behind a block, as far as they lie behind each other; behind the last block of an image there is the next.
+template <typename T>
+void read_states_ahead(const Preprocess<T>& args, const Block& block, Ahead& ahead) {
+  if (args.stride > 1) return;
+  const int64_t pixel = block.image * args.height * args.width + block.begin + block.pixels;
+  add_ahead(args.states, pixel, block.pixels, ahead);
+}
+
+/// What the gradients of the next block need, and where they go.
+template <typename T>
+void read_grads_ahead(const Preprocess<T>& args, const PreprocessGrad<T>& grad, const Block& block, Ahead& ahead) {
+  const int64_t next = block.image * args.output_height * args.output_width + block.begin + block.pixels;
+  add_ahead(grad.grads, next, block.pixels, ahead);
+  if (grad.coefficients) ahead.add(grad.output + next * args.outputs, block.pixels * args.outputs);
+  read_states_ahead(args, block, ahead);
+  if (args.stride > 1) return;
+  for (int64_t i = 0; i < grad.grad_states.count; ++i) {  // of this block: it is written after the products
+    const int64_t channels = grad.grad_states.channels[i];
+    ahead.add(grad.grad_states.data[i] + (next - block.pixels) * channels, block.pixels * channels);
+  }
+}
+
 // --- buffers ---
 
 template <typename A>
@@ -254,7 +286,10 @@ void preprocess_forward(const Preprocess<T>& args, T* output, double* moments, i
         const int64_t width = b.width[offset];
         if (width == 0) continue;
         gather(args, block, offset, b.z, args.channels);
-        pointwise(b.z, args.channels, args.channels, b.weights[offset], width, block.pixels, b.y);
+        Ahead ahead;
+        read_states_ahead(args, block, ahead);
+        const Lines rows{1, block.pixels, 0, 0};
+        pointwise(b.z, args.channels, args.channels, b.weights[offset], width, rows, b.y, ahead);
         if (moments) b.sums[offset].add(b.y, block.pixels);
         for (int64_t m = 0; m < args.matrix_count; ++m) {
           const Matrix<A>& matrix = args.matrices[m];
@@ -308,8 +343,11 @@ void preprocess_backward(const Preprocess<T>& args, const PreprocessGrad<T>& gra
           if (outputs == 0) continue;
           gather(args, block, offset, b.z, b.z_width);
           if (!direct) select_grads(args, b.all, block.pixels, offset, b.g, b.g_width);
-          pointwise(b.g, b.g_width, outputs, b.weights[offset], b.z_width, block.pixels, b.gx);
-          pointwise_grad_weights(b.g, b.g_width, outputs, b.z, b.z_width, block.pixels, b.grad_weights[offset]);
+          Ahead ahead;
+          read_grads_ahead(args, grad, block, ahead);
+          const Lines rows{1, block.pixels, 0, 0};
+          pointwise(b.g, b.g_width, outputs, b.weights[offset], b.z_width, rows, b.gx, ahead);
+          pointwise_grad_weights(b.g, b.g_width, outputs, b.z, b.z_width, block.pixels, b.grad_weights[offset], ahead);
           scatter(args, grad.grad_states, block, offset, b.gx, b.z, b.z_width);
         }
         clear_unread(args, grad.grad_states, block);
