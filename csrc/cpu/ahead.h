@@ -42,7 +42,7 @@ class Ahead {
 
  private:
   static constexpr int64_t kLine = 64;
-  static constexpr int kRanges = 8;
+  static constexpr int kRanges = 16;
   struct Range {
     const char* at;
     int64_t left;

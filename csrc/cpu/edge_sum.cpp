@@ -289,7 +289,8 @@ class EdgeSums {
       depthwise_row(taps, depthwise, width, z_ + r * width * lanes);
     }
     if (plan_.packed) {
-      packed_pointwise(z_, plan_.channels, matrix, rows * width, y);
+      Ahead nothing;
+      packed_pointwise(z_, plan_.channels, matrix, rows * width, y, nothing);
     } else {
       pointwise(z_, lanes, plan_.channels, matrix, lanes, rows * width, y);
     }

@@ -4,10 +4,14 @@
 // belongs to edge g. A product then needs the value of channel i in all C lanes of its edge, which one shuffle gives.
 #pragma once
 
+#include "cpu/ahead.h"
 #include "cpu/vec.h"
 
 namespace fastnas::FASTNAS_ISA {
 namespace detail {
+
+/// Pixels that go through a loop while a range of lines is read ahead, two of them at a pixel.
+constexpr int64_t kAheadPixels = 16;
 
 template <typename A>
 using Index = decltype(Vec<A>{} < Vec<A>{});  // integers of the lanes' width
@@ -25,11 +29,14 @@ inline Index<A> spread(int64_t channels, int64_t i) {
 
 // C > 0: known at compile time, so shuffles are constants and weights stay in registers.
 template <typename A, int C>
-void packed_pointwise(const A* z, int64_t count, const A* weights, int64_t pixels, A* y) {
+void packed_pointwise(const A* z, int64_t count, const A* weights, int64_t pixels, A* y, Ahead& ahead) {
   const int64_t channels = C > 0 ? C : count;
   constexpr int kUnroll = 4;
+  AheadLines lines{};
   int64_t p = 0;
   for (; p + kUnroll <= pixels; p += kUnroll) {
+    if (p % kAheadPixels == 0) lines = ahead.take(2 * kAheadPixels, z);
+    for (int u = 0; u < 2 * kUnroll; ++u) lines.next();
     Vec<A> acc[kUnroll] = {};
 #pragma GCC unroll 8
     for (int64_t i = 0; i < channels; ++i) {
@@ -49,14 +56,18 @@ void packed_pointwise(const A* z, int64_t count, const A* weights, int64_t pixel
 }
 
 template <typename A, int C>
-void packed_grad_weights(const A* z, int64_t count, const A* g, int64_t pixels, A* grad) {
+void packed_grad_weights(const A* z, int64_t count, const A* g, int64_t pixels, A* grad, Ahead& ahead) {
   const int64_t channels = C > 0 ? C : count;
   constexpr int kUnroll = C > 0 && C <= 4 ? 4 : 1;  // independent sums hide the latency
   constexpr int kSums = C > 0 ? C : kLanes<A>;
   Vec<A> acc[kUnroll][kSums] = {};
+  AheadLines lines{};
   int64_t p = 0;
   for (; p + kUnroll <= pixels; p += kUnroll) {
+    if (p % kAheadPixels == 0) lines = ahead.take(2 * kAheadPixels, z);
     for (int u = 0; u < kUnroll; ++u) {
+      lines.next();
+      lines.next();
       const Vec<A> value = load(z + (p + u) * kLanes<A>), gradient = load(g + (p + u) * kLanes<A>);
 #pragma GCC unroll 8
       for (int64_t i = 0; i < channels; ++i) {
@@ -77,20 +88,21 @@ void packed_grad_weights(const A* z, int64_t count, const A* g, int64_t pixels, 
 
 }  // namespace detail
 
-/// y[p, g·C + o] = Σ_i weights[i, g·C + o] · z[p, g·C + i]: z and y [pixels, lanes], weights [C, lanes].
+/// y[p, g·C + o] = Σ_i weights[i, g·C + o] · z[p, g·C + i]: z and y [pixels, lanes], weights [C, lanes]. Meanwhile lines
+/// are read `ahead`.
 template <typename A>
-void packed_pointwise(const A* z, int64_t channels, const A* weights, int64_t pixels, A* y) {
-  if (channels == 4 && kLanes<A> >= 8) return detail::packed_pointwise<A, 4>(z, channels, weights, pixels, y);
-  if (channels == 8 && kLanes<A> >= 16) return detail::packed_pointwise<A, 8>(z, channels, weights, pixels, y);
-  detail::packed_pointwise<A, 0>(z, channels, weights, pixels, y);
+void packed_pointwise(const A* z, int64_t channels, const A* weights, int64_t pixels, A* y, Ahead& ahead) {
+  if (channels == 4 && kLanes<A> >= 8) return detail::packed_pointwise<A, 4>(z, channels, weights, pixels, y, ahead);
+  if (channels == 8 && kLanes<A> >= 16) return detail::packed_pointwise<A, 8>(z, channels, weights, pixels, y, ahead);
+  detail::packed_pointwise<A, 0>(z, channels, weights, pixels, y, ahead);
 }
 
-/// grad[i, g·C + o] += Σ_p z[p, g·C + i] · g[p, g·C + o].
+/// grad[i, g·C + o] += Σ_p z[p, g·C + i] · g[p, g·C + o]. Meanwhile lines are read `ahead`.
 template <typename A>
-void packed_grad_weights(const A* z, int64_t channels, const A* g, int64_t pixels, A* grad) {
-  if (channels == 4 && kLanes<A> >= 8) return detail::packed_grad_weights<A, 4>(z, channels, g, pixels, grad);
-  if (channels == 8 && kLanes<A> >= 16) return detail::packed_grad_weights<A, 8>(z, channels, g, pixels, grad);
-  detail::packed_grad_weights<A, 0>(z, channels, g, pixels, grad);
+void packed_grad_weights(const A* z, int64_t channels, const A* g, int64_t pixels, A* grad, Ahead& ahead) {
+  if (channels == 4 && kLanes<A> >= 8) return detail::packed_grad_weights<A, 4>(z, channels, g, pixels, grad, ahead);
+  if (channels == 8 && kLanes<A> >= 16) return detail::packed_grad_weights<A, 8>(z, channels, g, pixels, grad, ahead);
+  detail::packed_grad_weights<A, 0>(z, channels, g, pixels, grad, ahead);
 }
 
 }  // namespace fastnas::FASTNAS_ISA

@@ -124,12 +124,16 @@ void stage_forward(const Stage<T>& args, const void* prepared, const StageOutput
           }
           A* y = block;
           if constexpr (std::is_same_v<T, A>) y = in_place ? direct + pixel * channels : block;
+          Ahead ahead;
+          if (!in_place) {
+            plan.streams(group, images, [&](int, int copy, int stage) {
+              ahead.add(out.y[stage] + (pixel + copy * args.out_height * width) * channels, count * width * channels);
+            });
+          }
+          fill.read_ahead(rows, ahead);
           if (plan.packed) {
-            packed_pointwise(z, channels, pointwise_weights, count * width, y);
+            packed_pointwise(z, channels, pointwise_weights, count * width, y, ahead);
           } else {
-            Ahead ahead;
-            if (!in_place) ahead.add(direct + pixel * channels, count * width * channels);
-            fill.read_ahead(rows, ahead);
             pointwise(z, lanes, channels, pointwise_weights, lanes, Lines{1, count * width, 0, 0}, y, ahead);
           }
           if (table) moments.add(y, count * width);

@@ -76,18 +76,24 @@ bool weave_gradients(const Stage<T>& args, const StageGrads<T>& grads, const Sta
 // Σ g · x̂ where asked.
 template <typename A>
 void rectify_row(const A* x, int64_t lanes, int64_t pixels, A* grad, double* sums) {
+  constexpr int kUnroll = 4;  // hides the latency of an addition
   for (int64_t c = 0; c < lanes; c += kLanes<A>) {
-    Vec<A> sum{}, dot{};
-    for (int64_t p = 0; p < pixels; ++p) {
+    Vec<A> sum[kUnroll] = {}, dot[kUnroll] = {};
+    const auto pixel = [&](int64_t p, int u) {
       const Vec<A> value = load(x + p * lanes + c);
       const Vec<A> g = value <= 0 ? Vec<A>{} : load(grad + p * lanes + c);  // keeps NaN, as torch's ReLU does
       store(grad + p * lanes + c, g);
-      sum += g;
-      dot += g * value;
+      sum[u] += g;
+      dot[u] += g * value;
+    };
+    int64_t p = 0;
+    for (; p + kUnroll <= pixels; p += kUnroll) {
+      for (int u = 0; u < kUnroll; ++u) pixel(p + u, u);
     }
+    for (; p < pixels; ++p) pixel(p, 0);
     if (!sums) continue;
-    add_lanes<A>(sum, sums + c);
-    add_lanes<A>(dot, sums + lanes + c);
+    add_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3]), sums + c);
+    add_lanes<A>((dot[0] + dot[1]) + (dot[2] + dot[3]), sums + lanes + c);
   }
 }
 
@@ -208,19 +214,19 @@ class StageBackward {
       });
     }
     A* const grad_z = buffers_.grad_z + out_tile_.at(top, 0, lanes_);
+    Ahead ahead;
+    read_ahead(top + count, count, group, ahead);
     for (int64_t r = 0; r < count; ++r) {
       depthwise_row(taps_at(buffers_.x, group, top + r), plan_.depthwise(prepared_, group), width,
                     buffers_.z + r * width * lanes_);
       if (plan_.packed) {
         packed_pointwise(buffers_.g + r * width * lanes_, channels, plan_.transposed(prepared_, group), width,
-                         grad_z + r * out_tile_.row);
+                         grad_z + r * out_tile_.row, ahead);
       }
     }
     if (plan_.packed) {
-      packed_grad_weights(buffers_.z, channels, buffers_.g, count * width, pointwise_gradient);
+      packed_grad_weights(buffers_.z, channels, buffers_.g, count * width, pointwise_gradient, ahead);
     } else {
-      Ahead ahead;
-      read_ahead(top + count, count, group, ahead);
       const Lines rows{count, width, width * lanes_, out_tile_.row};
       pointwise(buffers_.g, lanes_, channels, plan_.transposed(prepared_, group), lanes_, rows, grad_z, ahead);
       pointwise_grad_weights(buffers_.z, lanes_, channels, buffers_.g, lanes_, count * width, pointwise_gradient,
@@ -231,18 +237,25 @@ class StageBackward {
                            width, depthwise);
   }
 
-  // What `count` rows of outputs from `top` on need.
+  // What `count` rows of outputs from `top` on need; and where the gradients of inputs go that are finished meanwhile.
   void read_ahead(int64_t top, int64_t count, const StageGroup& group, Ahead& ahead) const {
-    const int stage = plan_.order[group.first];
-    const int64_t pixel = (image_ * args_.out_height + top) * args_.out_width, pixels = count * args_.out_width;
-    ahead.add(grads_.grad[stage] + pixel * grads_.grad_stride[stage], pixels * grads_.grad_stride[stage]);
-    if (grads_.coefficients) {
-      ahead.add(grads_.y[stage] + pixel * grads_.y_stride[stage], pixels * grads_.y_stride[stage]);
-    }
+    const int64_t image = args_.out_height * args_.out_width, pixels = count * args_.out_width;
+    const auto pixel = [&](int copy) { return (image_ + copy) * image + top * args_.out_width; };
+    plan_.streams(group, images_, [&](int, int copy, int stage) {
+      ahead.add(grads_.grad[stage] + pixel(copy) * grads_.grad_stride[stage], pixels * grads_.grad_stride[stage]);
+      if (!grads_.coefficients) return;
+      ahead.add(grads_.y[stage] + pixel(copy) * grads_.y_stride[stage], pixels * grads_.y_stride[stage]);
+    });
     fill_.read_ahead(count, ahead);
-    if (args_.stride == 1) {
-      ahead.add(grads_.grad_x[args_.shared ? 0 : stage] + (pixel - pixels) * plan_.channels, pixels * plan_.channels);
+    if (args_.stride > 1) return;
+    const auto add_gradient = [&](int input, int copy) {
+      ahead.add(grads_.grad_x[input] + (pixel(copy) - pixels) * plan_.channels, pixels * plan_.channels);
+    };
+    if (args_.shared) {
+      for (int copy = 0; copy < images_; ++copy) add_gradient(0, copy);
+      return;
     }
+    plan_.streams(group, images_, [&](int, int copy, int stage) { add_gradient(stage, copy); });
   }
 
   // Rows that are finished at once take turns in one place.

@@ -219,9 +219,17 @@ class StageFill {
 
   /// The pixels of as many rows as `count` output rows need from here on; behind the last there is the next image.
   void read_ahead(int64_t count, Ahead& ahead) const {
-    const int input = args_.shared ? 0 : plan_.order[plan_.group[plan_.first_group[bundle_]].first];
-    const int64_t row = args_.width * args_.x_stride[input];
-    ahead.add(args_.x[input] + (image_ * args_.height + filled_) * row, count * args_.stride * row);
+    const auto add = [&](int input, int64_t image) {
+      const int64_t stride = args_.x_stride[input], row = args_.width * stride;
+      if (plan_.packed && stride > args_.channels) return;  // most of the lines would be others'
+      ahead.add(args_.x[input] + (image * args_.height + filled_) * row, count * args_.stride * row);
+    };
+    if (args_.shared) {
+      for (int copy = 0; copy < images_; ++copy) add(0, image_ + copy);
+      return;
+    }
+    plan_.streams(plan_.group[plan_.first_group[bundle_]], images_,
+                  [&](int, int copy, int stage) { add(stage, image_ + copy); });
   }
 
  private:
