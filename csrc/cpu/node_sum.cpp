@@ -230,8 +230,7 @@ void node_sum_forward(const NodeSum<T>& args, T* result, int64_t stride, int64_t
       output = out;
       output_stride = stride;
     }
-    shuffle(sum, rest, rest_stride, C, s.groups, tile.count, output, output_stride);
-    if (previous) add_groups(previous, before.stride, C, s.groups, tile.count, output, output_stride);
+    shuffle(sum, rest, rest_stride, previous, before.stride, C, s.groups, tile.count, output, output_stride);
     if constexpr (!std::is_same_v<T, A>) write_pixels(b.output, W, tile.count, out, stride);
   }
 }

@@ -95,10 +95,12 @@ inline void add_channels(const T* from, int64_t stride, A weight, int64_t width,
 }
 
 /// Pixels of groups · channels values, `stride` apart and shuffled, from group 0 [pixels, channels] and the rest, group
-/// after group, whose pixels are `rest_stride` apart.
-template <typename A>
-inline void shuffle(const A* __restrict__ first, const A* __restrict__ rest, int64_t rest_stride, int64_t channels,
-                    int64_t groups, int64_t pixels, A* __restrict__ to, int64_t stride) {
+/// after group, whose pixels are `rest_stride` apart. Where there is `more`, such pixels `more_stride` apart, its groups
+/// from 1 on are added where they are.
+template <typename A, typename T>
+inline void shuffle(const A* __restrict__ first, const A* __restrict__ rest, int64_t rest_stride,
+                    const T* __restrict__ more, int64_t more_stride, int64_t channels, int64_t groups, int64_t pixels,
+                    A* __restrict__ to, int64_t stride) {
   if (groups == 4 && channels % 4 == 0) {
     for (int64_t p = 0; p < pixels; ++p) {
       for (int64_t i = 0; i < channels; i += 4) {
@@ -108,6 +110,11 @@ inline void shuffle(const A* __restrict__ first, const A* __restrict__ rest, int
           __builtin_memcpy(&rows[q], rest + p * rest_stride + (q - 1) * channels + i, sizeof rows[0]);
         }
         transpose<A>(rows);
+        for (int j = 0; more && j < 4; ++j) {
+          Four<A> values;
+          read<A>(more + p * more_stride + 4 * (i + j), &values);
+          rows[j] += __builtin_shufflevector(Four<A>{}, values, 0, 5, 6, 7);
+        }
         __builtin_memcpy(to + p * stride + 4 * i, rows, sizeof rows);
       }
     }
@@ -117,7 +124,10 @@ inline void shuffle(const A* __restrict__ first, const A* __restrict__ rest, int
     for (int64_t i = 0; i < channels; ++i) to[p * stride + i * groups] = first[p * channels + i];
     for (int64_t q = 1; q < groups; ++q) {
       const A* group = rest + p * rest_stride + (q - 1) * channels;
-      for (int64_t i = 0; i < channels; ++i) to[p * stride + i * groups + q] = group[i];
+      for (int64_t i = 0; i < channels; ++i) {
+        const int64_t at = i * groups + q;
+        to[p * stride + at] = more ? group[i] + A(more[p * more_stride + at]) : group[i];
+      }
     }
   }
 }
