@@ -34,16 +34,19 @@ class RunMoments {
     for (int64_t i = values; i % period_ != 0; ++i) y[i] = shift_[i % period_];
     for (int64_t k = 0; k < period_; k += kLanes<A>) {
       const Vec<A> shift = load(shift_ + k);
-      Vec<A> sum = {}, square = {};
-      for (int64_t i = k; i < values; i += period_) {
+      Vec<A> sum[4] = {}, square[4] = {};  // hide the latency of an addition
+      const auto value = [&](int64_t i, int u) {
         const Vec<A> d = load(y + i) - shift;
-        sum += d;
-        square += d * d;
+        sum[u] += d;
+        square[u] += d * d;
+      };
+      int64_t i = k;
+      for (; i + 3 * period_ < values; i += 4 * period_) {
+        for (int u = 0; u < 4; ++u) value(i + u * period_, u);
       }
-      for (int lane = 0; lane < kLanes<A>; ++lane) {
-        sum_[k + lane] += sum[lane];
-        square_[k + lane] += square[lane];
-      }
+      for (; i < values; i += period_) value(i, 0);
+      add_lanes<A>((sum[0] + sum[1]) + (sum[2] + sum[3]), sum_ + k);
+      add_lanes<A>((square[0] + square[1]) + (square[2] + square[3]), square_ + k);
     }
   }
 
