@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ _pool_grad = torch.ops.fastnas.pool_grad.default
 _preprocess_grad = torch.ops.fastnas.preprocess_grad.default
 _node_sum_grad = torch.ops.fastnas.node_sum_grad.default
 _bypass_grad = torch.ops.fastnas.bypass_grad.default
+_halve_grad = torch.ops.fastnas.halve_grad.default
 
 
 class Backward:
@@ -133,8 +133,8 @@ class Backward:
                 self.processed[source] = own
             return grad
         halved, _ = _bypass_grad(None, whole, factors, [], channels)  # [N, C, H', W']
-        rest = bypass_backward(state, channels, halved.narrow(1, channels, halved.shape[1] - channels))
-        return torch.cat([total, rest], 1)  # only inputs are halved: nothing comes from outside
+        # Only inputs are halved: nothing comes from outside.
+        return _halve_grad(halved.narrow(1, channels, halved.shape[1] - channels), state, total)
 
     def _stages(self, source: int, plan: StatePlan, x: Tensor, grads: list[Tensor]) -> Tensor:
         out, weights = self.outputs[source], self.weights
@@ -218,12 +218,3 @@ def normalisation_numbers(mean: Tensor, rstd: Tensor, sums: Tensor, values: int)
     """
     share = rstd / values if values else torch.zeros_like(rstd)
     return torch.stack([rstd, -share * rstd * sums[:, 1], mean, -share * sums[:, 0]], 1)
-
-
-def bypass_backward(state: Tensor, channels: int, grad: Tensor) -> Tensor:
-    """The gradient of `bypass` at stride 2."""
-    rest = state.narrow(1, channels, state.shape[1] - channels).contiguous(memory_format=torch.channels_last)
-    geometry: tuple[Any, ...] = ([2, 2], [2, 2], [0, 0], [1, 1], True)
-    _, indices = torch.ops.aten.max_pool2d_with_indices(rest, *geometry)
-    grad = grad.contiguous(memory_format=torch.channels_last)
-    return torch.ops.aten.max_pool2d_with_indices_backward(grad, rest, *geometry, indices)

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
+import fastnas.ops.halve  # noqa: F401  (registers torch.ops.fastnas)
 from fastnas.nn.cell_plan import CellPlan, CellWeights, StatePlan
 from fastnas.ops.layout import empty_images
 
 _stage = torch.ops.fastnas.stage.default
+_halve = torch.ops.fastnas.halve.default
 _pool = torch.ops.fastnas.pool.default
 _preprocess = torch.ops.fastnas.preprocess.default
 _node_sum = torch.ops.fastnas.node_sum.default
@@ -228,13 +228,24 @@ def preprocess(
 ) -> tuple[Tensor, Tensor, Batch | None]:
     """A state [N, C, H, W] of an input of a cell, its rstd [P, C], and its statistics where they are the batch's."""
     offsets, stride = ([0], 1) if len(matrices) == 1 else ([0, 1], 2)
-    raw, mean, variance = _preprocess([x], matrices, offsets, stride, individuals, running is None)  # [P, C]
-    batch = None
+    inputs, batch = [x], None
+    constant = running is not None and x.device.type == "cpu" and (stride == 1 or not (x.shape[2] % 2 or x.shape[3] % 2))
     if running is not None:
-        mean, variance = (part.expand(individuals, -1) for part in running)
-    else:
+        mean, variance = running  # [1, C]
+        rstd = torch.rsqrt(variance + settings.eps)
+    if constant:
+        # Constants are folded into the matrices, which spares a pass; what is added is the weight of a channel of ones.
+        inputs.append(x.new_ones(x.shape[0], 1, *x.shape[2:]))  # [N, 1, H, W]
+        tables = torch.cat(matrices), -mean[0, :, None]  # [C, C_i], [C, 1]
+        matrices = list((rstd[0, :, None] * torch.cat(tables, 1)).chunk(len(matrices)))
+    raw, *statistics = _preprocess(inputs, matrices, offsets, stride, individuals, running is None)
+    if running is None:
+        mean, variance = statistics  # [P, C]
         batch = Batch(mean, variance, count(raw))
-    rstd = torch.rsqrt(variance + settings.eps)
+        rstd = torch.rsqrt(variance + settings.eps)
+    mean, rstd = mean.expand(individuals, -1), rstd.expand(individuals, -1)  # [P, C]
+    if constant:
+        return raw, rstd, batch
     one = mean.new_ones(individuals, 1)
     images = raw.shape[0] // individuals
     state = _node_sum([raw], mean[None], rstd[None], one, [], None, individuals, images, [int(running is None)])
@@ -261,6 +272,5 @@ def bypassing(
 
 
 def bypass(state: Tensor, channels: int, stride: int) -> Tensor:
-    """What candidates do not see of a state [N, C, H, W]: the channels from `channels` on, pooled 2×2 at stride 2."""
-    rest = state.narrow(1, channels, state.shape[1] - channels)
-    return rest if stride == 1 else F.max_pool2d(rest, 2, 2, ceil_mode=True)
+    """What candidates do not see of a state [N, C, H, W]: the channels from `channels` on, halved at stride 2."""
+    return _halve(state, channels) if stride == 2 else state.narrow(1, channels, state.shape[1] - channels)
