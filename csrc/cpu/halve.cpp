@@ -91,8 +91,8 @@ void halve_grad(const Halve<T>& args, const HalveGrad<T>& grad, T* result, int64
   }
 }
 
-#define INSTANTIATE(T)                                              \
-  template void halve(const Halve<T>&, T*, int64_t, int64_t);       \
+#define INSTANTIATE(T)                                        \
+  template void halve(const Halve<T>&, T*, int64_t, int64_t); \
   template void halve_grad(const Halve<T>&, const HalveGrad<T>&, T*, int64_t, int64_t);
 INSTANTIATE(double)
 INSTANTIATE(float)

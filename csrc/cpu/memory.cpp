@@ -1,12 +1,14 @@
 #include "cpu/memory.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
-#include <list>
+#include <iterator>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <new>
-#include <unordered_map>
+#include <utility>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -17,6 +19,12 @@ namespace {
 
 constexpr std::size_t kLine = 64;
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
+/// What is left of a block is kept for others from this size on.
+constexpr std::size_t kLeast = std::size_t{32} << 10;
+/// Smaller blocks have regions of their own, or a few of them would keep large regions from becoming whole again.
+constexpr std::size_t kLarge = std::size_t{1} << 20;
+/// Of a region, at least. Pages that no block has reached yet cost nothing.
+constexpr std::size_t kRegion = std::size_t{128} << 20, kSmallRegion = std::size_t{8} << 20;
 
 // AddressSanitizer knows where a block ends, and keeps what was freed out of use for a while: it gets blocks of the
 // very size that was asked for, and none is used again.
@@ -26,10 +34,13 @@ constexpr bool kKeep = false;
 constexpr bool kKeep = true;
 #endif
 
-std::size_t rounded(std::size_t bytes) {
+/// Blocks follow each other, so tensors of the same power of two would all begin in the same sets of a cache, which
+/// hold eight lines each while a kernel reads dozens of tensors at a time. Some more lines behind each move the next
+/// one on.
+std::size_t padded(std::size_t bytes) {
   if (!kKeep) return std::max<std::size_t>(1, bytes);
-  const std::size_t unit = bytes >= kHugePage ? std::size_t{64} << 10 : kLine;
-  return std::max(unit, (bytes + unit - 1) / unit * unit);
+  constexpr std::size_t kLinesBetween = 5;
+  return (std::max<std::size_t>(1, bytes) + kLine - 1) / kLine * kLine + kLinesBetween * kLine;
 }
 
 void* from_system(std::size_t bytes) {
@@ -42,37 +53,45 @@ void* from_system(std::size_t bytes) {
   return block;
 }
 
+/// Regions of the system's memory, each cut into blocks. A request gets the smallest free block that holds it, and what
+/// is left of that becomes a block again; free neighbours become one. So memory serves tensors of any size that come
+/// one after the other, and the system has to fault in and zero no page twice.
 class Blocks {
  public:
   void* allocate(std::size_t wanted) {
-    const std::size_t bytes = rounded(wanted);
+    const std::size_t bytes = padded(wanted);
     const std::lock_guard<std::mutex> lock(mutex_);
-    // The youngest block of this size is the likeliest to be in a cache still.
-    const auto found = std::find_if(kept_.rbegin(), kept_.rend(), [&](const Block& b) { return b.bytes == bytes; });
-    void* block;
-    if (found != kept_.rend()) {
-      block = found->address;
-      use_.kept -= bytes;
-      kept_.erase(std::next(found).base());
-    } else {
-      trim(std::max(use_.peak, use_.used + bytes) - bytes);
-      block = from_system(bytes);
+    const bool large = bytes >= kLarge;
+    auto found = free_.lower_bound({large, bytes, 0});
+    if (found == free_.end() || found->first.large != large) found = add_region(bytes, large);
+    const auto block = found->second;
+    free_.erase(found);
+    if (block->second.bytes >= bytes + kLeast) {
+      const Block rest{block->second.bytes - bytes, large, true, false};
+      block->second.bytes = bytes;
+      make_free(blocks_.emplace_hint(std::next(block), block->first + bytes, Block{rest.bytes, large, false, false}));
     }
-    use_.used += bytes;
+    block->second.free = false;
+    use_.kept -= block->second.bytes;
+    use_.used += block->second.bytes;
     use_.peak = std::max(use_.peak, use_.used);
-    sizes_[block] = bytes;
-    return block;
+    return block->first;
   }
 
-  void recycle(void* block) noexcept {
+  void recycle(void* address) noexcept {
     const std::lock_guard<std::mutex> lock(mutex_);
-    const auto size = sizes_.find(block);
-    const std::size_t bytes = size->second;
-    sizes_.erase(size);
-    use_.used -= bytes;
-    if (!kKeep) return std::free(block);
-    use_.kept += bytes;
-    kept_.push_back({block, bytes});
+    auto block = blocks_.find(static_cast<char*>(address));
+    use_.used -= block->second.bytes;
+    use_.kept += block->second.bytes;
+    const auto next = std::next(block);
+    if (next != blocks_.end() && next->second.free && !next->second.begins_region) absorb(block, next);
+    if (!block->second.begins_region && std::prev(block)->second.free) {
+      block = std::prev(block);
+      free_.erase(key(block));
+      absorb(block, std::next(block));
+    }
+    make_free(block);
+    if (!kKeep) give_back(block);
   }
 
   MemoryUse use() {
@@ -82,22 +101,73 @@ class Blocks {
 
  private:
   struct Block {
-    void* address;
     std::size_t bytes;
+    bool large;  // of a region of large blocks
+    bool begins_region;
+    bool free;
+    std::uint64_t since = 0;  // when it became free
   };
+  using All = std::map<char*, Block>;  // by address
+  struct Key {
+    bool large;
+    std::size_t bytes;
+    std::uint64_t age;  // of equal ones the youngest is the likeliest to be in a cache still
+    auto operator<=>(const Key&) const = default;
+  };
+  using Free = std::map<Key, All::iterator>;
 
-  void trim(std::size_t most) {  // oldest first
-    while (!kept_.empty() && use_.used + use_.kept > most) {
-      std::free(kept_.front().address);
-      use_.kept -= kept_.front().bytes;
-      kept_.pop_front();
+  static Key key(All::iterator block) { return {block->second.large, block->second.bytes, ~block->second.since}; }
+
+  Free::iterator make_free(All::iterator block) {
+    block->second.free = true;
+    block->second.since = ++time_;
+    return free_.emplace(key(block), block).first;
+  }
+
+  /// `block` grows by the one behind it, which leaves the free ones if it is one of them.
+  void absorb(All::iterator block, All::iterator next) {
+    if (next->second.free) free_.erase(key(next));
+    block->second.bytes += next->second.bytes;
+    blocks_.erase(next);
+  }
+
+  Free::iterator add_region(std::size_t bytes, bool large) {
+    const std::size_t least = large ? kRegion : kSmallRegion;
+    const std::size_t size = kKeep ? std::max(least, (bytes + kHugePage - 1) / kHugePage * kHugePage) : bytes;
+    trim(std::max(use_.peak, use_.used + size) - size);
+    use_.kept += size;
+    return make_free(blocks_.emplace(static_cast<char*>(from_system(size)), Block{size, large, true, false}).first);
+  }
+
+  /// Gives whole regions back, oldest first, until no more than `most` bytes are used and kept, or there is none left.
+  void trim(std::size_t most) {
+    while (use_.used + use_.kept > most) {
+      auto oldest = free_.end();
+      for (auto each = free_.begin(); each != free_.end(); ++each) {
+        if (is_region(each->second) && (oldest == free_.end() || each->first.age > oldest->first.age)) oldest = each;
+      }
+      if (oldest == free_.end()) return;
+      give_back(oldest->second);
     }
   }
 
+  bool is_region(All::iterator block) const {
+    const auto next = std::next(block);
+    return block->second.begins_region && (next == blocks_.end() || next->second.begins_region);
+  }
+
+  void give_back(All::iterator region) {
+    free_.erase(key(region));
+    use_.kept -= region->second.bytes;
+    std::free(region->first);
+    blocks_.erase(region);
+  }
+
   std::mutex mutex_;
-  std::list<Block> kept_;
-  std::unordered_map<void*, std::size_t> sizes_;
+  All blocks_;
+  Free free_;
   MemoryUse use_{};
+  std::uint64_t time_ = 0;
 };
 
 Blocks& blocks() {
@@ -121,8 +191,8 @@ void* scratch(std::size_t bytes) {
   if (!block || bytes > size || !kKeep) {
     block.reset();
     size = 0;
-    block.reset(from_system(rounded(bytes)));
-    size = rounded(bytes);
+    block.reset(from_system(std::max(kLine, bytes)));
+    size = bytes;
   }
   return block.get();
 }

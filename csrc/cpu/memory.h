@@ -1,4 +1,4 @@
-// Memory that outlives a step: large blocks go back to a list instead of to the system, which would have to fault in
+// Memory that outlives a step: large blocks are kept instead of going back to the system, which would have to fault in
 // and zero their pages again at the next step.
 #pragma once
 
@@ -6,12 +6,13 @@
 
 namespace fastnas::cpu {
 
-/// At least `bytes`, aligned to a cache line (from 2 MiB on to a huge page), uninitialised. Give it back with
+/// At least `bytes`, aligned to a cache line, uninitialised, of huge pages where the system has them. Give it back with
 /// `recycle`. Throws std::bad_alloc.
 void* allocate(std::size_t bytes);
 
-/// Any thread may call it. The block is kept for the next allocation of its size; blocks are returned to the system
-/// once used and kept memory together would pass the most that was ever in use.
+/// Any thread may call it. The block is kept for further allocations, whole or in parts. Memory that is free as the
+/// system gave it is returned before more is asked for, once used and kept memory together would pass the most that was
+/// ever in use.
 void recycle(void* block) noexcept;
 
 /// Scratch of the calling thread, aligned to a cache line, valid until the thread's next call; grows, never shrinks.

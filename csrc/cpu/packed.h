@@ -88,8 +88,8 @@ void packed_grad_weights(const A* z, int64_t count, const A* g, int64_t pixels, 
 
 }  // namespace detail
 
-/// y[p, g·C + o] = Σ_i weights[i, g·C + o] · z[p, g·C + i]: z and y [pixels, lanes], weights [C, lanes]. Meanwhile lines
-/// are read `ahead`.
+/// y[p, g·C + o] = Σ_i weights[i, g·C + o] · z[p, g·C + i]: z and y [pixels, lanes], weights [C, lanes]. Meanwhile
+/// lines are read `ahead`.
 template <typename A>
 void packed_pointwise(const A* z, int64_t channels, const A* weights, int64_t pixels, A* y, Ahead& ahead) {
   if (channels == 4 && kLanes<A> >= 8) return detail::packed_pointwise<A, 4>(z, channels, weights, pixels, y, ahead);

@@ -175,7 +175,8 @@ void add_ahead(const Parts<T>& images, int64_t pixel, int64_t pixels, Ahead& ahe
   }
 }
 
-/// The states behind a block, as far as they lie behind each other; behind the last block of an image there is the next.
+/// The states behind a block, as far as they lie behind each other; behind the last block of an image there is the
+/// next.
 template <typename T>
 void read_states_ahead(const Preprocess<T>& args, const Block& block, Ahead& ahead) {
   if (args.stride > 1) return;

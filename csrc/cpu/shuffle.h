@@ -95,8 +95,8 @@ inline void add_channels(const T* from, int64_t stride, A weight, int64_t width,
 }
 
 /// Pixels of groups · channels values, `stride` apart and shuffled, from group 0 [pixels, channels] and the rest, group
-/// after group, whose pixels are `rest_stride` apart. Where there is `more`, such pixels `more_stride` apart, its groups
-/// from 1 on are added where they are.
+/// after group, whose pixels are `rest_stride` apart. Where there is `more`, such pixels `more_stride` apart, its
+/// groups from 1 on are added where they are.
 template <typename A, typename T>
 inline void shuffle(const A* __restrict__ first, const A* __restrict__ rest, int64_t rest_stride,
                     const T* __restrict__ more, int64_t more_stride, int64_t channels, int64_t groups, int64_t pixels,

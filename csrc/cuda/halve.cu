@@ -123,8 +123,8 @@ void halve_grad(const Halve<T>& args, const HalveGrad<T>& grad, T* result, CUstr
   });
 }
 
-#define INSTANTIATE(T)                                       \
-  template void halve(const Halve<T>&, T*, CUstream_st*);    \
+#define INSTANTIATE(T)                                    \
+  template void halve(const Halve<T>&, T*, CUstream_st*); \
   template void halve_grad(const Halve<T>&, const HalveGrad<T>&, T*, CUstream_st*);
 INSTANTIATE(double)
 INSTANTIATE(float)

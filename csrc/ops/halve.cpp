@@ -38,17 +38,15 @@ Tensor forward(const Tensor& x, int64_t seen, const Run& run) {
   check(kForward, x, seen);
   const Tensor images = pixels(x);
   Tensor result = empty(x, halved(x, seen), Order::channels_last, x.scalar_type());
-  THO_DISPATCH_V2(x.scalar_type(), kForward, AT_WRAP([&] {
-                    run(arguments<scalar_t>(images, seen), result.mutable_data_ptr<scalar_t>());
-                  }),
+  THO_DISPATCH_V2(x.scalar_type(), kForward,
+                  AT_WRAP([&] { run(arguments<scalar_t>(images, seen), result.mutable_data_ptr<scalar_t>()); }),
                   FASTNAS_FLOATING_TYPES);
   return result;
 }
 
 template <typename Run>
 Tensor gradient(const Tensor& grad, const Tensor& x, const Tensor& seen_grad, const Run& run) {
-  STD_TORCH_CHECK(seen_grad.dim() == 4, kBackward, ": seen_grad must be [N, S, H, W], got shape ",
-                  shape_of(seen_grad));
+  STD_TORCH_CHECK(seen_grad.dim() == 4, kBackward, ": seen_grad must be [N, S, H, W], got shape ", shape_of(seen_grad));
   const int64_t seen = seen_grad.size(1);
   check(kBackward, x, seen);
   check_images("grad", grad, x, halved(x, seen));

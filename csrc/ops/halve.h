@@ -1,8 +1,8 @@
 // halve: the channels of a state that bypass the candidates of an edge of stride 2, as a 2×2 maximum, and its gradient
 // beside that of the channels which the candidates see. What the kernels obey.
 //
-// Images are channels-last; strides are distances of two pixels in elements. Windows begin at even rows and columns, and
-// are cut off at the edge of an odd size.
+// Images are channels-last; strides are distances of two pixels in elements. Windows begin at even rows and columns,
+// and are cut off at the edge of an odd size.
 #pragma once
 
 #include <cstdint>
@@ -42,8 +42,8 @@ FASTNAS_CPU_VARIANTS(
     // Rows first..last of N · H'. result [N, H', W', R] dense.
     template <typename T> void halve(const Halve<T>& args, T* result, int64_t first, int64_t last);
     // Rows first..last of N · H'. result [N, H, W, S + R] dense.
-    template <typename T> void halve_grad(const Halve<T>& args, const HalveGrad<T>& grad, T* result, int64_t first,
-                                          int64_t last);)
+    template <typename T>
+    void halve_grad(const Halve<T>& args, const HalveGrad<T>& grad, T* result, int64_t first, int64_t last);)
 
 namespace fastnas::cuda {
 

@@ -229,7 +229,9 @@ def preprocess(
     """A state [N, C, H, W] of an input of a cell, its rstd [P, C], and its statistics where they are the batch's."""
     offsets, stride = ([0], 1) if len(matrices) == 1 else ([0, 1], 2)
     inputs, batch = [x], None
-    constant = running is not None and x.device.type == "cpu" and (stride == 1 or not (x.shape[2] % 2 or x.shape[3] % 2))
+    constant = (
+        running is not None and x.device.type == "cpu" and (stride == 1 or not (x.shape[2] % 2 or x.shape[3] % 2))
+    )
     if running is not None:
         mean, variance = running  # [1, C]
         rstd = torch.rsqrt(variance + settings.eps)

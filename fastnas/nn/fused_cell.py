@@ -43,7 +43,9 @@ class _Cell(torch.autograd.Function):
         *weights: Tensor,
     ) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():  # or each operator would ask Python whether it is to be recorded
-            cell = Forward(plan, settings, (s0, s1), op_weights, edge_weights, plan.arrange(weights), running, keep=True)
+            cell = Forward(
+                plan, settings, (s0, s1), op_weights, edge_weights, plan.arrange(weights), running, keep=True
+            )
         batches += cell.batches
         ctx.plan, ctx.settings, ctx.weights = plan, settings, len(weights)
         ctx.sizes = [[len(part) for part in vars(out).values()] for out in cell.outputs]

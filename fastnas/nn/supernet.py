@@ -215,8 +215,9 @@ class Supernet(nn.Module):
     ) -> Tensor:
         """Logits [P, B, num_classes] of the same images under P architectures that share ω; no gradient.
 
-        What does not depend on α (stem, candidates that read the inputs of the first cell) is computed once per chunk;
-        the "reference" backend runs the individuals one by one. Running statistics and training flags stay as they are.
+        What does not depend on α is computed once (the stem) or once per chunk (the candidates that read the inputs of
+        the first cell); the "reference" backend runs the individuals one by one. Running statistics and training flags
+        stay as they are.
 
         Args:
             x: images [B, in_channels, H, W].
@@ -239,12 +240,12 @@ class Supernet(nn.Module):
 
     def _chunked(self, x: Tensor, weights: OpWeights, individuals: int, chunk: int) -> Tensor:
         logits = []
+        s0, s1 = self.stem(x) if self.backend != "reference" and individuals else (x, x)
         for first in range(0, individuals, chunk):
             part = {kind: weights[kind][first : first + chunk] for kind in self.space.kinds}  # [chunk, E, O]
             if self.backend == "reference":
                 logits.append(self.forward(x, {kind: part[kind][0] for kind in self.space.kinds})[None])
             else:
-                s0, s1 = self.stem(x)
                 logits.append(self._classify(s0[None], s1[None], part))  # [chunk, B, num_classes]
         return torch.cat(logits) if logits else x.new_empty(0, len(x), self.num_classes)
 

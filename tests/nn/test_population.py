@@ -127,19 +127,25 @@ def test_its_own_alphas_give_its_own_logits() -> None:
 # Chunks
 
 
-def count_of_stems(network: Supernet, x: Tensor, alphas: dict[str, Tensor], **options: Any) -> int:
-    """How often the stem ran, once per chunk."""
-    calls: list[int] = []
-    handle = network.stem.register_forward_hook(lambda *_: calls.append(1))
+def count_of_chunks(network: Supernet, x: Tensor, alphas: dict[str, Tensor], **options: Any) -> int:
+    """How often the first cell ran; the stem runs once."""
+    stems: list[int] = []
+    cells: list[int] = []
+    handles = [
+        module.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        for module, calls in ((network.stem, stems), (network.cells[0], cells))
+    ]
     network.population_logits(x, alphas, **options)
-    handle.remove()
-    return len(calls)
+    for handle in handles:
+        handle.remove()
+    assert len(stems) == 1
+    return len(cells)
 
 
 @pytest.mark.parametrize(("chunk", "expected"), [(1, 5), (2, 3), (3, 2), (5, 1), (9, 1), ("auto", 1)])
 def test_number_of_chunks(chunk: Any, expected: int) -> None:
     network = supernet()
-    assert count_of_stems(network, images(), population(network, 5), chunk=chunk) == expected
+    assert count_of_chunks(network, images(), population(network, 5), chunk=chunk) == expected
 
 
 def test_automatic_chunks_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +154,7 @@ def test_automatic_chunks_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> Non
 
     def chunks(budget: int, x: Tensor) -> int:
         monkeypatch.setattr(fastnas.nn.supernet, "MEMORY_BUDGET", budget)
-        return count_of_stems(network, x, alphas)
+        return count_of_chunks(network, x, alphas)
 
     x = images(1)
     assert chunks(1, x) == 8, "one at a time where not even one fits"
