@@ -82,6 +82,8 @@ LAUNCHES = {
     "fastnas.node_sum_grad": 3,  # 2 without weights of bypasses
     "fastnas.node_sum_grad_candidates": 1,
     "fastnas.bypass_grad": 1,
+    "fastnas.halve": 1,
+    "fastnas.halve_grad": 1,
 }
 # Operators of torch that launch twice: a fill, then a copy.
 TWICE = {"aten.select_backward", "aten.slice_backward", "aten.constant_pad_nd"}

@@ -228,26 +228,22 @@ def preprocess(
 ) -> tuple[Tensor, Tensor, Batch | None]:
     """A state [N, C, H, W] of an input of a cell, its rstd [P, C], and its statistics where they are the batch's."""
     offsets, stride = ([0], 1) if len(matrices) == 1 else ([0, 1], 2)
-    inputs, batch = [x], None
-    constant = (
-        running is not None and x.device.type == "cpu" and (stride == 1 or not (x.shape[2] % 2 or x.shape[3] % 2))
-    )
+    odd = x.shape[2] % 2 or x.shape[3] % 2  # what is beyond the edge is 0, whatever would be added
+    if running is not None and x.device.type == "cpu" and not (stride == 2 and odd):
+        # One pass: constants are folded into the matrices, and what is added is the weight of a channel of ones. On a
+        # GPU, where nobody has measured it, that channel would keep the others from being read 16 bytes at a time.
+        mean, rstd = running[0], torch.rsqrt(running[1] + settings.eps)  # [1, C]
+        table = rstd[0, :, None] * torch.cat([torch.cat(matrices), -mean[0, :, None]], 1)  # [C, C_i + 1]
+        ones = x.new_ones(x.shape[0], 1, *x.shape[2:])  # [N, 1, H, W]
+        state, *_ = _preprocess([x, ones], list(table.chunk(len(matrices))), offsets, stride, individuals, False)
+        return state, rstd.expand(individuals, -1), None
+    raw, mean, variance = _preprocess([x], matrices, offsets, stride, individuals, running is None)  # [P, C]
+    batch = None
     if running is not None:
-        mean, variance = running  # [1, C]
-        rstd = torch.rsqrt(variance + settings.eps)
-    if constant:
-        # Constants are folded into the matrices, which spares a pass; what is added is the weight of a channel of ones.
-        inputs.append(x.new_ones(x.shape[0], 1, *x.shape[2:]))  # [N, 1, H, W]
-        tables = torch.cat(matrices), -mean[0, :, None]  # [C, C_i], [C, 1]
-        matrices = list((rstd[0, :, None] * torch.cat(tables, 1)).chunk(len(matrices)))
-    raw, *statistics = _preprocess(inputs, matrices, offsets, stride, individuals, running is None)
-    if running is None:
-        mean, variance = statistics  # [P, C]
+        mean, variance = (part.expand(individuals, -1) for part in running)
+    else:
         batch = Batch(mean, variance, count(raw))
-        rstd = torch.rsqrt(variance + settings.eps)
-    mean, rstd = mean.expand(individuals, -1), rstd.expand(individuals, -1)  # [P, C]
-    if constant:
-        return raw, rstd, batch
+    rstd = torch.rsqrt(variance + settings.eps)
     one = mean.new_ones(individuals, 1)
     images = raw.shape[0] // individuals
     state = _node_sum([raw], mean[None], rstd[None], one, [], None, individuals, images, [int(running is None)])

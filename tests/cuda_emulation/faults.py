@@ -31,6 +31,7 @@ PREPROCESS_GRAD = "tests/ops/test_preprocess.py -k test_equals_reference or test
 NODE_SUM = "tests/ops/test_node_sum.py -k test_equals_reference or test_layouts"
 NODE_SUMS = "tests/ops/test_node_sum.py -k test_equals_reference or test_sums_of"
 BYPASS = "tests/ops/test_node_sum.py -k test_bypass_grad or test_equals_reference"
+HALVE = "tests/ops/test_halve.py"
 
 FAULTS = (
     Fault(
@@ -461,5 +462,21 @@ FAULTS = (
         "read<Width>(from.data + pixel * from.stride + (q + g) * C + c);",
         "read<Width>(from.data + pixel * from.stride + c);",
         BYPASS,
+    ),
+    Fault(
+        "halve.cu",
+        "halve",
+        "windows beyond the right edge",
+        "right = x + 1 < args.width;",
+        "right = true;",
+        HALVE,
+    ),
+    Fault(
+        "halve.cu",
+        "halve_grad",
+        "of equal values the last gets the gradient",
+        "if (!(value.values[j] > most.values[j] || value.values[j] != value.values[j])) continue;",
+        "if (!(value.values[j] >= most.values[j] || value.values[j] != value.values[j])) continue;",
+        HALVE,
     ),
 )
