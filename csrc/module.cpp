@@ -6,6 +6,7 @@
 #include <string>
 
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 
 namespace py = pybind11;
 using fastnas::cpu::Isa;
@@ -33,6 +34,15 @@ py::dict build_info() {
   return info;
 }
 
+py::dict memory_use() {
+  const auto use = fastnas::cpu::memory_use();
+  py::dict bytes;
+  bytes["used"] = use.used;
+  bytes["kept"] = use.kept;
+  bytes["peak"] = use.peak;
+  return bytes;
+}
+
 void set_cpu_capability(const std::string& name) {
   for (Isa value : {Isa::portable, Isa::avx2, Isa::avx512}) {
     if (name != fastnas::cpu::isa_name(value)) continue;
@@ -54,6 +64,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "best_cpu_capability", [] { return fastnas::cpu::isa_name(fastnas::cpu::best_isa()); },
       "The widest instruction set that this processor and this build share.");
+  m.def("memory_use", &memory_use,
+        "Bytes of large CPU tensors of the operators: used now, kept for the next ones, most ever used.");
   m.def("set_cpu_capability", &set_cpu_capability, py::arg("name"),
         "Makes the CPU kernels use another instruction set; for tests and measurements.");
 }

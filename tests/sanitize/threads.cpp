@@ -20,6 +20,7 @@
 #include "ops/augment_batch.h"
 #include "ops/color_jitter.h"
 #include "ops/edge_sum.h"
+#include "ops/halve.h"
 #include "ops/mixed_sum.h"
 #include "ops/node_sum.h"
 #include "ops/philox.h"
@@ -412,6 +413,27 @@ void pool(int64_t channels, int64_t stride) {
   });
 }
 
+// --- halve -----------------------------------------------------------------------------------------------------------
+
+template <typename T>
+void halve(int64_t channels) {
+  constexpr int64_t N = 6, H = 7, W = 6, kSeen = 3;
+  const int64_t pixels = N * H * W, stride = kSeen + channels + 2;
+  const auto x = Buffer<T>::random(pixels * stride), seen = Buffer<T>::random(pixels * kSeen);
+  const Halve<T> args{x.data() + kSeen, stride, N, channels, H, W};
+  const int64_t rows = N * args.rows(), outputs = rows * args.columns() * channels;
+  const auto grad = Buffer<T>::random(outputs);
+  const HalveGrad<T> parts{grad, channels, seen, kSeen, kSeen};
+  compare("halve", [&](int threads) {
+    const Buffer<T> output(outputs), result(pixels * (kSeen + channels));
+    split(threads, rows,
+          [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(halve, args, output.data(), first, last); });
+    split(threads, rows,
+          [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(halve_grad, args, parts, result.data(), first, last); });
+    return output.bytes() + result.bytes();
+  });
+}
+
 // --- preprocess ------------------------------------------------------------------------------------------------------
 
 template <typename T>
@@ -499,6 +521,7 @@ void all() {
       pool<T>(channels, stride);
       preprocess<T>(channels, stride);
     }
+    halve<T>(channels);
     node_sum<T>(channels, 1, 1);
     node_sum<T>(channels, 4, 1);
     node_sum<T>(channels, 4, 2);
