@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,8 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks.harness import FASTNAS, PLAIN
 from benchmarks.harness.networks import CLASSES, SPACES
-from fastnas.nn import Supernet
+from fastnas.nn import Supernet, cell_forward
+from fastnas.ops import running_statistics
 from fastnas.spaces import CELL_KINDS
 
 TABLE = Path(__file__).resolve().parents[1] / "results" / "roofline.csv"
@@ -305,7 +307,13 @@ class Sizes:
 
 @contextmanager
 def _without_data() -> Iterator[None]:
-    with FakeTensorMode():
+    """Tensors of a CPU, without data, on the way that those of a GPU go."""
+    nowhere: frozenset[str] = frozenset()
+    with (
+        FakeTensorMode(),
+        patch.object(cell_forward, "FOLDING", nowhere),
+        patch.object(running_statistics, "DEVICES", nowhere),
+    ):
         yield
 
 

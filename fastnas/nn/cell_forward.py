@@ -20,6 +20,10 @@ _preprocess = torch.ops.fastnas.preprocess.default
 _node_sum = torch.ops.fastnas.node_sum.default
 _node_sum_into = torch.ops.fastnas.node_sum_into.default
 
+FOLDING = frozenset({"cpu"})
+"""Devices on which constant statistics are folded into `preprocess`. On a GPU the channel of ones that it takes would
+keep the others from being read 16 bytes at a time."""
+
 Moments = tuple[Tensor, Tensor]  # mean and variance [.., P, C]
 
 
@@ -229,12 +233,11 @@ def preprocess(
     """A state [N, C, H, W] of an input of a cell, its rstd [P, C], and its statistics where they are the batch's."""
     offsets, stride = ([0], 1) if len(matrices) == 1 else ([0, 1], 2)
     odd = x.shape[2] % 2 or x.shape[3] % 2  # what is beyond the edge is 0, whatever would be added
-    if running is not None and x.device.type == "cpu" and not (stride == 2 and odd):
-        # One pass: constants are folded into the matrices, and what is added is the weight of a channel of ones. On a
-        # GPU, where nobody has measured it, that channel would keep the others from being read 16 bytes at a time.
+    if running is not None and x.device.type in FOLDING and not (stride == 2 and odd):
+        # One pass: constants are folded into the matrices, and what is added is the weight of a channel of ones.
         mean, rstd = running[0], torch.rsqrt(running[1] + settings.eps)  # [1, C]
         table = rstd[0, :, None] * torch.cat([torch.cat(matrices), -mean[0, :, None]], 1)  # [C, C_i + 1]
-        ones = x.new_ones(x.shape[0], 1, *x.shape[2:])  # [N, 1, H, W]
+        ones = torch.ones(x.shape[0], 1, *x.shape[2:], dtype=x.dtype, device=x.device)  # [N, 1, H, W]
         state, *_ = _preprocess([x, ones], list(table.chunk(len(matrices))), offsets, stride, individuals, False)
         return state, rstd.expand(individuals, -1), None
     raw, mean, variance = _preprocess([x], matrices, offsets, stride, individuals, running is None)  # [P, C]

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
 
+DEVICES = frozenset({"cpu"})
+"""Where the operator is used; on a GPU torch's own updates of many tensors at a time are a few launches."""
+
 _update = torch.ops.fastnas.running_statistics.default
 
 
@@ -75,4 +78,4 @@ def running_statistics(
 
 def _takes(buffer: Tensor, batch: Tensor) -> bool:
     """Whether the operator knows what is to be moved; networks in half precision keep statistics in theirs."""
-    return buffer.device.type == "cpu" and buffer.dtype == batch.dtype
+    return buffer.device.type in DEVICES and buffer.dtype == batch.dtype
