@@ -9,6 +9,7 @@
 
 #include "cpu/isa.h"
 #include "ops/accumulate.h"
+#include "ops/host_device.h"
 
 struct CUstream_st;
 
@@ -23,8 +24,8 @@ struct Halve {
   int64_t height;    // H
   int64_t width;     // W
 
-  int64_t rows() const { return (height + 1) / 2; }
-  int64_t columns() const { return (width + 1) / 2; }
+  FASTNAS_HOST_DEVICE int64_t rows() const { return (height + 1) / 2; }
+  FASTNAS_HOST_DEVICE int64_t columns() const { return (width + 1) / 2; }
 };
 
 template <typename T>
