@@ -46,7 +46,7 @@ struct Place {
 
 // A thread for Width channels of an output pixel.
 template <typename T, int Width>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResident<T>)
     forward_kernel(const __grid_constant__ Halve<T> args, T* __restrict__ result, int64_t count) {
   const int64_t vectors = args.channels / Width, step = int64_t(gridDim.x) * kThreads;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < count; i += step) {
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // A thread for Width channels of the window of an output pixel, seen ones first.
 template <typename T, int Width>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResident<T>)
     grad_kernel(const __grid_constant__ Halve<T> args, const __grid_constant__ HalveGrad<T> grad,
                 T* __restrict__ result, int64_t count) {
   using A = accumulate_t<T>;
