@@ -67,9 +67,9 @@ class Blocks {
     const auto block = found->second;
     free_.erase(found);
     if (block->second.bytes >= bytes + kLeast) {
-      const Block rest{block->second.bytes - bytes, large, true, false};
+      const Block rest{block->second.bytes - bytes, large, /*begins_region=*/false, /*free=*/false};
       block->second.bytes = bytes;
-      make_free(blocks_.emplace_hint(std::next(block), block->first + bytes, Block{rest.bytes, large, false, false}));
+      make_free(blocks_.emplace_hint(std::next(block), block->first + bytes, rest));
     }
     block->second.free = false;
     use_.kept -= block->second.bytes;
