@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from fastnas.compat.replacement import Plan, Recipe, Unfit
 from fastnas.compat.signature import hooks_of, is_layer, original_class, signature
 from fastnas.compat.trial import disagreement
-from fastnas.nn.form import Form, Nothing, Pointwise, Separable, Skip, Stage, pool_form
-from fastnas.nn.fused_chain import Chain, chain_of
-from fastnas.nn.fused_sum import can_fuse, fused_sum
+from fastnas.nn.fused.branches import Chain, chain_of
+from fastnas.nn.fused.node import can_fuse, fused_sum
+from fastnas.nn.fused.patterns import Form, Nothing, Pointwise, Separable, Skip, Stage, pool_form
 
 _LETTERS: dict[type[nn.Module], str] = {
     nn.ReLU: "R",

@@ -13,10 +13,10 @@ from fastnas.compat.candidate import Candidate, positional, recognise
 from fastnas.compat.mixed_operation import MixedOperation
 from fastnas.compat.replacement import Plan, Recipe, Unfit, holder_of, is_accelerated, recipe_of
 from fastnas.compat.signature import hooks_of, original_class
-from fastnas.nn.cell_plan import CellPlan
-from fastnas.nn.form import CellForm, Pointwise
-from fastnas.nn.fused_cell import fused_cell
-from fastnas.nn.fused_sum import can_fuse
+from fastnas.nn.fused.cell import fused_cell
+from fastnas.nn.fused.node import can_fuse
+from fastnas.nn.fused.patterns import CellForm, Pointwise
+from fastnas.nn.fused.plan import CellPlan
 
 METHODS = ("forward_darts", "forward")
 

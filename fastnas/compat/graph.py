@@ -17,8 +17,8 @@ from fastnas.compat.candidate import positional, recognise
 from fastnas.compat.mixed_operation import left_alone, sum_of
 from fastnas.compat.replacement import Plan, Recipe, Unfit
 from fastnas.compat.signature import original_class, own_hooks
-from fastnas.nn.cell_plan import MOST_CANDIDATES
-from fastnas.nn.fused_sum import can_fuse
+from fastnas.nn.fused.node import can_fuse
+from fastnas.nn.fused.plan import MOST_CANDIDATES
 
 _Container = nn.ModuleList | nn.ModuleDict
 

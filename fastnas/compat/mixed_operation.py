@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from fastnas.compat.candidate import Candidate, positional, recognise
 from fastnas.compat.replacement import Plan, Recipe, Unfit
 from fastnas.compat.signature import original_class, own_hooks
-from fastnas.nn.form import Nothing, Skip
-from fastnas.nn.fused_sum import can_fuse, fused_sum
+from fastnas.nn.fused.node import can_fuse, fused_sum
+from fastnas.nn.fused.patterns import Nothing, Skip
 
 METHODS = ("apply_weights", "forward_darts", "forward")  # (x, weights); NASLib's, AutoDL's, that of all others
 _PARTS = (1, 4, 2, 8)

@@ -8,9 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastnas.nn.cell_plan import CellPlan
-from fastnas.nn.form import CellForm, Pointwise, form_of
-from fastnas.nn.fused_cell import fused_cell
+from fastnas.nn.fused.cell import fused_cell
+from fastnas.nn.fused.patterns import CellForm, Pointwise, form_of
+from fastnas.nn.fused.plan import CellPlan
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.primitives import FactorizedReduce, Norm, ReLUConvNorm
 from fastnas.spaces import CellSpace

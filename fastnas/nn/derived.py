@@ -18,7 +18,7 @@ from fastnas.errors import UserError
 from fastnas.genotype import Genotype
 from fastnas.nn.derived_cell import DerivedCell
 from fastnas.nn.derived_file import fill_network, load_network, save_network
-from fastnas.nn.fused_sum import States, can_fuse, joined
+from fastnas.nn.fused.node import States, can_fuse, joined
 from fastnas.nn.mixed_op import resolve_backend
 from fastnas.nn.stem import make_stem
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastnas.nn.fused_sum import States, fused_sum, joined
+from fastnas.nn.fused.node import States, fused_sum, joined
 from fastnas.nn.primitives import FactorizedReduce, ReLUConvNorm, make_primitive
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastnas.errors import UserError
 from fastnas.nn.batch_norm import BatchNorm
-from fastnas.nn.fused_sum import fused_sum
+from fastnas.nn.fused.node import fused_sum
 from fastnas.nn.primitives import Norm, Zero, make_primitive
 from fastnas.ops import mixed_sum, mixed_sum_reference
 

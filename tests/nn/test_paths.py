@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastnas.errors import UserError
-from fastnas.nn import Supernet, fused_cell
+from fastnas.nn import Supernet
 from fastnas.nn.batch_norm import individual_statistics
+from fastnas.nn.fused import cell as fused_cell
 from fastnas.spaces.darts import SPACE as DARTS
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-10}

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.nn.batch_norm import BatchNorm
-from fastnas.nn.form import Pointwise, Separable, Stage
-from fastnas.nn.fused_chain import Chain, chain_of
-from fastnas.nn.fused_sum import fused_sum
+from fastnas.nn.fused.branches import Chain, chain_of
+from fastnas.nn.fused.node import fused_sum
+from fastnas.nn.fused.patterns import Pointwise, Separable, Stage
 from fastnas.nn.primitives import FactorizedReduce, Zero, make_primitive
 
 pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.emulated_cases(6)]

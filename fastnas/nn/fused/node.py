@@ -1,6 +1,6 @@
 """The sum of what a few candidates make of their inputs: a node of a derived network, on the fused operators.
 
-The sum normalises the raw outputs of all candidates on the way (see `fused_chain`). `fused_cell` does the same for the
+The sum normalises the raw outputs of all candidates on the way (see `branches`). `cell` does the same for the
 cells of a supernet, where many more candidates share what they read.
 """
 
@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.nn.first_order import first_order
-from fastnas.nn.form import form_of
-from fastnas.nn.fused_chain import (
+from fastnas.nn.fused.autograd import first_order
+from fastnas.nn.fused.branches import (
     Chain,
     IdentityChain,
     Moments,
@@ -29,6 +28,7 @@ from fastnas.nn.fused_chain import (
     uses_batch,
     values_of,
 )
+from fastnas.nn.fused.patterns import form_of
 from fastnas.ops.layout import DEVICE_TYPES, accumulate_dtype, computation_dtype
 
 _node_sum = torch.ops.fastnas.node_sum.default

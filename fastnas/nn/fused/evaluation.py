@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.nn.cell_forward import Running, Settings, bypass, bypassing, incoming, preprocess
-from fastnas.nn.cell_plan import CellPlan, CellWeights, SumPlan
+from fastnas.nn.fused.forward import Running, Settings, bypass, bypassing, incoming, preprocess
+from fastnas.nn.fused.plan import CellPlan, CellWeights, SumPlan
 from fastnas.ops.layout import empty_images
 
 _edge_sum = torch.ops.fastnas.edge_sum.default

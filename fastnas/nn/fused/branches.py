@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
 from fastnas.nn.batch_norm import BatchNorm
-from fastnas.nn.form import Form, Nothing, Pointwise, Pool, Separable, Skip
+from fastnas.nn.fused.patterns import Form, Nothing, Pointwise, Pool, Separable, Skip
 
 _stage = torch.ops.fastnas.stage.default
 _stage_grad = torch.ops.fastnas.stage_grad.default

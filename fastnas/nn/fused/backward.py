@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.nn.cell_forward import Outputs, Settings, bypass, count, incoming
-from fastnas.nn.cell_plan import CellPlan, CellWeights, StatePlan
+from fastnas.nn.fused.forward import Outputs, Settings, bypass, count, incoming
+from fastnas.nn.fused.plan import CellPlan, CellWeights, StatePlan
 
 _stage_grad = torch.ops.fastnas.stage_grad.default
 _pool_grad = torch.ops.fastnas.pool_grad.default

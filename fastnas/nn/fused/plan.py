@@ -4,8 +4,8 @@ The edges are looked at from both ends. A state is read once for the candidates 
 the candidates of all edges that enter it. Each candidate that contributes has a row: in the tables of statistics and of
 gradient coefficients, and among the weights of its node. The rows of a node follow each other.
 
-A plan is made once, of the form of a cell (see `form`); it holds layers, never parameters or buffers, which other code
-may replace. Its index tensors lie where the weights do, so that no step copies anything to a GPU or waits for it.
+A plan is made once, of the form of a cell (see `patterns`); it holds layers, never parameters or buffers, which other
+code may replace. Its index tensors lie where the weights do, so that no step copies anything to a GPU or waits for it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.nn.batch_norm import BatchNorm
-from fastnas.nn.form import CellForm, Form, Nothing, Pointwise, Pool, Separable, Skip, Stage
+from fastnas.nn.fused.patterns import CellForm, Form, Nothing, Pointwise, Pool, Separable, Skip, Stage
 
 # What the operators take in one call.
 MOST_STAGES = 64

@@ -19,11 +19,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastnas.nn.cell_backward import Backward
-from fastnas.nn.cell_evaluation import evaluate
-from fastnas.nn.cell_forward import Batch, Forward, Moments, Outputs, Running, Settings
-from fastnas.nn.cell_plan import CellPlan
-from fastnas.nn.first_order import first_order
+from fastnas.nn.fused.autograd import first_order
+from fastnas.nn.fused.backward import Backward
+from fastnas.nn.fused.evaluation import evaluate
+from fastnas.nn.fused.forward import Batch, Forward, Moments, Outputs, Running, Settings
+from fastnas.nn.fused.plan import CellPlan
 from fastnas.ops.layout import DEVICE_TYPES, accumulate_dtype, computation_dtype
 from fastnas.ops.running_statistics import running_statistics
 
