@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks.harness.clock import Run
 from benchmarks.harness.timing import CHANNELS_LAST, COMPILED, FASTNAS, FASTNAS_GRAPHED, GRAPHED, PLAIN
+from fastnas import onednn
 from fastnas.engine.cuda_graph import WARM_UP, CudaRecorder, Graphs
 from fastnas.errors import UserError
 from fastnas.nn import Supernet
@@ -94,6 +95,8 @@ def build(space: str, contender: str, device: torch.device, channels: int, layer
 
 def in_format(item: Any, contender: str) -> Any:
     """A network or a tensor of images as a contender wants it in memory."""
+    if isinstance(item, nn.Module):
+        onednn.guard(item)  # torch's own channels-last convolutions may fail; see there
     rows = contender in (PLAIN, COMPILED)
     return item.to(memory_format=torch.contiguous_format if rows else torch.channels_last)
 

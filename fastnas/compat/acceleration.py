@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from fastnas import onednn
 from fastnas.compat import cell, graph, mixed_operation
 from fastnas.compat.candidate import CandidatePlan, recognise
 from fastnas.compat.mixed_operation import candidates_of
@@ -47,6 +48,7 @@ def accelerate(module: Module, *, strict: bool = False) -> Module:
     Raises:
         UserError: see `strict`. Nothing is replaced then.
     """
+    onednn.guard(module)  # what runs as it is gets channels-last states, too
     fresh = [each for each in module.modules() if not is_accelerated(each)]
     for each in reversed(fresh):  # what is inside comes first
         _accelerate_whole(each)
@@ -57,6 +59,7 @@ def accelerate(module: Module, *, strict: bool = False) -> Module:
         if found.left_alone or not found.entries:
             for each in fresh:
                 restore_in_place(each)
+            onednn.unguard(module)
             raise UserError(f"accelerate(strict=True): not everything could be fused.\n{found}")
     return module
 
@@ -65,6 +68,7 @@ def restore(module: Module) -> Module:
     """Undoes `accelerate`, in place. Returns the module itself."""
     for each in module.modules():
         restore_in_place(each)
+    onednn.unguard(module)
     return module
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastnas import onednn
 from fastnas.errors import UserError
 from fastnas.nn.batch_norm import BatchNorm
 from fastnas.nn.fused.node import fused_sum
@@ -95,6 +96,7 @@ class MixedOp(nn.Module):
         self.bypass = nn.MaxPool2d(2, 2, ceil_mode=True) if stride == 2 else nn.Identity()
         self.stride = stride
         self.backend = resolve_backend(backend)
+        onednn.guard(self)  # the operators make states channels-last, also for modules that they do not know
 
     def _build(self, candidate: str | nn.Module, stride: int, norm: Norm, pool_norm: bool) -> nn.Module:
         if isinstance(candidate, nn.Module):

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastnas import onednn
 from fastnas.errors import UserError
 
 Norm = Callable[[int], nn.Module]
@@ -52,6 +53,7 @@ class ReLUConvNorm(nn.Module):
         self.relu = nn.ReLU()
         self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride, padding, bias=False)
         self.norm = norm(channels_out)
+        onednn.guard(self)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, channels_in, H, W]
         return self.norm(self.conv(self.relu(x)))  # [B, channels_out, H', W']
@@ -78,6 +80,7 @@ class FactorizedReduce(nn.Module):
         self.conv_even = nn.Conv2d(channels_in, channels_out // 2, 1, stride=2, bias=False)
         self.conv_odd = nn.Conv2d(channels_in, channels_out // 2, 1, stride=2, bias=False)
         self.norm = norm(channels_out)
+        onednn.guard(self)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, channels_in, H, W]
         x = self.relu(x)

@@ -1,0 +1,86 @@
+"""A guard against a fault of oneDNN, to be removed when torch ships one that is mended.
+
+On CPUs with AVX2 but no AVX-512, oneDNN as it comes with torch 2.14 writes past its workspace when it computes the
+weight gradient of a 1×1 convolution with a stride, fewer than 8 input channels and channels-last tensors (oneDNN issue
+6035): the heap is damaged, the process hangs, or the gradient is wrong. Such convolutions are the factorized reductions
+of narrow supernets with partial channels. A stride only leaves pixels out where the kernel is 1×1, so the guard leaves
+them out first and convolves with stride 1, which is right everywhere. The fused operators do not use oneDNN.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SAFE_CHANNELS = 8  # from here on oneDNN takes another way
+
+
+def is_at_risk(layer: nn.Module) -> bool:
+    """Whether oneDNN may fail in the weight gradient of this layer."""
+    return (
+        isinstance(layer, nn.Conv2d)
+        and layer.in_channels < SAFE_CHANNELS
+        and layer.groups == 1
+        and layer.kernel_size == (1, 1)
+        and layer.padding in ((0, 0), "valid", "same")
+        and layer.stride != (1, 1)
+    )
+
+
+def guard(network: nn.Module) -> None:
+    """Gives the layers at risk, wherever they are in a network, a guarded subclass of their class, in place.
+
+    Parameters, names and results, but for rounding, stay what they were.
+    """
+    for layer in network.modules():
+        if is_at_risk(layer) and type(layer)._conv_forward is nn.Conv2d._conv_forward:  # type: ignore[attr-defined]
+            layer.__class__ = _guarded(type(layer))
+
+
+def unguard(network: nn.Module) -> None:
+    """Undoes `guard`, in place."""
+    for layer in network.modules():
+        if getattr(type(layer), "_fastnas_guard", False):
+            layer.__class__ = type(layer)._fastnas_original  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _guarded(cls: Any) -> type[nn.Module]:
+    """The subclass, the same each time; pickled as its original, which is guarded again when it is loaded."""
+
+    def conv_forward(self: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        wanted = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_exporting()
+        if not (wanted and x.device.type == "cpu" and is_at_risk(self)):
+            return super(subclass, self)._conv_forward(x, weight, bias)  # type: ignore[misc]
+        rows, columns = self.stride
+        return F.conv2d(x[..., ::rows, ::columns], weight, bias)  # [B, C_out, ⌈H/rows⌉, ⌈W/columns⌉]
+
+    def reduce_ex(self: nn.Module, protocol: Any) -> Any:
+        reduced = super(subclass, self).__reduce_ex__(protocol)
+        if isinstance(reduced, str):
+            return reduced
+        function, given, *rest = reduced
+        return _rebuilt, (function, tuple(cls if each is subclass else each for each in given)), *rest
+
+    names = {
+        "_conv_forward": conv_forward,
+        "__reduce_ex__": reduce_ex,
+        "__module__": cls.__module__,
+        "__qualname__": cls.__qualname__,
+        "__doc__": cls.__doc__,
+        "_fastnas_original": cls,
+        "_fastnas_guard": True,
+    }
+    subclass: type[nn.Module] = type(cls)(cls.__name__, (cls,), names)
+    return subclass
+
+
+def _rebuilt(function: Callable[..., nn.Module], arguments: tuple[Any, ...]) -> nn.Module:
+    layer = function(*arguments)
+    layer.__class__ = _guarded(type(layer))
+    return layer
