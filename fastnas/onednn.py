@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ def guard(network: nn.Module) -> None:
     """
     for layer in network.modules():
         if is_at_risk(layer) and type(layer)._conv_forward is nn.Conv2d._conv_forward:  # type: ignore[attr-defined]
-            layer.__class__ = _guarded(type(layer))
+            layer.__class__ = _guarded(cast(Any, type(layer)))
 
 
 def unguard(network: nn.Module) -> None:
@@ -82,5 +82,5 @@ def _guarded(cls: Any) -> type[nn.Module]:
 
 def _rebuilt(function: Callable[..., nn.Module], arguments: tuple[Any, ...]) -> nn.Module:
     layer = function(*arguments)
-    layer.__class__ = _guarded(type(layer))
+    layer.__class__ = _guarded(cast(Any, type(layer)))
     return layer

@@ -39,7 +39,8 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks.harness import FASTNAS, PLAIN
 from benchmarks.harness.networks import CLASSES, SPACES
-from fastnas.nn import Supernet, cell_forward
+from fastnas.nn import Supernet
+from fastnas.nn.fused import forward as cell_forward
 from fastnas.ops import running_statistics
 from fastnas.spaces import CELL_KINDS
 

@@ -12,8 +12,8 @@ from fastnas.compat import cell, graph, mixed_operation
 from fastnas.compat.candidate import CandidatePlan, recognise
 from fastnas.compat.mixed_operation import candidates_of
 from fastnas.compat.replacement import (
-    Recipe,
-    Unfit,
+    PatchSpec,
+    Unsupported,
     accelerate_in_place,
     holder_of,
     is_accelerated,
@@ -39,7 +39,7 @@ def accelerate(module: Module, *, strict: bool = False) -> Module:
 
     Args:
         module: the network, or a part of it.
-        strict: raise if something that looks like a cell or a mixed operation is left alone in full or in part, or if
+        strict: raise if something that looks like a cell or a mixed operation is skipped in full or in part, or if
             there is nothing of the kind.
 
     Returns:
@@ -53,10 +53,10 @@ def accelerate(module: Module, *, strict: bool = False) -> Module:
     for each in reversed(fresh):  # what is inside comes first
         _accelerate_whole(each)
     for each in _loose_candidates(module):
-        accelerate_in_place(each, Recipe(CandidatePlan, "forward"))
+        accelerate_in_place(each, PatchSpec(CandidatePlan, "forward"))
     if strict:
         found = report(module)
-        if found.left_alone or not found.entries:
+        if found.skipped or not found.entries:
             for each in fresh:
                 restore_in_place(each)
             onednn.unguard(module)
@@ -78,19 +78,19 @@ def report(module: nn.Module) -> Report:
 
 
 def _accelerate_whole(module: nn.Module) -> None:
-    for recipe in _recipes(module):
+    for spec in _specs(module):
         try:
-            plan = plan_of(module, recipe)
-        except Unfit:
+            plan = plan_of(module, spec)
+        except Unsupported:
             continue
-        accelerate_in_place(module, recipe, plan)
+        accelerate_in_place(module, spec, plan)
         return
 
 
-def _recipes(module: nn.Module) -> Iterator[Recipe]:
-    yield from cell.recipes(module)
-    yield from mixed_operation.recipes(module)
-    yield from graph.recipes(module)
+def _specs(module: nn.Module) -> Iterator[PatchSpec]:
+    yield from cell.specs(module)
+    yield from mixed_operation.specs(module)
+    yield from graph.specs(module)
 
 
 def _loose_candidates(module: nn.Module) -> list[nn.Module]:
@@ -99,10 +99,10 @@ def _loose_candidates(module: nn.Module) -> list[nn.Module]:
     covered = {candidate.module for plan in plans if plan is not None for candidate in plan.candidates}
     found = []
     for each in module.modules():
-        lists = isinstance(each, nn.ModuleList | nn.ModuleDict) or any(True for _ in mixed_operation.recipes(each))
+        lists = isinstance(each, nn.ModuleList | nn.ModuleDict) or any(True for _ in mixed_operation.specs(each))
         known = [recognise(candidate) for candidate in candidates_of(each) if candidate not in covered] if lists else []
-        if sum(candidate.form is not None for candidate in known) > 1:
-            found += [one.module for one in known if one.form is not None and one.form.convolutions]
+        if sum(candidate.pattern is not None for candidate in known) > 1:
+            found += [one.module for one in known if one.pattern is not None and one.pattern.convolutions]
     return [each for each in dict.fromkeys(found) if not is_accelerated(each)]
 
 
@@ -114,14 +114,14 @@ def _entries(module: nn.Module) -> Iterator[Entry]:
             if plan is None:
                 yield Entry(path, kind, "", "", (reason,))
             else:
-                yield Entry(path, kind, plan.level, plan.summary(), tuple(plan.left_alone()))
+                yield Entry(path, kind, plan.level, plan.summary(), tuple(plan.skipped()))
             continue
         reasons = []
-        for recipe in _recipes(each):
+        for spec in _specs(each):
             try:
-                plan_of(each, recipe)
-            except Unfit as unfit:
-                reasons.append(str(unfit))
+                plan_of(each, spec)
+            except Unsupported as unsupported:
+                reasons.append(str(unsupported))
         if reasons:
-            telling = [reason for reason in reasons if not reason.startswith("a trial failed")]
+            telling = [reason for reason in reasons if not reason.startswith("the equivalence check failed")]
             yield Entry(path, kind, "", "", ((telling or reasons)[0],))

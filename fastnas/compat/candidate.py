@@ -11,12 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastnas.compat.replacement import Plan, Recipe, Unfit
+from fastnas.compat.equivalence import mismatch
+from fastnas.compat.replacement import ForwardPlan, PatchSpec, Unsupported
 from fastnas.compat.signature import hooks_of, is_layer, original_class, signature
-from fastnas.compat.trial import disagreement
-from fastnas.nn.fused.branches import Chain, chain_of
+from fastnas.nn.fused.branches import Branch, branch_of
 from fastnas.nn.fused.node import can_fuse, fused_sum
-from fastnas.nn.fused.patterns import Form, Nothing, Pointwise, Separable, Skip, Stage, pool_form
+from fastnas.nn.fused.patterns import (
+    IdentityPattern,
+    Pattern,
+    PointwisePattern,
+    SeparablePattern,
+    Stage,
+    ZeroPattern,
+    match_pool,
+)
 
 _LETTERS: dict[type[nn.Module], str] = {
     nn.ReLU: "R",
@@ -37,18 +45,18 @@ class Candidate:
 
     Attributes:
         module: as the foreign code built it.
-        form: what it computes; None where the operators do not know it.
+        pattern: what it computes; None where the operators do not know it.
         reason: why they do not.
         dropouts: inside of it; while one drops, the candidate runs as it is.
     """
 
     module: nn.Module
-    form: Form | None
+    pattern: Pattern | None
     reason: str
     dropouts: tuple[nn.Dropout, ...]
 
     def __post_init__(self) -> None:
-        self.chain: Chain | None = chain_of(self.form)
+        self.branch: Branch | None = branch_of(self.pattern)
         self.call: Callable[[Tensor], Tensor] = _called(self.module)
         self._hooks = list(hooks_of(self.module))
 
@@ -67,28 +75,28 @@ class Candidate:
     @property
     def channels(self) -> int | None:
         """C of its input, where a layer tells."""
-        if self.form is None:
+        if self.pattern is None:
             return None
-        if self.form.convolutions:
-            return self.form.convolutions[0].in_channels
-        return self.form.norms[0].num_features if self.form.norms else None
+        if self.pattern.convolutions:
+            return self.pattern.convolutions[0].in_channels
+        return self.pattern.norms[0].num_features if self.pattern.norms else None
 
 
 def recognise(module: nn.Module) -> Candidate:
-    """What a module computes, by its layers, confirmed by a trial."""
+    """What a module computes, by its layers, confirmed by an equivalence check."""
     dropouts = tuple(layer for layer in module.modules() if isinstance(layer, nn.Dropout))
-    found = _form_of(module)
+    found = _match(module)
     if isinstance(found, str):
         return Candidate(module, None, found, dropouts)
     key = type(found), signature(module)
     if key not in _verdicts:
-        _verdicts[key] = "" if isinstance(found, Skip | Nothing) else _try(module, found) or ""
+        _verdicts[key] = "" if isinstance(found, IdentityPattern | ZeroPattern) else _try(module, found) or ""
     reason = _verdicts[key]
     return Candidate(module, None if reason else found, reason, dropouts)
 
 
 _verdicts: dict[Hashable, str] = {}
-_probes: dict[Hashable, Skip | Nothing | None] = {}
+_probes: dict[Hashable, IdentityPattern | ZeroPattern | None] = {}
 
 
 def _called(module: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -104,15 +112,15 @@ def positional(function: Callable[..., Any], required: bool = False) -> list[str
     return [each.name for each in parameters if each.kind in kinds and not (required and each.default != each.empty)]
 
 
-def _try(module: nn.Module, form: Form) -> str | None:
-    channels = Candidate(module, form, "", ()).channels or 4
+def _try(module: nn.Module, pattern: Pattern) -> str | None:
+    channels = Candidate(module, pattern, "", ()).channels or 4
 
     def ours(twin: nn.Module, arguments: Sequence[Any]) -> Tensor | None:
-        found = _form_of(twin)
+        found = _match(twin)
         assert not isinstance(found, str)
-        return fused_sum([twin], arguments, chains=[chain_of(found)])
+        return fused_sum([twin], arguments, branches=[branch_of(found)])
 
-    return disagreement(
+    return mismatch(
         module,
         lambda: [[torch.randn(3, channels, 8, 8, dtype=torch.float64)]],
         lambda twin, arguments: _called(twin)(*arguments),
@@ -127,7 +135,7 @@ def _layers(module: nn.Module) -> list[nn.Module]:
     return [layer for child in children for layer in _layers(child)]
 
 
-def _form_of(module: nn.Module) -> Form | str:
+def _match(module: nn.Module) -> Pattern | str:
     """What the structure says, or why it says nothing."""
     if any("forward" in vars(inner) for inner in module.modules()):
         return "a forward of its own replaces that of its class"
@@ -142,8 +150,8 @@ def _form_of(module: nn.Module) -> Form | str:
         return probe or f"{_name(module)} is not known"
     if unknown:
         return f"{_name(unknown[0])} is not known"
-    form = _by_kinds("".join(kinds), core)
-    return form or f"the operators do not compute {_name(module)}"
+    pattern = _by_kinds("".join(kinds), core)
+    return pattern or f"the operators do not compute {_name(module)}"
 
 
 def _name(module: nn.Module) -> str:
@@ -158,28 +166,28 @@ def _letter(layer: nn.Module) -> str:
     return "?"
 
 
-def _by_kinds(kinds: str, layers: Sequence[Any]) -> Form | None:
+def _by_kinds(kinds: str, layers: Sequence[Any]) -> Pattern | None:
     match kinds:
         case "RCCB" | "RCCBRCCB":
             if kinds == "RCCB" and (reduction := _reduction(*layers)):
                 return reduction
             stages = tuple(Stage(*layers[i + 1 : i + 4]) for i in range(0, len(layers), 4))
             later = all(stage.depthwise.stride == (1, 1) for stage in stages[1:])
-            return Separable(stages) if later and all(map(_is_stage, stages)) else None
+            return SeparablePattern(stages) if later and all(map(_is_stage, stages)) else None
         case "RCB":
             plain = _is_pointwise(layers[1], (1, 1))
-            return Pointwise((layers[1],), layers[2]) if plain else None
+            return PointwisePattern((layers[1],), layers[2]) if plain else None
         case "P":
-            return pool_form(layers[0])
+            return match_pool(layers[0])
         case "PB":
-            return pool_form(layers[0], layers[1])
+            return match_pool(layers[0], layers[1])
     return None
 
 
-def _reduction(relu: nn.ReLU, first: nn.Conv2d, second: nn.Conv2d, norm: nn.BatchNorm2d) -> Pointwise | None:
+def _reduction(relu: nn.ReLU, first: nn.Conv2d, second: nn.Conv2d, norm: nn.BatchNorm2d) -> PointwisePattern | None:
     halves = (first, second)
     alike = first.in_channels == second.in_channels and sum(half.out_channels for half in halves) == norm.num_features
-    return Pointwise(halves, norm) if alike and all(_is_pointwise(half, (2, 2)) for half in halves) else None
+    return PointwisePattern(halves, norm) if alike and all(_is_pointwise(half, (2, 2)) for half in halves) else None
 
 
 def _is_pointwise(layer: nn.Conv2d, stride: tuple[int, int]) -> bool:
@@ -204,7 +212,7 @@ def _is_stage(stage: Stage) -> bool:
     )
 
 
-def _probe(module: nn.Module) -> Skip | Nothing | None:
+def _probe(module: nn.Module) -> IdentityPattern | ZeroPattern | None:
     """Whether a module without parameters passes its input on, or gives zeros."""
     if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return None
@@ -214,7 +222,7 @@ def _probe(module: nn.Module) -> Skip | Nothing | None:
     return _probes[key]
 
 
-def _probed(module: nn.Module) -> Skip | Nothing | None:
+def _probed(module: nn.Module) -> IdentityPattern | ZeroPattern | None:
     twin = copy.deepcopy(module)
     for layer in twin.modules():
         if isinstance(layer, nn.Dropout):
@@ -232,25 +240,25 @@ def _probed(module: nn.Module) -> Skip | Nothing | None:
             if not isinstance(y, Tensor) or y.dtype != x.dtype:
                 return None
             if y.equal(x):
-                found.append((Skip, 1))
+                found.append((IdentityPattern, 1))
             elif y.count_nonzero() == 0 and y.shape[2:] in ((6, 6), (3, 3)) and y.shape[:2] == x.shape[:2]:
-                found.append((Nothing, 6 // y.shape[2]))
+                found.append((ZeroPattern, 6 // y.shape[2]))
     if len(found) < 2 or found[0] != found[1]:
         return None
     kind, stride = found[0]
-    return Nothing(stride) if kind is Nothing else Skip()
+    return ZeroPattern(stride) if kind is ZeroPattern else IdentityPattern()
 
 
-class CandidatePlan(Plan):
+class CandidatePlan(ForwardPlan):
     """A candidate by itself, for code whose sum of candidates is of a form that nobody knows."""
 
     level = "candidate"
 
-    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, module: nn.Module, spec: PatchSpec) -> None:
         self.candidate = recognise(module)
         self.candidates = [self.candidate]
-        if self.candidate.form is None:
-            raise Unfit(self.candidate.reason)
+        if self.candidate.pattern is None:
+            raise Unsupported(self.candidate.reason)
         self._hooks = [hooks for child in module.children() for hooks in hooks_of(child)]
 
     def arguments(self) -> list[list[Any]]:
@@ -258,17 +266,17 @@ class CandidatePlan(Plan):
 
     def run(self, module: nn.Module, *arguments: Any) -> Tensor | None:
         x = arguments[0] if arguments else None  # [B, C, H, W]
-        form, chain = self.candidate.form, self.candidate.chain
-        if not isinstance(x, Tensor) or x.dim() != 4 or not can_fuse(x) or form is None:
+        pattern, branch = self.candidate.pattern, self.candidate.branch
+        if not isinstance(x, Tensor) or x.dim() != 4 or not can_fuse(x) or pattern is None:
             return None
         if any(self._hooks) or self.candidate.dropping or x.shape[1] != (self.candidate.channels or x.shape[1]):
             return None
-        if form.stride == 2 and (x.shape[2] % 2 or x.shape[3] % 2):
+        if pattern.stride == 2 and (x.shape[2] % 2 or x.shape[3] % 2):
             return None
-        return fused_sum([module], [x], chains=[chain])
+        return fused_sum([module], [x], branches=[branch])
 
     def summary(self) -> str:
-        return type(self.candidate.form).__name__.lower()
+        return type(self.candidate.pattern).__name__.removesuffix("Pattern").lower()
 
-    def left_alone(self) -> list[str]:
+    def skipped(self) -> list[str]:
         return ["other code has hooks in it"] if any(self._hooks) else []

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from fastnas.compat.candidate import Candidate, positional, recognise
 from fastnas.compat.mixed_operation import MixedOperation
-from fastnas.compat.replacement import Plan, Recipe, Unfit, holder_of, is_accelerated, recipe_of
+from fastnas.compat.replacement import ForwardPlan, PatchSpec, Unsupported, holder_of, is_accelerated, spec_of
 from fastnas.compat.signature import hooks_of, original_class
 from fastnas.nn.fused.cell import fused_cell
 from fastnas.nn.fused.node import can_fuse
-from fastnas.nn.fused.patterns import CellForm, Pointwise
-from fastnas.nn.fused.plan import CellPlan
+from fastnas.nn.fused.patterns import CellPattern, PointwisePattern
+from fastnas.nn.fused.plan import CellLayout
 
 METHODS = ("forward_darts", "forward")
 
@@ -32,7 +32,7 @@ def edges_of(module: nn.Module) -> list[nn.Module]:
     return found
 
 
-def recipes(module: nn.Module) -> Iterator[Recipe]:
+def specs(module: nn.Module) -> Iterator[PatchSpec]:
     """How it might be accelerated; none where it does not look like a cell."""
     if not any(map(_is_mixed, edges_of(module))):
         return
@@ -45,54 +45,63 @@ def recipes(module: nn.Module) -> Iterator[Recipe]:
         kinds = [(True,) if needed == 5 else (False, True)] if needed <= 5 <= taken else []
         kinds += [(False,)] if needed == 4 else []
         for nested, edge_weights in itertools.product((False, True), kinds):
-            yield Recipe(Cell, method, nested=nested, edge_weights=edge_weights)
+            yield PatchSpec(Cell, method, nested=nested, edge_weights=edge_weights)
 
 
 def _is_mixed(module: nn.Module) -> bool:
-    return is_accelerated(module) and recipe_of(module).plan is MixedOperation
+    return is_accelerated(module) and spec_of(module).plan is MixedOperation
 
 
-class Cell(Plan):
+class Cell(ForwardPlan):
     level = "cell"
 
-    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
-        self.nested, self.edge_weights = recipe.nested, recipe.edge_weights
+    def __init__(self, module: nn.Module, spec: PatchSpec) -> None:
+        self.nested, self.edge_weights = spec.nested, spec.edge_weights
         edges = edges_of(module)
         inputs = [child for child in module.children() if not isinstance(child, nn.ModuleList | nn.ModuleDict)]
         preprocess = [recognise(child) for child in inputs]
         self.nodes = next((n for n in range(1, len(edges) + 1) if n * (n + 3) // 2 >= len(edges)), 0)
-        if len(inputs) != 2 or not all(isinstance(each.form, Pointwise) for each in preprocess):
-            raise Unfit("it has not two inputs with a preprocessing each")
+        if len(inputs) != 2 or not all(isinstance(each.pattern, PointwisePattern) for each in preprocess):
+            raise Unsupported("it has not two inputs with a preprocessing each")
         if self.nodes * (self.nodes + 3) // 2 != len(edges):
-            raise Unfit(f"{len(edges)} edges are not those of nodes that read all earlier states")
+            raise Unsupported(f"{len(edges)} edges are not those of nodes that read all earlier states")
         plans = [holder_of(edge).plan for edge in edges if is_accelerated(edge)]
         mixed = [plan for plan in plans if isinstance(plan, MixedOperation)]
         if len(mixed) < len(edges):
-            raise Unfit("one of its edges is not a mixed operation that is known")
+            raise Unsupported("one of its edges is not a mixed operation that is known")
         self.candidates = [*preprocess, *(each for edge in mixed for each in edge.candidates)]
         for each in self.candidates:
-            if each.form is None:
-                raise Unfit(f"{original_class(each.module).__name__} among its candidates is not known: {each.reason}")
+            if each.pattern is None:
+                raise Unsupported(
+                    f"{original_class(each.module).__name__} among its candidates is not known: {each.reason}"
+                )
         if len({edge.parts for edge in mixed}) > 1:
-            raise Unfit("its edges see different parts of the channels")
+            raise Unsupported("its edges see different parts of the channels")
         from_inputs = {edge.stride for edge, source in zip(mixed, _sources(self.nodes), strict=True) if source < 2}
         between = {edge.stride for edge, source in zip(mixed, _sources(self.nodes), strict=True) if source >= 2}
         if len(from_inputs) > 1 or between - {1}:
-            raise Unfit("its edges have strides of another kind than those of normal and reduction cells")
+            raise Unsupported("its edges have strides of another kind than those of normal and reduction cells")
         self.stride = from_inputs.pop()
         if any(layer.bias is not None for each in self.candidates for layer in _convolutions(each)):
-            raise Unfit("its convolutions have biases")
-        forms = tuple(tuple(each.form for each in edge.candidates) for edge in mixed)
-        self.form = CellForm(cast(Any, tuple(each.form for each in preprocess)), forms, self.stride, mixed[0].parts)
-        self.plan = CellPlan(module, self.form)
+            raise Unsupported("its convolutions have biases")
+        patterns = tuple(tuple(each.pattern for each in edge.candidates) for edge in mixed)
+        self.pattern = CellPattern(
+            cast(Any, tuple(each.pattern for each in preprocess)), patterns, self.stride, mixed[0].parts
+        )
+        self.plan = CellLayout(module, self.pattern)
         if not self.plan.known:
-            raise Unfit("its normalisations are affine or without running statistics, or its edges differ in size")
-        self.channels = [form.convolutions[0].in_channels for form in self.form.preprocess]
-        self.table = len(edges), len(forms[0])
+            raise Unsupported(
+                "its normalisations are affine or without running statistics, or its edges differ in size"
+            )
+        self.channels = [pattern.convolutions[0].in_channels for pattern in self.pattern.preprocess]
+        self.table = len(edges), len(patterns[0])
         self._hooks = [hooks for child in module.children() for hooks in hooks_of(child)]
 
     def arguments(self) -> list[list[Any]]:
-        sizes = [8 * form.stride // min(each.stride for each in self.form.preprocess) for form in self.form.preprocess]
+        sizes = [
+            8 * pattern.stride // min(each.stride for each in self.pattern.preprocess)
+            for pattern in self.pattern.preprocess
+        ]
         states = [
             torch.randn(2, channels, size, size, dtype=torch.float64)  # [B, C_i, H_i, W_i]
             for channels, size in zip(self.channels, sizes, strict=True)
@@ -130,25 +139,25 @@ class Cell(Plan):
             return False
         if (s0.dtype, s0.device, len(s0)) != (s1.dtype, s1.device, len(s1)):
             return False
-        weight = self.form.preprocess[0].convolutions[0].weight
+        weight = self.pattern.preprocess[0].convolutions[0].weight
         if weight.device != s0.device or not len(s0):
             return False
         sizes = []
-        for state, form, channels in zip(states, self.form.preprocess, self.channels, strict=True):
+        for state, pattern, channels in zip(states, self.pattern.preprocess, self.channels, strict=True):
             height, width = state.shape[2:]
             # Where sizes are odd, modules without padding fail.
-            if state.shape[1] != channels or height % form.stride or width % form.stride:
+            if state.shape[1] != channels or height % pattern.stride or width % pattern.stride:
                 return False
-            sizes.append((height // form.stride, width // form.stride))
+            sizes.append((height // pattern.stride, width // pattern.stride))
         return sizes[0] == sizes[1] and all(size and size % self.stride == 0 for size in sizes[0])
 
     def summary(self) -> str:
-        parts = "" if self.form.parts == 1 else f", 1/{self.form.parts} of the channels"
+        parts = "" if self.pattern.parts == 1 else f", 1/{self.pattern.parts} of the channels"
         beta = ", edge weights" if True in self.edge_weights else ""
         kind = "reduction" if self.stride == 2 else "normal"
         return f"whole {kind} cell of {self.table[0]} edges with {self.table[1]} candidates{parts}{beta}"
 
-    def left_alone(self) -> list[str]:
+    def skipped(self) -> list[str]:
         left = ["other code has hooks in it: edge by edge"] if any(self._hooks) else []
         dropouts = any(each.dropouts for each in self.candidates)
         return left + (["while something drops: edge by edge"] if dropouts else [])
@@ -159,4 +168,4 @@ def _sources(nodes: int) -> list[int]:
 
 
 def _convolutions(candidate: Candidate) -> tuple[nn.Conv2d, ...]:
-    return () if candidate.form is None else candidate.form.convolutions
+    return () if candidate.pattern is None else candidate.pattern.convolutions

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.compat.candidate import positional, recognise
-from fastnas.compat.mixed_operation import left_alone, sum_of
-from fastnas.compat.replacement import Plan, Recipe, Unfit
+from fastnas.compat.mixed_operation import skipped, sum_of
+from fastnas.compat.replacement import ForwardPlan, PatchSpec, Unsupported
 from fastnas.compat.signature import original_class, own_hooks
 from fastnas.nn.fused.node import can_fuse
 from fastnas.nn.fused.plan import MOST_CANDIDATES
@@ -38,41 +38,41 @@ def edges_of(module: nn.Module) -> list[list[nn.Module]]:
     return found
 
 
-def recipes(module: nn.Module) -> Iterator[Recipe]:
+def specs(module: nn.Module) -> Iterator[PatchSpec]:
     """How it might be accelerated; none where it does not look like such a cell."""
     forward = original_class(module).forward
     if forward is nn.Module.forward or not edges_of(module):
         return
     if len(positional(forward, required=True)) == 3:  # self, x, weights
-        yield Recipe(Graph, "forward")
+        yield PatchSpec(Graph, "forward")
     elif all(hasattr(module, name) for name in ("preprocessor", "postprocessor", "_arch_alpha", "_softmax")):
-        yield Recipe(OwnWeightsGraph, "forward")
+        yield PatchSpec(OwnWeightsGraph, "forward")
 
 
-class Graph(Plan):
+class Graph(ForwardPlan):
     """One input state; every node sums all earlier ones; the last node is the output. Weights [E, O] are given."""
 
     level = "cell, node by node"
     inputs = 1
 
-    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
+    def __init__(self, module: nn.Module, spec: PatchSpec) -> None:
         self.edges = [[recognise(each) for each in edge] for edge in edges_of(module)]
         count = itertools.accumulate(itertools.count(self.inputs))  # of edges, by nodes
         self.nodes = 1 + next(i for i, edges in enumerate(count) if edges >= len(self.edges))
         if len(self.edges) != sum(range(self.inputs, self.inputs + self.nodes)):
-            raise Unfit(f"{len(self.edges)} edges are not those of nodes that read all earlier states")
+            raise Unsupported(f"{len(self.edges)} edges are not those of nodes that read all earlier states")
         if len({len(edge) for edge in self.edges}) > 1:
-            raise Unfit("its edges differ in the number of their candidates")
+            raise Unsupported("its edges differ in the number of their candidates")
         self.candidates = [each for edge in self.edges for each in edge]
         if max(len(self.edges[0]) * (self.inputs + self.nodes), 1) > MOST_CANDIDATES:
-            raise Unfit("a node has more candidates than the operators take")
-        if not any(each.form is not None and each.form.norms for each in self.candidates):
-            raise Unfit("none of its candidates is known")
+            raise Unsupported("a node has more candidates than the operators take")
+        if not any(each.pattern is not None and each.pattern.norms for each in self.candidates):
+            raise Unsupported("none of its candidates is known")
         channels = {each.channels for each in self.candidates if each.channels is not None}
         if len(channels) > 1:
-            raise Unfit("its candidates see different numbers of channels")
+            raise Unsupported("its candidates see different numbers of channels")
         self.channels = next(iter(channels), 4)
-        self.stride = max(each.form.stride for each in self.candidates if each.form is not None)
+        self.stride = max(each.pattern.stride for each in self.candidates if each.pattern is not None)
         inside = {inner for each in self.candidates for inner in each.module.modules()}
         containers = [inner for inner in module.modules() if isinstance(inner, _Container)]
         self._hooks = [hooks for inner in containers if inner not in inside for hooks in own_hooks(inner)]
@@ -115,11 +115,11 @@ class Graph(Plan):
         return states
 
     def summary(self) -> str:
-        fused = sum(each.form is not None and not each.hooked for each in self.candidates)
+        fused = sum(each.pattern is not None and not each.hooked for each in self.candidates)
         return f"{self.nodes} nodes, {fused} of {len(self.candidates)} candidates"
 
-    def left_alone(self) -> list[str]:
-        return left_alone(self.candidates)
+    def skipped(self) -> list[str]:
+        return skipped(self.candidates)
 
 
 class OwnWeightsGraph(Graph):
@@ -131,12 +131,12 @@ class OwnWeightsGraph(Graph):
         states = [torch.randn(3, channels, 8, 8, dtype=torch.float64) for channels in self.channels_in]
         return [states]  # [B, C_i, H, W] each
 
-    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
-        super().__init__(module, recipe)
+    def __init__(self, module: nn.Module, spec: PatchSpec) -> None:
+        super().__init__(module, spec)
         preprocess = [recognise(each) for each in cast(nn.Module, module.preprocessor).children()]
         self.channels_in = [each.channels for each in preprocess if each.channels is not None]
         if len(self.channels_in) != self.inputs or len(cast(Any, module)._arch_alpha) != len(self.edges):
-            raise Unfit("it has not two inputs with a preprocessing each, and α for each edge")
+            raise Unsupported("it has not two inputs with a preprocessing each, and α for each edge")
 
     def run(self, module: nn.Module, *arguments: Any) -> Any:
         """The input states [B, C_i, H_i, W_i] → what the postprocessing makes of [B, nodes·C, H', W']."""

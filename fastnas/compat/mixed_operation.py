@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.compat.candidate import Candidate, positional, recognise
-from fastnas.compat.replacement import Plan, Recipe, Unfit
+from fastnas.compat.replacement import ForwardPlan, PatchSpec, Unsupported
 from fastnas.compat.signature import original_class, own_hooks
 from fastnas.nn.fused.node import can_fuse, fused_sum
-from fastnas.nn.fused.patterns import Nothing, Skip
+from fastnas.nn.fused.patterns import IdentityPattern, ZeroPattern
 
 METHODS = ("apply_weights", "forward_darts", "forward")  # (x, weights); NASLib's, AutoDL's, that of all others
 _PARTS = (1, 4, 2, 8)
@@ -30,21 +30,21 @@ def candidates_of(module: nn.Module) -> list[nn.Module]:
     return [child for child in module.children() if not isinstance(child, nn.Softmax)]
 
 
-def recipes(module: nn.Module) -> Iterator[Recipe]:
+def specs(module: nn.Module) -> Iterator[PatchSpec]:
     """How it might be accelerated; none where it does not look like a mixed operation."""
     methods = _methods(cast(Any, original_class(module)))
     if not methods:
         return
     inside = [recognise(each) for each in candidates_of(module)]
-    if not any(map(is_operation, inside)) or recognise(module).form is not None:
+    if not any(map(is_operation, inside)) or recognise(module).pattern is not None:
         return
     own = vars(module).get("k")
     parts = dict.fromkeys([own, *_PARTS] if type(own) is int and own >= 1 else _PARTS)
     for method, takes_weights in methods:
         if takes_weights:
-            yield from (Recipe(MixedOperation, method, k) for k in parts)
+            yield from (PatchSpec(MixedOperation, method, k) for k in parts)
         elif isinstance(getattr(module, "_arch_alpha", None), Tensor):
-            yield Recipe(LayerChoice, method)
+            yield PatchSpec(LayerChoice, method)
 
 
 @functools.cache
@@ -65,23 +65,23 @@ def _methods(cls: Any) -> list[tuple[str, bool]]:
 
 def is_operation(candidate: Candidate) -> bool:
     """Whether the candidate is worth to be fused."""
-    return candidate.form is not None and not isinstance(candidate.form, Skip | Nothing)
+    return candidate.pattern is not None and not isinstance(candidate.pattern, IdentityPattern | ZeroPattern)
 
 
-class MixedOperation(Plan):
+class MixedOperation(ForwardPlan):
     level = "mixed operation"
 
-    def __init__(self, module: nn.Module, recipe: Recipe) -> None:
-        self.parts = recipe.parts
+    def __init__(self, module: nn.Module, spec: PatchSpec) -> None:
+        self.parts = spec.parts
         self.candidates = [recognise(each) for each in candidates_of(module)]
-        known = [each for each in self.candidates if each.form is not None]
+        known = [each for each in self.candidates if each.pattern is not None]
         if not any(map(is_operation, known)):
-            raise Unfit("none of its candidates is known")
+            raise Unsupported("none of its candidates is known")
         channels = {each.channels for each in known if each.channels is not None}
         if len(channels) > 1:
-            raise Unfit("its candidates see different numbers of channels")
+            raise Unsupported("its candidates see different numbers of channels")
         self.channels = next(iter(channels), None)  # C/k; unknown where no layer tells
-        self.stride = max(each.form.stride for each in known if each.form is not None)
+        self.stride = max(each.pattern.stride for each in known if each.pattern is not None)
         inside = {inner for each in self.candidates for inner in each.module.modules()}
         others = [inner for inner in module.modules() if inner is not module and inner not in inside]
         self._other_hooks = [hooks for inner in others for hooks in own_hooks(inner)]
@@ -132,12 +132,12 @@ class MixedOperation(Plan):
         return F.channel_shuffle(torch.cat([total, rest], 1), self.parts)  # [B, C, H', W']
 
     def summary(self) -> str:
-        fused = sum(each.form is not None and not each.hooked for each in self.candidates)
+        fused = sum(each.pattern is not None and not each.hooked for each in self.candidates)
         parts = "" if self.parts == 1 else f", 1/{self.parts} of the channels"
         return f"{fused} of {len(self.candidates)} candidates{parts}"
 
-    def left_alone(self) -> list[str]:
-        return left_alone(self.candidates)
+    def skipped(self) -> list[str]:
+        return skipped(self.candidates)
 
 
 def sum_of(candidates: Sequence[Candidate], inputs: Sequence[Tensor], weights: Tensor) -> Tensor | None:
@@ -147,18 +147,18 @@ def sum_of(candidates: Sequence[Candidate], inputs: Sequence[Tensor], weights: T
     """
     # A dropout draws in the order in which the pixels lie in memory.
     calls = [each.on_rows if each.dropping else each.call for each in candidates]
-    chains = [None if each.hooked or each.dropping else each.chain for each in candidates]
-    return fused_sum(calls, inputs, weights=weights, chains=chains)
+    branches = [None if each.hooked or each.dropping else each.branch for each in candidates]
+    return fused_sum(calls, inputs, weights=weights, branches=branches)
 
 
-def left_alone(candidates: Sequence[Candidate]) -> list[str]:
+def skipped(candidates: Sequence[Candidate]) -> list[str]:
     """Which candidates run as they are, and why."""
     left = [
         f"{_class(each)}: {'other code has hooks in it' if each.hooked else each.reason}"
         for each in candidates
-        if each.form is None or each.hooked
+        if each.pattern is None or each.hooked
     ]
-    left += [f"{_class(each)}: while it drops" for each in candidates if each.form and each.dropouts]
+    left += [f"{_class(each)}: while it drops" for each in candidates if each.pattern and each.dropouts]
     return list(dict.fromkeys(left))
 
 

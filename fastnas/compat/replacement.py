@@ -1,8 +1,8 @@
 """Gives a module a fused forward in place: its class becomes a subclass of its own class.
 
 So `isinstance`, names, parameters, buffers, hooks and optimizers stay what they were. What a fused forward knows of its
-module is a `Plan`, which is made anew wherever it is not that of the module: in copies, in replicas of `DataParallel`,
-after other code has changed the module.
+module is a `ForwardPlan`, which is made anew wherever it is not that of the module: in copies, in replicas of
+`DataParallel`, after other code has changed the module.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
+from fastnas.compat.equivalence import mismatch
 from fastnas.compat.signature import HOLDER, Watch, original_class, signature
-from fastnas.compat.trial import disagreement
 
 if TYPE_CHECKING:
     from fastnas.compat.candidate import Candidate
 
 
-class Unfit(Exception):  # noqa: N818 (not an error of the user)
+class Unsupported(Exception):  # noqa: N818 (not an error of the user)
     """A module is not of the form that a plan is for; the message says why."""
 
 
-class Plan(ABC):
+class ForwardPlan(ABC):
     """How one module is computed.
 
     Raises:
-        Unfit: when it is made of a module of another form.
+        Unsupported: when it is made of a module of another form.
     """
 
     level: ClassVar[str]
     candidates: list[Candidate]  # that it computes
 
     @abstractmethod
-    def __init__(self, module: nn.Module, recipe: Recipe) -> None: ...
+    def __init__(self, module: nn.Module, spec: PatchSpec) -> None: ...
 
     @abstractmethod
     def run(self, module: nn.Module, *arguments: Any) -> Any:
@@ -48,22 +48,22 @@ class Plan(ABC):
 
     @abstractmethod
     def arguments(self) -> list[list[Any]]:
-        """Random ones for a trial, float64, of every kind of call."""
+        """Random ones for the equivalence check, float64, of every kind of call."""
 
     @abstractmethod
     def summary(self) -> str:
         """What is fused, for the report."""
 
     @abstractmethod
-    def left_alone(self) -> list[str]:
+    def skipped(self) -> list[str]:
         """What runs as it is, at present, and why."""
 
 
 @dataclass(frozen=True)
-class Recipe:
+class PatchSpec:
     """How modules of a class are accelerated. Pickled with them."""
 
-    plan: type[Plan]
+    plan: type[ForwardPlan]
     method: str  # that is replaced
     parts: int = 1  # k of partial channels
     nested: bool = False  # whether the weights of a cell come as a table for each node
@@ -79,28 +79,28 @@ def own_forward(module: nn.Module, method: str) -> Callable[..., Any]:
 _verdicts: dict[Hashable, str | None] = {}
 
 
-def plan_of(module: nn.Module, recipe: Recipe) -> Plan:
-    """A plan that a trial has confirmed, for modules of this signature once.
+def plan_of(module: nn.Module, spec: PatchSpec) -> ForwardPlan:
+    """A plan that the equivalence check has confirmed, for modules of this signature once.
 
     Raises:
-        Unfit: the structure does not fit, or the trial shows something else.
+        Unsupported: the structure does not fit, or the equivalence check shows something else.
     """
     if any("forward" in vars(inner) for inner in module.modules()):
         # Most often it refers to the module itself, so that a copy would still run the original.
-        raise Unfit("a forward of its own replaces that of its class")
-    key = recipe, signature(module)
+        raise Unsupported("a forward of its own replaces that of its class")
+    key = spec, signature(module)
     if (known := _verdicts.get(key)) is not None:
-        raise Unfit(known)
-    plan = recipe.plan(module, recipe)
+        raise Unsupported(known)
+    plan = spec.plan(module, spec)
     if key not in _verdicts:
-        _verdicts[key] = disagreement(
+        _verdicts[key] = mismatch(
             module,
             plan.arguments,
-            lambda twin, arguments: own_forward(twin, recipe.method)(twin, *arguments),
-            lambda twin, arguments: recipe.plan(twin, recipe).run(twin, *arguments),
+            lambda twin, arguments: own_forward(twin, spec.method)(twin, *arguments),
+            lambda twin, arguments: spec.plan(twin, spec).run(twin, *arguments),
         )
         if (reason := _verdicts[key]) is not None:
-            raise Unfit(reason)
+            raise Unsupported(reason)
     return plan
 
 
@@ -109,7 +109,7 @@ class Holder:
 
     def __init__(self) -> None:
         self.watch: Watch | None = None
-        self.plan: Plan | None = None
+        self.plan: ForwardPlan | None = None
         self.reason = ""  # why there is no plan
 
     def __reduce__(self) -> tuple[type[Holder], tuple[()]]:
@@ -124,25 +124,25 @@ def holder_of(module: nn.Module) -> Holder:
     holder = Holder()
     vars(module)[HOLDER] = holder
     try:
-        holder.plan = plan_of(module, recipe_of(module))
-    except Unfit as unfit:
-        holder.reason = str(unfit)
+        holder.plan = plan_of(module, spec_of(module))
+    except Unsupported as unsupported:
+        holder.reason = str(unsupported)
     holder.watch = Watch(module)
     return holder
 
 
-def recipe_of(module: nn.Module) -> Recipe:
-    recipe: Recipe = getattr(type(module), "_fastnas_recipe")  # noqa: B009 (mypy knows no such attribute)
-    return recipe
+def spec_of(module: nn.Module) -> PatchSpec:
+    spec: PatchSpec = getattr(type(module), "_fastnas_recipe")  # noqa: B009 (mypy knows no such attribute)
+    return spec
 
 
 def is_accelerated(module: nn.Module) -> bool:
     return hasattr(type(module), "_fastnas_recipe")
 
 
-def accelerate_in_place(module: nn.Module, recipe: Recipe, plan: Plan | None = None) -> None:
-    """plan: one of the module that a trial has confirmed, if there is one already."""
-    module.__class__ = _accelerated(original_class(module), recipe)
+def accelerate_in_place(module: nn.Module, spec: PatchSpec, plan: ForwardPlan | None = None) -> None:
+    """plan: one of the module that the equivalence check has confirmed, if there is one already."""
+    module.__class__ = _accelerated(original_class(module), spec)
     if plan is not None:
         holder = vars(module)[HOLDER] = Holder()
         holder.plan, holder.watch = plan, Watch(module)
@@ -166,18 +166,18 @@ def runs_as_it_is() -> bool:
     )
 
 
-_classes: dict[tuple[Any, Recipe], type[nn.Module]] = {}
+_classes: dict[tuple[Any, PatchSpec], type[nn.Module]] = {}
 
 
-def _accelerated(cls: type[nn.Module], recipe: Recipe) -> type[nn.Module]:
+def _accelerated(cls: type[nn.Module], spec: PatchSpec) -> type[nn.Module]:
     """The subclass, the same each time."""
-    if (cls, recipe) not in _classes:
-        _classes[cls, recipe] = _subclass(cls, recipe)
-    return _classes[cls, recipe]
+    if (cls, spec) not in _classes:
+        _classes[cls, spec] = _subclass(cls, spec)
+    return _classes[cls, spec]
 
 
-def _subclass(cls: Any, recipe: Recipe) -> type[nn.Module]:
-    own = getattr(cls, recipe.method)
+def _subclass(cls: Any, spec: PatchSpec) -> type[nn.Module]:
+    own = getattr(cls, spec.method)
 
     @functools.wraps(own)
     def fused(self: nn.Module, *arguments: Any, **keywords: Any) -> Any:
@@ -193,24 +193,24 @@ def _subclass(cls: Any, recipe: Recipe) -> type[nn.Module]:
             return reduced
         function, given, *rest = reduced
         given = tuple(cls if each is subclass else each for each in given)
-        return _rebuilt, (recipe, function, given), *rest
+        return _rebuilt, (spec, function, given), *rest
 
     names = {
-        recipe.method: fused,
+        spec.method: fused,
         "__reduce_ex__": reduce_ex,
         "__module__": cls.__module__,
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
         "_fastnas_original": cls,
-        "_fastnas_recipe": recipe,
+        "_fastnas_recipe": spec,
     }
     subclass: type[nn.Module] = type(cls)(cls.__name__, (cls,), names)
     return subclass
 
 
-def _rebuilt(recipe: Recipe, function: Callable[..., nn.Module], arguments: tuple[Any, ...]) -> nn.Module:
+def _rebuilt(spec: PatchSpec, function: Callable[..., nn.Module], arguments: tuple[Any, ...]) -> nn.Module:
     module = function(*arguments)
-    accelerate_in_place(module, recipe)
+    accelerate_in_place(module, spec)
     return module
 
 

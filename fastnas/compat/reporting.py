@@ -1,8 +1,9 @@
-"""What `accelerate` fused, what it left alone, and why."""
+"""What `accelerate` fused, what it skipped, and why."""
 
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 
 
@@ -15,14 +16,20 @@ class Entry:
         kind: the name of its class.
         level: "cell", "mixed operation", "candidate"; "" where nothing is fused.
         fused: what is fused.
-        left_alone: what runs as it is, and why.
+        skipped: what runs as it is, and why.
     """
 
     path: str
     kind: str
     level: str
     fused: str
-    left_alone: tuple[str, ...]
+    skipped: tuple[str, ...]
+
+    @property
+    def left_alone(self) -> tuple[str, ...]:
+        """Deprecated: the old name of `skipped`."""
+        warnings.warn("Entry.left_alone is called Entry.skipped now", DeprecationWarning, stacklevel=2)
+        return self.skipped
 
 
 @dataclass(frozen=True)
@@ -36,9 +43,15 @@ class Report:
         return tuple(entry for entry in self.entries if entry.level)
 
     @property
-    def left_alone(self) -> tuple[Entry, ...]:
+    def skipped(self) -> tuple[Entry, ...]:
         """Those of which something runs as it is."""
-        return tuple(entry for entry in self.entries if entry.left_alone)
+        return tuple(entry for entry in self.entries if entry.skipped)
+
+    @property
+    def left_alone(self) -> tuple[Entry, ...]:
+        """Deprecated: the old name of `skipped`."""
+        warnings.warn("Report.left_alone is called Report.skipped now", DeprecationWarning, stacklevel=2)
+        return self.skipped
 
     def __str__(self) -> str:
         if not self.entries:
@@ -47,9 +60,9 @@ class Report:
         for entry in self.entries:
             pattern = re.sub(r"\d+", "*", entry.path) or "(itself)"
             what = f"{entry.level}: {entry.fused}" if entry.level else "nothing"
-            key = (pattern, entry.kind, what, entry.left_alone)
+            key = (pattern, entry.kind, what, entry.skipped)
             groups[key] = groups.get(key, 0) + 1
-        rows = [("module", "class", "number", "fused", "left alone")]
+        rows = [("module", "class", "number", "fused", "skipped")]
         for (pattern, kind, what, left), number in groups.items():
             for line, text in enumerate(left or ("",)):
                 rows.append((pattern, kind, str(number), what, text) if line == 0 else ("", "", "", "", text))

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# Not among them: the mode, in which a trial is run both ways; what DataParallel marks its replicas with; the
+# Not among them: the mode, as the equivalence check runs in both; what DataParallel marks its replicas with; the
 # probability of a dropout, which is looked at when it matters.
 _IGNORED = {"training", "_is_replica"}
 HOLDER = "_fastnas_plan"  # the attribute that `accelerate` adds
@@ -28,7 +28,7 @@ def is_layer(module: nn.Module) -> bool:
     return original_class(module).__module__.startswith("torch.nn.modules.")
 
 
-# Of layers of torch neither: the form of a module says how many channels it needs.
+# Of layers of torch neither: the pattern of a module says how many channels it needs.
 _CHANNELS = {"in_channels", "out_channels", "groups", "num_features", "p"}
 
 

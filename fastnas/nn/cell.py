@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.nn.fused.cell import fused_cell
-from fastnas.nn.fused.patterns import CellForm, Pointwise, form_of
-from fastnas.nn.fused.plan import CellPlan
+from fastnas.nn.fused.patterns import CellPattern, PointwisePattern, match_op
+from fastnas.nn.fused.plan import CellLayout
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.primitives import FactorizedReduce, Norm, ReLUConvNorm
 from fastnas.spaces import CellSpace
@@ -114,11 +114,16 @@ class SearchCell(nn.Module):
             self._plan.to(s0.device)
         return fused_cell(self._plan, s0, s1, weights, edge_weights) if self._plan.known else None
 
-    def _planned(self, active: Tensor | None = None) -> CellPlan:
-        preprocess = tuple(form_of(module) for module in (self.preprocess0, self.preprocess1))
-        edges = tuple(tuple(map(form_of, cast(MixedOp, edge).candidates)) for edge in self.edges)
-        form = CellForm(cast(tuple[Pointwise, Pointwise], preprocess), edges, 1 + self.reduction, self.partial_channels)
-        return CellPlan(self, form, active)
+    def _planned(self, active: Tensor | None = None) -> CellLayout:
+        preprocess = tuple(match_op(module) for module in (self.preprocess0, self.preprocess1))
+        edges = tuple(tuple(map(match_op, cast(MixedOp, edge).candidates)) for edge in self.edges)
+        pattern = CellPattern(
+            cast(tuple[PointwisePattern, PointwisePattern], preprocess),
+            edges,
+            1 + self.reduction,
+            self.partial_channels,
+        )
+        return CellLayout(self, pattern, active)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SearchCell:
         """What `to(device)` calls: the plan moves along."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from fastnas import Genotype
 from fastnas.nn import DerivedNetwork
 from fastnas.nn.derived_cell import DerivedCell
-from fastnas.nn.fused.branches import LEAST_GAMMA, chain_of
+from fastnas.nn.fused.branches import LEAST_GAMMA, branch_of
 from fastnas.nn.fused.node import fused_sum
-from fastnas.nn.fused.patterns import form_of
+from fastnas.nn.fused.patterns import match_op
 from fastnas.nn.primitives import PRIMITIVES, make_primitive
 
 pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.emulated_cases(6)]
@@ -161,7 +161,7 @@ def test_every_primitive_alone(primitive: str, stride: int) -> None:
         assert y is None, "nothing that the operators know"
         return
     torch.testing.assert_close(y, expected(x))
-    assert chain_of(form_of(module)) is not None
+    assert branch_of(match_op(module)) is not None
 
 
 def test_parts_of_a_state_equal_their_concatenation() -> None:

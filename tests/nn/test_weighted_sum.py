@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.nn.batch_norm import BatchNorm
-from fastnas.nn.fused.branches import Chain, chain_of
+from fastnas.nn.fused.branches import Branch, branch_of
 from fastnas.nn.fused.node import fused_sum
-from fastnas.nn.fused.patterns import Pointwise, Separable, Stage
+from fastnas.nn.fused.patterns import PointwisePattern, SeparablePattern, Stage
 from fastnas.nn.primitives import FactorizedReduce, Zero, make_primitive
 
 pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.emulated_cases(6)]
@@ -53,7 +53,7 @@ def assert_same(actual: list[Tensor], expected: list[Tensor]) -> None:
 
 
 def both(
-    modules: nn.ModuleList, x: Tensor, masks: list[Tensor | None] | None, chains: list[Chain | None] | None = None
+    modules: nn.ModuleList, x: Tensor, masks: list[Tensor | None] | None, branches: list[Branch | None] | None = None
 ) -> None:
     twin = copy.deepcopy(modules)
     outcomes = []
@@ -61,7 +61,7 @@ def both(
     for fused, network in ((True, modules), (False, twin)):
         given, row = x.clone().requires_grad_(), weights.clone().requires_grad_()
         if fused:
-            total = fused_sum(list(network), [given] * len(network), masks, weights=row, chains=chains)
+            total = fused_sum(list(network), [given] * len(network), masks, weights=row, branches=branches)
             assert total is not None
         else:
             shares = [
@@ -97,7 +97,7 @@ class Biased(nn.Module):
             self.inner: nn.Module = FactorizedReduce(4, 4, nn.BatchNorm2d)
             self.inner.conv_even = nn.Conv2d(4, 2, 1, 2)
             self.inner.conv_odd = nn.Conv2d(4, 2, 1, 2)
-            self.form = Pointwise((self.inner.conv_even, self.inner.conv_odd), self.inner.norm)
+            self.pattern = PointwisePattern((self.inner.conv_even, self.inner.conv_odd), self.inner.norm)
             return
         stages = []
         layers: list[nn.Module] = []
@@ -106,7 +106,7 @@ class Biased(nn.Module):
             stages.append(stage)
             layers += [nn.ReLU(), *stage]
         self.inner = nn.Sequential(*layers)
-        self.form = Separable(tuple(stages))
+        self.pattern = SeparablePattern(tuple(stages))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x)
@@ -123,14 +123,14 @@ def test_biases(kind: str, training: bool) -> None:
     x = torch.randn(3, 4, 8, 8, dtype=torch.float64)
     # A copy of the module would have a form of the original's layers.
     twin = copy.deepcopy(modules)
-    twin[0].form = None
+    twin[0].pattern = None
     outcomes = []
     row = torch.tensor([0.7, 0.3], dtype=torch.float64, requires_grad=True)
     for network in (modules, twin):
         given = x.clone().requires_grad_()
         if network is modules:
-            chains = [chain_of(network[0].form), chain_of(None)]
-            total = fused_sum(list(network), [given] * 2, weights=row, chains=chains)
+            branches = [branch_of(network[0].pattern), branch_of(None)]
+            total = fused_sum(list(network), [given] * 2, weights=row, branches=branches)
         else:
             total = row[0] * network[0](given) + row[1] * network[1](given)
         outcomes.append(results(total, [given, row, *network.parameters()], network))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
 from fastnas.nn.fused.forward import Outputs, Settings, bypass, count, incoming
-from fastnas.nn.fused.plan import CellPlan, CellWeights, StatePlan
+from fastnas.nn.fused.plan import CellLayout, CellWeights, StatePlan
 
 _stage_grad = torch.ops.fastnas.stage_grad.default
 _pool_grad = torch.ops.fastnas.pool_grad.default
@@ -30,7 +30,7 @@ class Backward:
 
     def __init__(
         self,
-        plan: CellPlan,
+        plan: CellLayout,
         settings: Settings,
         inputs: Sequence[Tensor],
         states: Sequence[Tensor],

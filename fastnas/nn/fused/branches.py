@@ -21,7 +21,14 @@ from torch import Tensor, nn
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
 from fastnas.nn.batch_norm import BatchNorm
-from fastnas.nn.fused.patterns import Form, Nothing, Pointwise, Pool, Separable, Skip
+from fastnas.nn.fused.patterns import (
+    IdentityPattern,
+    Pattern,
+    PointwisePattern,
+    PoolPattern,
+    SeparablePattern,
+    ZeroPattern,
+)
 
 _stage = torch.ops.fastnas.stage.default
 _stage_grad = torch.ops.fastnas.stage_grad.default
@@ -126,7 +133,7 @@ Weights = Sequence[Tensor]
 """Of the convolutions of a chain; those of `Affine` between them may be None."""
 
 
-class Chain(ABC):
+class Branch(ABC):
     """How one candidate gives its raw output, and how gradients pass it."""
 
     norm: nn.BatchNorm2d | None = None  # behind the raw output
@@ -153,7 +160,7 @@ class Chain(ABC):
         """The gradients of the states and of the weights, from G [N, C', H', W'] and the numbers [4, C'] of y."""
 
 
-class NothingChain(Chain):
+class ZeroBranch(Branch):
     """Of zeros, which a sum leaves out."""
 
     def forward(self, states: Sequence[Tensor], weights: Weights, statistics: Statistics) -> Raw:
@@ -165,7 +172,7 @@ class NothingChain(Chain):
         raise NotImplementedError
 
 
-class IdentityChain(Chain):
+class IdentityBranch(Branch):
     """Of a skip connection, and of whatever plain torch has computed."""
 
     def forward(self, states: Sequence[Tensor], weights: Weights, statistics: Statistics) -> Raw:
@@ -178,11 +185,11 @@ class IdentityChain(Chain):
         return [grad], []
 
 
-class PoolChain(Chain):
+class PoolBranch(Branch):
     """Average (kind 0) or maximum (kind 1) of 3×3 windows, and perhaps a BatchNorm."""
 
-    def __init__(self, form: Pool) -> None:
-        self.kind, self.stride, self.norm = int(form.maximum), form.stride, form.norm
+    def __init__(self, pattern: PoolPattern) -> None:
+        self.kind, self.stride, self.norm = int(pattern.maximum), pattern.stride, pattern.norm
 
     def forward(self, states: Sequence[Tensor], weights: Weights, statistics: Statistics) -> Raw:
         normalised = statistics.batch and self.norm is not None
@@ -200,11 +207,11 @@ class PoolChain(Chain):
         return [_pool_grad(states[0], [grad], table[:, :1], raw.kept, corrections, None, [], self.stride)], []
 
 
-class PointwiseChain(Chain):
+class PointwiseBranch(Branch):
     """ReLU and 1×1 convolution: a preprocessing; two of them side by side: a factorized reduction."""
 
-    def __init__(self, form: Pointwise) -> None:
-        self.norm, self.convolutions, self.stride = form.norm, form.convolutions, form.stride
+    def __init__(self, pattern: PointwisePattern) -> None:
+        self.norm, self.convolutions, self.stride = pattern.norm, pattern.convolutions, pattern.stride
         self.offsets = list(range(self.stride))
 
     def weights(self) -> list[Tensor | None]:
@@ -223,11 +230,11 @@ class PointwiseChain(Chain):
         return _preprocess_grad([grad], raw.y, numbers, states, weights, self.offsets, self.stride)
 
 
-class StageChain(Chain):
+class SeparableBranch(Branch):
     """ReLU, depthwise, pointwise: once (a dilated convolution), or twice with a BatchNorm between (a separable one)."""
 
-    def __init__(self, form: Separable) -> None:
-        self.stages, self.stride = form.stages, form.stride
+    def __init__(self, pattern: SeparablePattern) -> None:
+        self.stages, self.stride = pattern.stages, pattern.stride
         self.norm = self.norms()[-1]
         self.dilations = [stage.depthwise.dilation[0] for stage in self.stages]
 
@@ -300,21 +307,21 @@ def _through_norm(grad: Tensor, y: Tensor, moments: Moments, sums: Tensor) -> tu
     return total, moments.gamma * dots, dots
 
 
-def chain_of(form: Form | None) -> Chain | None:
+def branch_of(pattern: Pattern | None) -> Branch | None:
     """How the operators compute a candidate; None where they do not know it."""
-    if form is None or not all(_is_known(norm) for norm in form.norms):
+    if pattern is None or not all(_is_known(norm) for norm in pattern.norms):
         return None
-    match form:
-        case Separable():
-            return StageChain(form)
-        case Pointwise():
-            return PointwiseChain(form)
-        case Pool():
-            return PoolChain(form)
-        case Skip():
-            return IdentityChain()
-        case Nothing():
-            return NothingChain()
+    match pattern:
+        case SeparablePattern():
+            return SeparableBranch(pattern)
+        case PointwisePattern():
+            return PointwiseBranch(pattern)
+        case PoolPattern():
+            return PoolBranch(pattern)
+        case IdentityPattern():
+            return IdentityBranch()
+        case ZeroPattern():
+            return ZeroBranch()
     return None
 
 

@@ -23,7 +23,7 @@ from fastnas.nn.fused.autograd import first_order
 from fastnas.nn.fused.backward import Backward
 from fastnas.nn.fused.evaluation import evaluate
 from fastnas.nn.fused.forward import Batch, Forward, Moments, Outputs, Running, Settings
-from fastnas.nn.fused.plan import CellPlan
+from fastnas.nn.fused.plan import CellLayout
 from fastnas.ops.layout import DEVICE_TYPES, accumulate_dtype, computation_dtype
 from fastnas.ops.running_statistics import running_statistics
 
@@ -32,7 +32,7 @@ class _Cell(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        plan: CellPlan,
+        plan: CellLayout,
         settings: Settings,
         running: Running | None,
         batches: list[Batch],
@@ -103,7 +103,7 @@ def _kind(norm: nn.BatchNorm2d) -> tuple[bool, bool, int | None, float, float | 
 
 
 def fused_cell(
-    plan: CellPlan, s0: Tensor, s1: Tensor, op_weights: Tensor, edge_weights: Tensor | None = None
+    plan: CellLayout, s0: Tensor, s1: Tensor, op_weights: Tensor, edge_weights: Tensor | None = None
 ) -> Tensor | None:
     """The output of a cell as `SearchCell.forward` describes it, or None where the operators cannot compute it.
 
@@ -152,7 +152,7 @@ def fused_cell(
     return output.unflatten(0, (individuals, -1)) if s0.dim() == 5 else output
 
 
-def _running(plan: CellPlan, dtype: torch.dtype) -> Running:
+def _running(plan: CellLayout, dtype: torch.dtype) -> Running:
     def stacked(norms: Sequence[nn.BatchNorm2d | None]) -> Moments:
         known = [norm for norm in norms if norm is not None]
         if not known:
@@ -161,7 +161,7 @@ def _running(plan: CellPlan, dtype: torch.dtype) -> Running:
         variance = torch.stack([cast(Tensor, norm.running_var) for norm in known])
         return mean[:, None].to(dtype), variance[:, None].to(dtype)  # [norms, 1, C]
 
-    of_inputs = [stacked([form.norm]) for form in plan.preprocess]
+    of_inputs = [stacked([pattern.norm]) for pattern in plan.preprocess]
     return Running(
         preprocess=[(mean[0], variance[0]) for mean, variance in of_inputs],
         first=[stacked(state.first_norms) for state in plan.states],

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
 from fastnas.nn.fused.forward import Running, Settings, bypass, bypassing, incoming, preprocess
-from fastnas.nn.fused.plan import CellPlan, CellWeights, SumPlan
+from fastnas.nn.fused.plan import CellLayout, CellWeights, SumPlan
 from fastnas.ops.layout import empty_images
 
 _edge_sum = torch.ops.fastnas.edge_sum.default
@@ -23,7 +23,7 @@ _node_sum_into = torch.ops.fastnas.node_sum_into.default
 
 
 def evaluate(
-    plan: CellPlan,
+    plan: CellLayout,
     settings: Settings,
     inputs: Sequence[Tensor],
     op_weights: Tensor,

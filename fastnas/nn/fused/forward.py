@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import fastnas.ops.halve  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.nn.fused.plan import CellPlan, CellWeights, StatePlan
+from fastnas.nn.fused.plan import CellLayout, CellWeights, StatePlan
 from fastnas.ops.layout import empty_images
 
 _stage = torch.ops.fastnas.stage.default
@@ -100,7 +100,7 @@ class Forward:
 
     def __init__(
         self,
-        plan: CellPlan,
+        plan: CellLayout,
         settings: Settings,
         inputs: Sequence[Tensor],
         op_weights: Tensor,

@@ -17,18 +17,18 @@ from torch import Tensor, nn
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
 from fastnas.nn.fused.autograd import first_order
 from fastnas.nn.fused.branches import (
-    Chain,
-    IdentityChain,
+    Branch,
+    IdentityBranch,
     Moments,
-    NothingChain,
-    PointwiseChain,
+    PointwiseBranch,
     Raw,
     Statistics,
-    chain_of,
+    ZeroBranch,
+    branch_of,
     uses_batch,
     values_of,
 )
-from fastnas.nn.fused.patterns import form_of
+from fastnas.nn.fused.patterns import match_op
 from fastnas.ops.layout import DEVICE_TYPES, accumulate_dtype, computation_dtype
 
 _node_sum = torch.ops.fastnas.node_sum.default
@@ -39,7 +39,7 @@ class _FusedSum(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        chains: list[Chain],
+        branches: list[Branch],
         sizes: list[tuple[int, int]],
         statistics: Statistics,
         masks: list[Tensor | None],
@@ -47,15 +47,17 @@ class _FusedSum(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> Tensor:
         raws, moments = [], []
-        for chain, (states, weights) in zip(chains, _parts(iter(cast(Sequence[Tensor], tensors)), sizes), strict=True):
-            raw = chain.forward(states, _own(chain, weights), statistics)
+        for branch, (states, weights) in zip(
+            branches, _parts(iter(cast(Sequence[Tensor], tensors)), sizes), strict=True
+        ):
+            raw = branch.forward(states, _own(branch, weights), statistics)
             raws.append(raw)
-            if chain.norm is None:
+            if branch.norm is None:
                 one = torch.ones(raw.y.shape[1], dtype=statistics.dtype, device=raw.y.device)  # [C]
                 moments.append(Moments(torch.zeros_like(one), one, one, torch.zeros_like(one)))
             else:
-                moments.append(statistics.moments(chain.norm, raw, weights[-3:]))
-        ctx.chains, ctx.sizes, ctx.batch = chains, sizes, statistics.batch
+                moments.append(statistics.moments(branch.norm, raw, weights[-3:]))
+        ctx.branches, ctx.sizes, ctx.batch = branches, sizes, statistics.batch
         ctx.kept = [len(raw.kept) for raw in raws]
         ctx.save_for_backward(
             shares,
@@ -92,7 +94,7 @@ class _FusedSum(torch.autograd.Function):
         own = [
             grad if mask is None else grad * mask.to(grad.dtype).view(-1, 1, 1, 1) for mask in masks
         ]  # [N, C, H', W']
-        totals, dots = _sums(ctx.chains, own, raws, moments, shares is not None)
+        totals, dots = _sums(ctx.branches, own, raws, moments, shares is not None)
         grad_shares = None
         if shares is not None:
             products = [each.gamma * dots[k] + each.beta * totals[k] for k, each in enumerate(moments)]  # [C] each
@@ -100,15 +102,15 @@ class _FusedSum(torch.autograd.Function):
             totals = [share * total for share, total in zip(shares, totals, strict=True)]
             dots = [share * dot for share, dot in zip(shares, dots, strict=True)]
         grads: list[Tensor | None] = []
-        for k, (chain, (states, weights), raw) in enumerate(zip(ctx.chains, parts, raws, strict=True)):
-            normalised = chain.norm is not None
+        for k, (branch, (states, weights), raw) in enumerate(zip(ctx.branches, parts, raws, strict=True)):
+            normalised = branch.norm is not None
             values = values_of(raw.y) if ctx.batch and normalised else 0
             numbers = moments[k].numbers(totals[k], moments[k].gamma * dots[k], values)  # [4, C]
             if shares is not None:
                 numbers[0] *= shares[k]
-                if isinstance(chain, IdentityChain):
+                if isinstance(branch, IdentityBranch):
                     own[k] = own[k] * shares[k].to(grad.dtype)
-            of_states, of_weights = chain.backward(own[k], numbers, states, raw, _own(chain, weights), ctx.batch)
+            of_states, of_weights = branch.backward(own[k], numbers, states, raw, _own(branch, weights), ctx.batch)
             affine = moments[k].affine_grads(totals[k], dots[k], ctx.batch) if normalised else []
             pairs = zip((*states, *weights), (*of_states, *of_weights, *affine), strict=True)
             grads += [None if tensor is None else gradient for tensor, gradient in pairs]
@@ -116,11 +118,15 @@ class _FusedSum(torch.autograd.Function):
 
 
 def _sums(
-    chains: Sequence[Chain], grads: Sequence[Tensor], raws: Sequence[Raw], moments: Sequence[Moments], all_of_them: bool
+    branches: Sequence[Branch],
+    grads: Sequence[Tensor],
+    raws: Sequence[Raw],
+    moments: Sequence[Moments],
+    all_of_them: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Σ G and Σ G·ŷ [C] of every candidate, or 0 where it is not normalised; one reading of a G that several share."""
     totals, dots = ([torch.zeros_like(each.mean) for each in moments] for _ in range(2))
-    wanted = [k for k, chain in enumerate(chains) if all_of_them or chain.norm is not None]
+    wanted = [k for k, branch in enumerate(branches) if all_of_them or branch.norm is not None]
     for grad in {id(grads[k]): grads[k] for k in wanted}.values():
         group = [k for k in wanted if grads[k] is grad]
         mean, rstd = (torch.stack([moments[k][i] for k in group])[:, None] for i in (0, 1))  # [K, 1, C]
@@ -130,9 +136,9 @@ def _sums(
     return totals, dots
 
 
-def _own(chain: Chain, weights: list[Tensor]) -> list[Tensor]:
+def _own(branch: Branch, weights: list[Tensor]) -> list[Tensor]:
     """Without the affine numbers of the last BatchNorm, which belong to the sum."""
-    return weights if chain.norm is None else weights[:-3]
+    return weights if branch.norm is None else weights[:-3]
 
 
 def _parts(tensors: Iterator[Tensor], sizes: Sequence[tuple[int, int]]) -> list[tuple[list[Tensor], list[Tensor]]]:
@@ -159,7 +165,7 @@ def fused_sum(
     masks: Sequence[Tensor | None] | None = None,
     *,
     weights: Tensor | None = None,
-    chains: Sequence[Chain | None] | None = None,
+    branches: Sequence[Branch | None] | None = None,
 ) -> Tensor | None:
     """Σ_k weight_k · mask_k · modules[k](inputs[k]), or None where the operators cannot compute it.
 
@@ -177,30 +183,30 @@ def fused_sum(
     x = inputs[0][0] if isinstance(inputs[0], tuple) else inputs[0]
     if not can_fuse(x):
         return None
-    if chains is None:
-        chains = [chain_of(form_of(cast(nn.Module, module))) for module in modules]
-    live = [k for k, chain in enumerate(chains) if not isinstance(chain, NothingChain)]
-    if all(chains[k] is None for k in live):
+    if branches is None:
+        branches = [branch_of(match_op(cast(nn.Module, module))) for module in modules]
+    live = [k for k, branch in enumerate(branches) if not isinstance(branch, ZeroBranch)]
+    if all(branches[k] is None for k in live):
         return None
-    batch = {uses_batch(norm) for k in live if (chain := chains[k]) is not None for norm in chain.norms()}
+    batch = {uses_batch(norm) for k in live if (branch := branches[k]) is not None for norm in branch.norms()}
     smallest = x.shape[0] * math.ceil(x.shape[2] / 2) * math.ceil(x.shape[3] / 2)
     if len(batch) > 1 or (batch == {True} and smallest <= 1):
         return None  # mixed modes, or perhaps one value per channel, which BatchNorm refuses
     dtype = computation_dtype(x)
     numbers = accumulate_dtype(dtype)
-    terms: list[Chain] = []
+    terms: list[Branch] = []
     sizes: list[tuple[int, int]] = []
     tensors: list[Tensor | None] = []
     for k in live:
-        known, given = chains[k], inputs[k]
-        if not isinstance(known, PointwiseChain):
+        known, given = branches[k], inputs[k]
+        if not isinstance(known, PointwiseBranch):
             given = joined(given)
         if known is None:
             given = modules[k](cast(Tensor, given))
         parts = given if isinstance(given, tuple) else (given,)  # [N, C, H, W] each
-        chain = IdentityChain() if known is None else known
-        learned = [None if each is None else each.to(numbers) for each in (*chain.weights(), *chain.affine())]
-        terms.append(chain)
+        branch = IdentityBranch() if known is None else known
+        learned = [None if each is None else each.to(numbers) for each in (*branch.weights(), *branch.affine())]
+        terms.append(branch)
         sizes.append((len(parts), len(learned)))
         tensors += [part.to(dtype).contiguous(memory_format=torch.channels_last) for part in parts]
         tensors += learned

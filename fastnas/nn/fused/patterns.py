@@ -22,7 +22,7 @@ class Stage(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Separable:
+class SeparablePattern:
     """One stage (a dilated convolution) or two, of which the first has the stride (a separable one)."""
 
     stages: tuple[Stage, ...]
@@ -41,7 +41,7 @@ class Separable:
 
 
 @dataclass(frozen=True, eq=False)
-class Pointwise:
+class PointwisePattern:
     """ReLU, 1×1 convolution, normalisation; or two convolutions of stride 2, the halves of a factorized reduction."""
 
     convolutions: tuple[nn.Conv2d, ...]
@@ -57,7 +57,7 @@ class Pointwise:
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class PoolPattern:
     """3×3, padding 1: the maximum, or the average of the pixels inside the image; and perhaps a normalisation."""
 
     maximum: bool
@@ -71,7 +71,7 @@ class Pool:
 
 
 @dataclass(frozen=True, eq=False)
-class Skip:
+class IdentityPattern:
     """The input itself."""
 
     stride: int = 1
@@ -80,7 +80,7 @@ class Skip:
 
 
 @dataclass(frozen=True, eq=False)
-class Nothing:
+class ZeroPattern:
     """Zeros."""
 
     stride: int
@@ -88,11 +88,11 @@ class Nothing:
     norms: tuple[nn.BatchNorm2d, ...] = ()
 
 
-Form: TypeAlias = Separable | Pointwise | Pool | Skip | Nothing
+Pattern: TypeAlias = SeparablePattern | PointwisePattern | PoolPattern | IdentityPattern | ZeroPattern
 
 
 @dataclass(frozen=True, eq=False)
-class CellForm:
+class CellPattern:
     """A cell of two inputs whose nodes sum what mixed operations make of all earlier states.
 
     Args:
@@ -102,37 +102,37 @@ class CellForm:
         parts: the candidates see the first 1/k of the channels.
     """
 
-    preprocess: tuple[Pointwise, Pointwise]
-    edges: tuple[tuple[Form | None, ...], ...]
+    preprocess: tuple[PointwisePattern, PointwisePattern]
+    edges: tuple[tuple[Pattern | None, ...], ...]
     stride: int
     parts: int
 
 
-def form_of(module: nn.Module) -> Form | None:
+def match_op(module: nn.Module) -> Pattern | None:
     """Of a module of `fastnas.nn.primitives`; None where the operators do not know it."""
     if isinstance(module, SeparableConv):
-        return Separable(tuple(_stage(cast(DepthwiseStage, stage)) for stage in module))
+        return SeparablePattern(tuple(_stage(cast(DepthwiseStage, stage)) for stage in module))
     if isinstance(module, DepthwiseStage):
-        return Separable((_stage(module),))
+        return SeparablePattern((_stage(module),))
     if isinstance(module, FactorizedReduce):
-        return Pointwise((module.conv_even, module.conv_odd), cast(nn.BatchNorm2d, module.norm))
+        return PointwisePattern((module.conv_even, module.conv_odd), cast(nn.BatchNorm2d, module.norm))
     if isinstance(module, ReLUConvNorm):
         plain = (module.conv.kernel_size, module.conv.stride) == ((1, 1), (1, 1))
-        return Pointwise((module.conv,), cast(nn.BatchNorm2d, module.norm)) if plain else None
+        return PointwisePattern((module.conv,), cast(nn.BatchNorm2d, module.norm)) if plain else None
     if isinstance(module, Zero):
-        return Nothing(module.stride)
+        return ZeroPattern(module.stride)
     if isinstance(module, nn.Identity):
-        return Skip()
+        return IdentityPattern()
     if isinstance(module, nn.Sequential) and len(module) == 2:
-        return pool_form(module[0], module[1])
-    return pool_form(module)
+        return match_pool(module[0], module[1])
+    return match_pool(module)
 
 
 def _stage(module: DepthwiseStage) -> Stage:
     return Stage(module.depthwise, module.pointwise, cast(nn.BatchNorm2d, module.norm))
 
 
-def pool_form(pool: nn.Module, norm: nn.Module | None = None) -> Pool | None:
+def match_pool(pool: nn.Module, norm: nn.Module | None = None) -> PoolPattern | None:
     """Of a pooling layer and the normalisation behind it."""
     if not isinstance(pool, nn.AvgPool2d | nn.MaxPool2d) or not isinstance(norm, nn.BatchNorm2d | None):
         return None
@@ -143,7 +143,7 @@ def pool_form(pool: nn.Module, norm: nn.Module | None = None) -> Pool | None:
     sizes = [_pair(value) for value in (pool.kernel_size, pool.padding, pool.stride)]
     if not inside or pool.ceil_mode or sizes[:2] != [(3, 3), (1, 1)] or sizes[2] not in ((1, 1), (2, 2)):
         return None
-    return Pool(isinstance(pool, nn.MaxPool2d), sizes[2][0], norm)
+    return PoolPattern(isinstance(pool, nn.MaxPool2d), sizes[2][0], norm)
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:

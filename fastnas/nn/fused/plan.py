@@ -19,7 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.nn.batch_norm import BatchNorm
-from fastnas.nn.fused.patterns import CellForm, Form, Nothing, Pointwise, Pool, Separable, Skip, Stage
+from fastnas.nn.fused.patterns import (
+    CellPattern,
+    IdentityPattern,
+    Pattern,
+    PointwisePattern,
+    PoolPattern,
+    SeparablePattern,
+    Stage,
+    ZeroPattern,
+)
 
 # What the operators take in one call.
 MOST_STAGES = 64
@@ -79,7 +88,7 @@ class StatePlan:
     edges: list[int] = field(default_factory=list)  # their numbers
     pools: list[tuple[int, int, int]] = field(default_factory=list)  # (0 average or 1 maximum, node, row)
     skips: list[tuple[int, int]] = field(default_factory=list)  # (node, row): identities
-    reduces: list[tuple[int, int, Pointwise]] = field(default_factory=list)  # (node, row, candidate)
+    reduces: list[tuple[int, int, PointwisePattern]] = field(default_factory=list)  # (node, row, candidate)
     stages: list[Stage] = field(default_factory=list)  # that read the state
     targets: list[tuple[int, int, int]] = field(default_factory=list)  # (stage, node, row): candidates of one stage
     seconds: list[tuple[int, int, int, Stage]] = field(default_factory=list)  # (first stage, node, row, stage)
@@ -153,7 +162,7 @@ def _geometry(stage: Stage) -> tuple[int, int]:
     return stage.depthwise.kernel_size[0], stage.depthwise.dilation[0]
 
 
-class CellPlan:
+class CellLayout:
     """See the module.
 
     Attributes:
@@ -168,30 +177,30 @@ class CellPlan:
         norms: all of them: of the preprocessings, of first stages state by state, of the rows.
     """
 
-    def __init__(self, cell: nn.Module, form: CellForm, active: Tensor | None = None) -> None:
+    def __init__(self, cell: nn.Module, pattern: CellPattern, active: Tensor | None = None) -> None:
         self.active = active
-        self.parts = form.parts
-        self.preprocess = form.preprocess
+        self.parts = pattern.parts
+        self.preprocess = pattern.preprocess
         self.device = torch.device("cpu")
         self._indices: list[tuple[Any, Any, Tensor]] = []
         taking_part = None if active is None else active.tolist()
-        candidates = len(form.edges[0])
+        candidates = len(pattern.edges[0])
         self.row_norms: list[nn.BatchNorm2d | None] = []
         self.first_row = [0]
-        self.known = all(len(edge) == candidates for edge in form.edges)
+        self.known = all(len(edge) == candidates for edge in pattern.edges)
         # Of the inputs; each node but the last adds one.
-        self.states = [StatePlan(form.stride), StatePlan(form.stride)]
+        self.states = [StatePlan(pattern.stride), StatePlan(pattern.stride)]
         columns: list[int] = []
         edge = 0
-        while edge < len(form.edges):
+        while edge < len(pattern.edges):
             node = len(self.first_row) + 1
             if node > 2:
                 self.states.append(StatePlan(1))
             for state in self.states:
                 state.nodes.append(node)
                 state.edges.append(edge)
-                for column, candidate in enumerate(form.edges[edge]):
-                    if not isinstance(candidate, Nothing) and (taking_part is None or taking_part[edge][column]):
+                for column, candidate in enumerate(pattern.edges[edge]):
+                    if not isinstance(candidate, ZeroPattern) and (taking_part is None or taking_part[edge][column]):
                         self.known &= self._sort(state, candidate)
                         columns.append(edge * candidates + column)
                 edge += 1
@@ -251,12 +260,12 @@ class CellPlan:
     def weights(self) -> CellWeights:
         """The parameters as they are now."""
         return CellWeights(
-            preprocess=[_matrices(form) for form in self.preprocess],
+            preprocess=[_matrices(pattern) for pattern in self.preprocess],
             depthwise=[[_weight(stage.depthwise) for stage in state.stages] for state in self.states],
             pointwise=[[_weight(stage.pointwise) for stage in state.stages] for state in self.states],
             second_depthwise=[[_weight(stage.depthwise) for *_, stage in state.seconds] for state in self.states],
             second_pointwise=[[_weight(stage.pointwise) for *_, stage in state.seconds] for state in self.states],
-            reduce=[[w for *_, form in state.reduces for w in _matrices(form)] for state in self.states],
+            reduce=[[w for *_, pattern in state.reduces for w in _matrices(pattern)] for state in self.states],
         )
 
     def arrange(self, flat: Iterable[Tensor]) -> CellWeights:
@@ -269,7 +278,7 @@ class CellPlan:
         stages = [len(state.stages) for state in self.states]
         seconds = [len(state.seconds) for state in self.states]
         return CellWeights(
-            preprocess=take(len(form.convolutions) for form in self.preprocess),
+            preprocess=take(len(pattern.convolutions) for pattern in self.preprocess),
             depthwise=take(stages),
             pointwise=take(stages),
             second_depthwise=take(seconds),
@@ -277,26 +286,26 @@ class CellPlan:
             reduce=take(2 * len(state.reduces) for state in self.states),
         )
 
-    def _sort(self, state: StatePlan, form: Form | None) -> bool:
+    def _sort(self, state: StatePlan, pattern: Pattern | None) -> bool:
         """Enters a candidate of the edge to the last of the state's nodes; whether the operators know it."""
         node, row = len(state.nodes) - 1, len(self.row_norms)
         norm: nn.BatchNorm2d | None = None
-        match form:
-            case Separable((first, second)):
+        match pattern:
+            case SeparablePattern((first, second)):
                 state.seconds.append((len(state.stages), node, row, second))
                 state.stages.append(first)
                 norm = second.norm
-            case Separable((stage,)):
+            case SeparablePattern((stage,)):
                 state.targets.append((len(state.stages), node, row))
                 state.stages.append(stage)
                 norm = stage.norm
-            case Pointwise((_, _), norm):
-                state.reduces.append((node, row, form))
-            case Skip():
+            case PointwisePattern((_, _), norm):
+                state.reduces.append((node, row, pattern))
+            case IdentityPattern():
                 state.skips.append((node, row))
-            case Pool():
-                state.pools.append((int(form.maximum), node, row))
-                norm = form.norm
+            case PoolPattern():
+                state.pools.append((int(pattern.maximum), node, row))
+                norm = pattern.norm
             case _:
                 return False
         self.row_norms.append(norm)
@@ -321,6 +330,6 @@ def _weight(convolution: nn.Conv2d) -> Tensor:
     return convolution.weight if weight is None else weight
 
 
-def _matrices(form: Pointwise) -> list[Tensor]:
+def _matrices(pattern: PointwisePattern) -> list[Tensor]:
     """[C_out, C_in] of each 1×1 convolution."""
-    return [convolution.weight.flatten(1) for convolution in form.convolutions]
+    return [convolution.weight.flatten(1) for convolution in pattern.convolutions]

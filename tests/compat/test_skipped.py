@@ -62,7 +62,7 @@ def test_unknown_candidate_hook_and_frozen_parameter() -> None:
         agree([t.double() for t in results[0]], [t.double() for t in results[1]])
         assert frozen.grad is None
     assert len(seen) == 2
-    left = {entry.path: " ".join(entry.left_alone) for entry in compat.report(network).left_alone}
+    left = {entry.path: " ".join(entry.skipped) for entry in compat.report(network).skipped}
     assert "Gated" in left["cells.0._ops.1"]
     assert "Gated" in left["cells.0"]
     assert "SepConv: other code has hooks in it" in left["cells.1._ops.2"]
@@ -144,7 +144,7 @@ def test_forward_that_differs_from_the_structure() -> None:
     network, plain = accelerated(network)
     (entry,) = [each for each in compat.report(network).entries if each.path == "cells.0._ops.0"]
     assert entry.fused == "6 of 8 candidates"
-    assert [text.split(":")[0] for text in entry.left_alone] == ["Scaled", "Residual"]
+    assert [text.split(":")[0] for text in entry.skipped] == ["Scaled", "Residual"]
     x = images()
     agree(outcome(network, x), outcome(plain, x))
 
@@ -155,7 +155,7 @@ def test_mixed_operation_that_differs_from_its_structure(cls: type[darts.MixedOp
     network.cells[0]._ops[2] = cls(4, 1).double()
     network, plain = accelerated(network)
     report = {entry.path: entry for entry in compat.report(network).entries}
-    assert "computes something else" in report["cells.0._ops.2"].left_alone[0]
+    assert "computes something else" in report["cells.0._ops.2"].skipped[0]
     assert report["cells.0"].level == ""
     assert report["cells.1"].level == "cell"
     x = images()
@@ -168,7 +168,7 @@ def test_cell_that_differs_from_its_structure() -> None:
     network.cells[1].__class__ = Averaged
     network, plain = accelerated(network)
     report = {entry.path: entry for entry in compat.report(network).entries}
-    assert "computes something else" in report["cells.1"].left_alone[0]
+    assert "computes something else" in report["cells.1"].skipped[0]
     x = images()
     agree(outcome(network, x), outcome(plain, x))
 

@@ -24,7 +24,7 @@ Call = Callable[[nn.Module, Sequence[Any]], Any]
 TOLERANCE = 1e-7  # of float64 sums in another order, with room for ill-conditioned normalisations
 
 
-def disagreement(
+def mismatch(
     module: nn.Module, arguments: Callable[[], Sequence[Sequence[Any]]], theirs: Call, ours: Call
 ) -> str | None:
     """Why the fused forward does not stand for the module's own; None where it does.
@@ -60,7 +60,7 @@ def disagreement(
                 try:
                     pair.append(_outcome(network.train(training), call, given))
                 except Exception as error:  # whatever a foreign forward raises for arguments that it does not know
-                    return f"a trial failed: {_words(error)}"
+                    return f"the equivalence check failed: {_words(error)}"
             expected, actual = pair
             mode = "training" if training else "evaluation"
             if expected is None or actual is None:
