@@ -1,6 +1,6 @@
 # make demo      a search on scanned digits, about two minutes after installation
-# make test      all tests
-# make lint      formats, types
+# make test      linters and all tests
+# make lint      formats, types, import rules
 # make sanitize  operators and kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (GCC)
 # make emulate   the CUDA kernels, run on the CPU, under the same sanitizers
 # make cuda-check  what the compiler made of the CUDA kernels, against rules; needs nvcc, no GPU
@@ -26,7 +26,7 @@ SANITIZE_TESTS ?= tests/ops
 demo: install
 	$(BIN)/python -m fastnas.search
 
-test: emulation
+test: lint emulation
 	$(CTEST)
 	$(PYTEST)
 
@@ -62,6 +62,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CXX_SOURCES)
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 format: install
 	$(BIN)/ruff check --fix .

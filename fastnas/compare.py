@@ -32,6 +32,7 @@ from fastnas.report.comparison import (
     summarise,
     write_comparison,
 )
+from fastnas.spaces.encoding import encoding_of
 from fastnas.strategies import DiscreteStrategy
 
 DESCRIPTION = """Compares strategies that choose architectures: random, aging-evolution, genetic, nsga2, particle-swarm,
@@ -123,7 +124,7 @@ def open_evaluator(options: Options) -> Evaluator:
     if kind == "nb201" and detail:
         return evaluators.NB201(detail)
     if kind == "python":
-        return evaluators.Function(function.load(detail), spaces.find(options.space).encoding)
+        return evaluators.Function(function.load(detail), encoding_of(spaces.find(options.space)))
     if kind == "training" and detail:
         return _training(options, detail)
     raise UserError(
@@ -146,7 +147,7 @@ def _training(options: Options, spec: str) -> Evaluator:
         num_classes=len(source.classes),
         in_channels=source.channels,
     )
-    encoding = spaces.find(options.space).encoding
+    encoding = encoding_of(spaces.find(options.space))
     wanted = ("parameters", "macs") if "nsga2" in options.strategies else ()
     costs = evaluators.Costs(wanted, encoding, build, (source.channels, *source.image_size)) if wanted else None
     return evaluators.ShortTraining(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
 from fastnas.errors import UserError
+from fastnas.primitive_names import check_primitive
 
 Pair = tuple[str, int]  # (primitive, source node)
 Cell = tuple[Pair, ...] | tuple[tuple[Pair, ...], ...]  # two pairs for each node, or one tuple of pairs for each node
@@ -85,9 +86,6 @@ def _checked_pairs(kind: str, value: Any) -> Cell:
 
 
 def _checked_pair(kind: str, node: int, item: Any) -> Pair:
-    # Imported late: networks need Genotype, so `fastnas.nn` must be able to import this module first.
-    from fastnas.nn.primitives import check_primitive
-
     pair = sequence(f"{kind} node {node}: every (primitive, source)", item)
     if len(pair) != 2:
         raise UserError(f"{kind} node {node}: expected a pair (primitive, source), got {brief(item)}.")

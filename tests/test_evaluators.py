@@ -21,9 +21,10 @@ from fastnas.evaluators.function import load
 from fastnas.genotype import Genotype
 from fastnas.nn import Supernet
 from fastnas.spaces import find
+from fastnas.spaces.encoding import encoding_of
 from fastnas.spaces.nb201 import CANDIDATES, NB201Genotype
 
-CELLS, TABLE = find("egnas").encoding, find("nb201").encoding
+CELLS, TABLE = encoding_of(find("egnas")), encoding_of(find("nb201"))
 HEADER = "arch,valid_acc_12_epochs,test_acc_200_epochs_mean,train_s_per_epoch,params_m,mflops,latency_ms_edge_gpu\n"
 
 
@@ -119,7 +120,7 @@ def batches(count: int = 2):
 @pytest.mark.parametrize("mode", ["batch", "running", "recalibrate"])
 def test_shared_weights_score_each_path_and_stay_as_they_are(space, mode):
     network = supernet(space)
-    encoding = network.space.encoding
+    encoding = encoding_of(network.space)
     before = copy.deepcopy(network.state_dict())
     momenta = [module.momentum for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     codes = [encoding.sample(Random(seed)) for seed in range(2)]

@@ -13,6 +13,7 @@ from fastnas.errors import UserError
 from fastnas.genotype import CellKind
 from fastnas.nn.primitives import PRIMITIVES
 from fastnas.spaces import SPACES, CellSpace
+from fastnas.spaces.encoding import encoding_of
 
 DARTS, EGNAS = SPACES["darts"], SPACES["egnas"]
 
@@ -84,7 +85,7 @@ def test_each_level_has_its_cells() -> None:
     genotype = space.derive(tables)
     assert [cell.pairs[0] for cell in genotype.levels] == [("skip_connect", i % 2) for i in range(5)]
     assert (genotype.normal, genotype.reduce) == tuple(cell.pairs for cell in genotype.levels[:2])
-    assert space.encoding.decode(space.encoding.encode(genotype)) == genotype
+    assert encoding_of(space).decode(encoding_of(space).encode(genotype)) == genotype
 
 
 def test_find() -> None:

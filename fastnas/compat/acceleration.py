@@ -9,7 +9,8 @@ from torch import nn
 
 from fastnas import onednn
 from fastnas.compat import cell, graph, mixed_operation
-from fastnas.compat.candidate import CandidatePlan, recognise
+from fastnas.compat.candidate import recognise
+from fastnas.compat.lone_candidate import LoneCandidate
 from fastnas.compat.mixed_operation import candidates_of
 from fastnas.compat.replacement import (
     PatchSpec,
@@ -53,7 +54,7 @@ def accelerate(module: Module, *, strict: bool = False) -> Module:
     for each in reversed(fresh):  # what is inside comes first
         _accelerate_whole(each)
     for each in _loose_candidates(module):
-        accelerate_in_place(each, PatchSpec(CandidatePlan, "forward"))
+        accelerate_in_place(each, PatchSpec(LoneCandidate, "forward"))
     if strict:
         found = report(module)
         if found.skipped or not found.entries:

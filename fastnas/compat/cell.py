@@ -17,6 +17,7 @@ from fastnas.nn.fused.cell import fused_cell
 from fastnas.nn.fused.node import can_fuse
 from fastnas.nn.fused.patterns import CellPattern, PointwisePattern
 from fastnas.nn.fused.plan import CellLayout
+from fastnas.spaces.topology import dag_edges, nodes_of_dag
 
 METHODS = ("forward_darts", "forward")
 
@@ -60,11 +61,12 @@ class Cell(ForwardPlan):
         edges = edges_of(module)
         inputs = [child for child in module.children() if not isinstance(child, nn.ModuleList | nn.ModuleDict)]
         preprocess = [recognise(child) for child in inputs]
-        self.nodes = next((n for n in range(1, len(edges) + 1) if n * (n + 3) // 2 >= len(edges)), 0)
         if len(inputs) != 2 or not all(isinstance(each.pattern, PointwisePattern) for each in preprocess):
             raise Unsupported("it has not two inputs with a preprocessing each")
-        if self.nodes * (self.nodes + 3) // 2 != len(edges):
+        nodes = nodes_of_dag(len(edges))
+        if nodes is None:
             raise Unsupported(f"{len(edges)} edges are not those of nodes that read all earlier states")
+        self.nodes = nodes
         plans = [holder_of(edge).plan for edge in edges if is_accelerated(edge)]
         mixed = [plan for plan in plans if isinstance(plan, MixedOperation)]
         if len(mixed) < len(edges):
@@ -77,8 +79,9 @@ class Cell(ForwardPlan):
                 )
         if len({edge.parts for edge in mixed}) > 1:
             raise Unsupported("its edges see different parts of the channels")
-        from_inputs = {edge.stride for edge, source in zip(mixed, _sources(self.nodes), strict=True) if source < 2}
-        between = {edge.stride for edge, source in zip(mixed, _sources(self.nodes), strict=True) if source >= 2}
+        strides = [(edge.stride, source) for edge, (source, _) in zip(mixed, dag_edges(nodes), strict=True)]
+        from_inputs = {stride for stride, source in strides if source < 2}
+        between = {stride for stride, source in strides if source >= 2}
         if len(from_inputs) > 1 or between - {1}:
             raise Unsupported("its edges have strides of another kind than those of normal and reduction cells")
         self.stride = from_inputs.pop()
@@ -161,10 +164,6 @@ class Cell(ForwardPlan):
         left = ["other code has hooks in it: edge by edge"] if any(self._hooks) else []
         dropouts = any(each.dropouts for each in self.candidates)
         return left + (["while something drops: edge by edge"] if dropouts else [])
-
-
-def _sources(nodes: int) -> list[int]:
-    return [source for node in range(2, nodes + 2) for source in range(node)]
 
 
 def _convolutions(candidate: Candidate) -> tuple[nn.Conv2d, ...]:

@@ -6,7 +6,6 @@ Each node is one fused sum over all candidates of all edges that enter it.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from fastnas.compat.replacement import ForwardPlan, PatchSpec, Unsupported
 from fastnas.compat.signature import original_class, own_hooks
 from fastnas.nn.fused.node import can_fuse
 from fastnas.nn.fused.plan import MOST_CANDIDATES
+from fastnas.spaces.topology import incoming_edges, nodes_of_dag
 
 _Container = nn.ModuleList | nn.ModuleDict
 
@@ -57,10 +57,10 @@ class Graph(ForwardPlan):
 
     def __init__(self, module: nn.Module, spec: PatchSpec) -> None:
         self.edges = [[recognise(each) for each in edge] for edge in edges_of(module)]
-        count = itertools.accumulate(itertools.count(self.inputs))  # of edges, by nodes
-        self.nodes = 1 + next(i for i, edges in enumerate(count) if edges >= len(self.edges))
-        if len(self.edges) != sum(range(self.inputs, self.inputs + self.nodes)):
+        nodes = nodes_of_dag(len(self.edges), self.inputs)
+        if nodes is None:
             raise Unsupported(f"{len(self.edges)} edges are not those of nodes that read all earlier states")
+        self.nodes = nodes
         if len({len(edge) for edge in self.edges}) > 1:
             raise Unsupported("its edges differ in the number of their candidates")
         self.candidates = [each for edge in self.edges for each in edge]
@@ -98,9 +98,9 @@ class Graph(ForwardPlan):
 
     def _states(self, states: list[Tensor], rows: Sequence[Tensor], must: bool = False) -> list[Tensor] | None:
         """With the nodes, from rows [O] of weights. None, unless it must be, where the first sum cannot be fused."""
-        edge = 0
         for index in range(self.nodes):
-            edges = slice(edge, edge + self.inputs + index)
+            incoming = incoming_edges(self.inputs + index, self.inputs)
+            edges = slice(incoming.start, incoming.stop)
             candidates = [each for of_edge in self.edges[edges] for each in of_edge]
             inputs = [state for state, of_edge in zip(states, self.edges[edges], strict=True) for _ in of_edge]
             weights = torch.cat(list(rows[edges]))  # [K]
@@ -111,7 +111,6 @@ class Graph(ForwardPlan):
             if total is None:
                 return None
             states.append(total)
-            edge = edges.stop
         return states
 
     def summary(self) -> str:

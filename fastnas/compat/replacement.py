@@ -12,17 +12,15 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
 
+from fastnas.compat.candidate import Candidate
 from fastnas.compat.equivalence import mismatch
 from fastnas.compat.signature import HOLDER, Watch, original_class, signature
-
-if TYPE_CHECKING:
-    from fastnas.compat.candidate import Candidate
 
 
 class Unsupported(Exception):  # noqa: N818 (not an error of the user)

@@ -21,6 +21,7 @@ from fastnas.evaluators.shared import RECALIBRATION_BATCHES, SharedWeights
 from fastnas.evaluators.training import ShortTraining
 from fastnas.nn.derived import DerivedNetwork
 from fastnas.nn.nb201 import NB201Network
+from fastnas.spaces.encoding import encoding_of
 from fastnas.spaces.nb201 import NB201Genotype
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def for_search(search: Search, strategy: DiscreteStrategy, costs: Sequence[str] 
             **({"stem": network.stem_name} if network.stem_name != "cifar" else {}),
         )
 
-    encoding = network.space.encoding
+    encoding = encoding_of(network.space)
     size = (source.channels, *source.image_size)
     measured = Costs(costs, encoding, build, size, search.device) if costs else None
     kind, _, detail = strategy.evaluator.partition(":")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from fastnas.errors import UserError
 from fastnas.evaluators.base import Evaluation, Evaluator
 from fastnas.evaluators.clock import stopwatch
+from fastnas.python_object import load_object
 from fastnas.spaces.encoding import Code, Encoding
 
 
@@ -46,13 +46,7 @@ class Function(Evaluator):
 
 def load(name: str) -> Callable[[Any], float | Mapping[str, float]]:
     """The callable MODULE:NAME. UserError if there is none."""
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
-        raise UserError(f"evaluator python:{name!r} names no callable: expected python:MODULE:FUNCTION.")
-    try:
-        function = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"evaluator python:{name} cannot be imported: {error}; is its folder on PYTHONPATH?") from error
+    function = load_object(name, "evaluator")
     if not callable(function):
         raise UserError(f"evaluator python:{name} is no callable: expected a function of a genotype.")
     return function

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastnas.errors import UserError
 from fastnas.evaluators.base import Evaluation, Evaluator
-from fastnas.spaces.encoding import Code
+from fastnas.spaces.encoding import Code, encoding_of
 from fastnas.spaces.nb201 import SPACE, NB201Genotype
 
 SEARCH_EPOCHS = 12
@@ -33,7 +33,7 @@ class NB201(Evaluator):
         UserError: no such file, a column is missing, or not all cells of the space are there.
     """
 
-    encoding = SPACE.encoding
+    encoding = encoding_of(SPACE)
     clock = "simulated"
 
     def __init__(self, path: str | Path) -> None:
@@ -80,7 +80,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     columns = {name: np.full(size, np.nan) for name in wanted}  # [15625]
     places = [len(SPACE.candidates) ** power for power in reversed(range(len(SPACE.edges)))]
     for line, row in enumerate(rows, start=2):
-        code = SPACE.encoding.encode(NB201Genotype.from_string(row["arch"]))
+        code = encoding_of(SPACE).encode(NB201Genotype.from_string(row["arch"]))
         index = sum(value * place for value, place in zip(code, places, strict=True))
         for name in wanted:
             try:

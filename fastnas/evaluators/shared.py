@@ -14,7 +14,7 @@ from fastnas.evaluators.clock import stopwatch
 from fastnas.evaluators.costs import Costs
 from fastnas.nn import Supernet
 from fastnas.nn.batch_norm import individual_statistics
-from fastnas.spaces.encoding import Code
+from fastnas.spaces.encoding import Code, encoding_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 RECALIBRATION_BATCHES = 20
@@ -41,7 +41,7 @@ class SharedWeights(Evaluator):
         costs: Costs | None = None,
     ) -> None:
         self.network = network
-        self.encoding = network.space.encoding
+        self.encoding = encoding_of(network.space)
         self.batches = batches
         self.bn_mode = bn_mode
         self.training_batches = training_batches

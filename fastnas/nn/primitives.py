@@ -11,7 +11,6 @@ Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", ICLR 2
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from fastnas import onednn
 from fastnas.errors import UserError
+from fastnas.primitive_names import check_primitive, register_name
 
 Norm = Callable[[int], nn.Module]
 """Builds the normalisation of so many channels: `nn.BatchNorm2d` to train a derived network,
@@ -152,7 +152,10 @@ def _avg_pool_3x3(channels: int, stride: int, norm: Norm) -> nn.Module:
     return nn.AvgPool2d(3, stride, padding=1, count_include_pad=False)
 
 
-PRIMITIVES: dict[str, Callable[[int, int, Norm], nn.Module]] = {
+Constructor = Callable[[int, int, Norm], nn.Module]
+"""`(channels, stride, norm)` → a module that maps [B, C, H, W] to [B, C, ⌈H/stride⌉, ⌈W/stride⌉]."""
+
+PRIMITIVES: dict[str, Constructor] = {
     "none": lambda channels, stride, norm: Zero(stride),
     "max_pool_3x3": _max_pool_3x3,
     "avg_pool_3x3": _avg_pool_3x3,
@@ -166,16 +169,34 @@ PRIMITIVES: dict[str, Callable[[int, int, Norm], nn.Module]] = {
     "nor_conv_1x1": lambda channels, stride, norm: ReLUConvNorm(channels, channels, 1, stride, 0, norm),
     "nor_conv_3x3": lambda channels, stride, norm: ReLUConvNorm(channels, channels, 3, stride, 1, norm),
 }
-"""Name → constructor `(channels, stride, norm)`. An entry added here is at once valid in genotypes and networks."""
+"""Name → constructor. `register_primitive` adds to it."""
 
 
-def check_primitive(name: object) -> None:
-    """Raises `UserError`, with the nearest known name, if `name` is not a key of `PRIMITIVES`."""
-    if isinstance(name, str) and name in PRIMITIVES:
-        return
-    nearest = difflib.get_close_matches(name, PRIMITIVES, n=1) if isinstance(name, str) else []
-    advice = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(PRIMITIVES)}."
-    raise UserError(f"unknown primitive {name!r}: {advice}")
+def register_primitive(name: str, constructor: Constructor) -> None:
+    """Makes a candidate of your own known by name: to spaces, genotypes, networks, counters, reports, files and export.
+
+    In a supernet it runs as its module is, beside the candidates that the operators fuse. Registering a name again
+    replaces its constructor.
+
+    Args:
+        name: letters, digits and _; none of the built-in names.
+        constructor: `(channels, stride, norm)` → module, see `Constructor`. It builds its normalisations by
+            `norm(channels)`, without affine parameters while searching; a module with shared state between calls, or
+            one that changes its input in place, disturbs the other candidates of its edge.
+
+    Raises:
+        UserError: something that is no name, a built-in name, or a constructor that cannot be called.
+
+    >>> import torch
+    >>> from fastnas.nn import register_primitive
+    >>> def conv_1x1(channels, stride, norm):
+    ...     return torch.nn.Sequential(torch.nn.Conv2d(channels, channels, 1, stride, bias=False), norm(channels))
+    >>> register_primitive("conv_1x1", conv_1x1)
+    """
+    if not callable(constructor):
+        raise UserError(f"{name!r} is built by {constructor!r}: expected a function (channels, stride, norm).")
+    register_name(name)
+    PRIMITIVES[name] = constructor
 
 
 def make_primitive(name: str, channels: int, stride: int, *, norm: Norm, pool_norm: bool = False) -> nn.Module:

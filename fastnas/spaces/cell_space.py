@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastnas.errors import UserError
 from fastnas.genotype import LEVELS, AnyGenotype, CellKind, Genotype, Pair
-from fastnas.spaces.encoding import CellEncoding, Encoding
+from fastnas.spaces.topology import dag_edges, incoming_edges
 
 CELL_KINDS: tuple[CellKind, ...] = ("normal", "reduce")
 
@@ -56,17 +56,11 @@ class CellSpace:
     @cached_property
     def edges(self) -> tuple[tuple[int, int], ...]:
         """(source, node) of every edge."""
-        return tuple((source, node) for node in range(self.inputs, self.nodes + self.inputs) for source in range(node))
+        return dag_edges(self.nodes, self.inputs)
 
     def incoming(self, node: int) -> range:
         """The numbers of the edges that enter a node; their order is that of the sources."""
-        first = sum(range(self.inputs, node))
-        return range(first, first + node)
-
-    @cached_property
-    def encoding(self) -> Encoding:
-        """Architectures of the space as tuples of numbers."""
-        return CellEncoding(self)
+        return incoming_edges(node, self.inputs)
 
     def kind_of(self, level: int, reduction: bool) -> CellKind:
         """The kind of a cell after so many reductions."""

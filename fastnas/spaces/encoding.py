@@ -3,21 +3,24 @@ them."""
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from random import Random
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from fastnas.genotype import Genotype, Pair
-
-if TYPE_CHECKING:
-    from fastnas.genotype import AnyGenotype
-    from fastnas.spaces.cell_space import CellSpace
+from fastnas.genotype import AnyGenotype, Genotype, Pair
+from fastnas.spaces.cell_space import CellSpace
 
 Code = tuple[int, ...]
+
+
+@functools.cache
+def encoding_of(space: CellSpace) -> Encoding:
+    """Architectures of a space as tuples of numbers."""
+    return EdgeEncoding(space) if space.inputs == 1 else CellEncoding(space)
 
 
 class Encoding(ABC):

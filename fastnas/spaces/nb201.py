@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,7 +18,6 @@ from torch import Tensor
 from fastnas.errors import UserError
 from fastnas.genotype import CellKind, Pair, write_atomically
 from fastnas.spaces.cell_space import CellSpace
-from fastnas.spaces.encoding import EdgeEncoding
 
 CANDIDATES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
@@ -114,10 +112,6 @@ class NB201Space(CellSpace):
     nodes: int = 3
     kinds: tuple[CellKind, ...] = ("normal",)
     inputs: ClassVar[int] = 1
-
-    @cached_property
-    def encoding(self) -> EdgeEncoding:
-        return EdgeEncoding(self)
 
     def kind_of(self, level: int, reduction: bool) -> CellKind:
         return "normal"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastnas.errors import UserError
 from fastnas.evaluators.base import Evaluation, Evaluator
-from fastnas.spaces.encoding import Code, Encoding
+from fastnas.spaces.encoding import Code, Encoding, encoding_of
 from fastnas.strategies.base import Strategy
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ class DiscreteStrategy(Strategy):
 
         self._search = search
         self._space = search.network.space
-        self.begin(self._space.encoding, search.seed_for(0))
+        self.begin(encoding_of(self._space), search.seed_for(0))
         share = round(self.default_warm_up * search.epochs)
         self._first = min(share if self.warm_up is None else self.warm_up, search.epochs - 1)
         if self.warm_up is not None and self.warm_up >= search.epochs:
@@ -159,7 +159,7 @@ class DiscreteStrategy(Strategy):
 
     def logits(self, search: Search, images: Tensor) -> Tensor:
         code = self.training_code(Random(search.seed_for(1, search.epoch, search.step)))
-        return search.network.path_logits(images, self._space.encoding.op_weights(code))
+        return search.network.path_logits(images, encoding_of(self._space).op_weights(code))
 
     def after_epoch(self, search: Search) -> None:
         if search.epoch < self._first:
@@ -188,7 +188,7 @@ class DiscreteStrategy(Strategy):
     def mean_op_weights(self, search: Search) -> OpWeights:
         if self.best is None:
             return search.network.op_weights()
-        weights = self._space.encoding.op_weights(self.best.code)
+        weights = encoding_of(self._space).op_weights(self.best.code)
         return {kind: table.to(search.device) for kind, table in weights.items()}  # [E, O]
 
     def validation_logits(self, search: Search, images: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from fastnas.nn import Supernet
 from fastnas.nn.batch_norm import individual_statistics
 from fastnas.nn.fused import cell as fused_cell
 from fastnas.spaces.darts import SPACE as DARTS
+from fastnas.spaces.encoding import encoding_of
 
 TOLERANCE = {"rtol": 1e-9, "atol": 1e-10}
 
@@ -153,7 +154,7 @@ def test_a_population_of_cells_with_edge_weights(partial, names):
 
 def test_only_the_weights_of_active_candidates_get_gradients():
     net = network("egnas", 1)
-    path = net.space.encoding.op_weights(net.space.encoding.sample(Random(1)))
+    path = encoding_of(net.space).op_weights(encoding_of(net.space).sample(Random(1)))
     net.path_logits(images(), {kind: table.double() for kind, table in path.items()}).sum().backward()
     for cell in net.cells:
         for edge, row in zip(cell.edges, path[cell.kind], strict=True):
@@ -170,7 +171,7 @@ def test_a_population_of_paths_equals_one_by_one(space, mode, seed):
     net.train()
     net(images())
     before = copy.deepcopy(net.state_dict())
-    paths = [net.space.encoding.op_weights(net.space.encoding.sample(Random(seed + i))) for i in range(3)]
+    paths = [encoding_of(net.space).op_weights(encoding_of(net.space).sample(Random(seed + i))) for i in range(3)]
     paths = [{kind: table.double() for kind, table in path.items()} for path in paths]
     x = images()
     got = net.path_population_logits(x, paths, bn_mode=mode)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fastnas.errors import UserError
 from fastnas.evaluators import NB201, Evaluation, Evaluator
 from fastnas.spaces import SPACES, find
+from fastnas.spaces.encoding import encoding_of
 from fastnas.strategies import DiscreteStrategy, create, parse
 from fastnas.strategies.controller import IndependentLogits, RecurrentPolicy, codes_tensor
 from fastnas.strategies.discrete import Individual
@@ -23,7 +24,7 @@ from fastnas.strategies.genes import cross, mutate_genes
 from fastnas.strategies.nasnet_ppo import clipped_objective
 from fastnas.strategies.nsga2 import polynomial_mutation, ranks_and_crowding, survivors
 
-CELLS, TABLE = find("egnas").encoding, find("nb201").encoding
+CELLS, TABLE = encoding_of(find("egnas")), encoding_of(find("nb201"))
 
 
 class Counted(Evaluator):
@@ -114,7 +115,7 @@ def test_a_child_may_be_its_parent():
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(sorted(SPACES)), st.integers(0, 2**31))
 def test_codes_stay_legal_whatever_happens_to_them(space, seed):
-    encoding, random = find(space).encoding, Random(seed)
+    encoding, random = encoding_of(find(space)), Random(seed)
     a, b = encoding.sample(random), encoding.sample(random)
     assert encoding.encode(encoding.decode(a)) == a
     assert encoding.canonical(encoding.canonical(a)) == encoding.canonical(a)

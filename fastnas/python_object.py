@@ -1,0 +1,38 @@
+"""Objects of a user's own code, named on a command line as `python:MODULE:OBJECT`."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+from fastnas.errors import UserError
+
+PREFIX = "python:"
+
+
+def load_object(text: str, what: str) -> Any:
+    """What `MODULE:OBJECT` names, `python:` in front or not. The module is imported, from the working folder too.
+
+    Args:
+        text: the name, as it was given.
+        what: the thing that is looked for, for the message: "space", "evaluator".
+
+    Raises:
+        UserError: no such module or object, or a module whose code fails.
+    """
+    module, _, name = text.removeprefix(PREFIX).partition(":")
+    if not module or not name:
+        raise UserError(f"the {what} {text!r} names no object: expected {PREFIX}MODULE:OBJECT.")
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"the {what} {PREFIX}{module}:{name} cannot be imported: {error}; is its folder on PYTHONPATH?"
+        ) from error
+    except Exception as error:  # whatever the user's module raises
+        reason = f"{type(error).__name__}: {error}".split("\n", 1)[0][:200]
+        raise UserError(f"the {what} {PREFIX}{module}:{name} cannot be imported: its code raised {reason}") from error
