@@ -1,6 +1,6 @@
 """The weight step of foreign supernets, as their code has them and after `fastnas.compat.accelerate`.
 
-DARTS with all channels, PC-DARTS with a quarter of them and edge weights β (see `benchmarks.ancestors`).
+DARTS with all channels, PC-DARTS with a quarter of them and edge weights β (see `benchmarks.baselines`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.ancestors import darts, pc_darts
+from benchmarks.baselines import darts, pc_darts
 from benchmarks.harness import PLAIN, Row, compare
 from benchmarks.harness.clock import Run
 from benchmarks.harness.memory import Task, peak_memory
@@ -33,7 +33,7 @@ from fastnas.errors import UserError
 
 BATCH = 64
 # name: (network, the space of ours that has the same candidates, partial channels)
-ANCESTORS: dict[str, tuple[Callable[..., nn.Module], str, int]] = {
+BASELINES: dict[str, tuple[Callable[..., nn.Module], str, int]] = {
     "darts": (darts.Network, "darts", 1),
     "pc-darts": (pc_darts.Network, "darts", 4),
 }
@@ -42,11 +42,11 @@ ANCESTORS: dict[str, tuple[Callable[..., nn.Module], str, int]] = {
 def measure(device: torch.device, seconds: float, options: Options) -> list[Row]:
     rows: list[Row] = []
     batch = options.batch or BATCH
-    names = [name for name in ANCESTORS if options.space in (None, name)]
+    names = [name for name in BASELINES if options.space in (None, name)]
     if not names:
-        raise UserError(f"there is no foreign supernet {options.space!r} here: expected {' or '.join(ANCESTORS)}.")
+        raise UserError(f"there is no foreign supernet {options.space!r} here: expected {' or '.join(BASELINES)}.")
     for name in names:
-        _, space, parts = ANCESTORS[name]
+        _, space, parts = BASELINES[name]
         needed = work(space, options.channels, options.layers, batch, options.size, parts)
         arguments: dict[str, Any] = {"name": name, "sizes": asdict(options)}
         memory = {}
@@ -71,7 +71,7 @@ def measure(device: torch.device, seconds: float, options: Options) -> list[Row]
 def build(name: str, contender: str, device: torch.device, channels: int, layers: int) -> nn.Module:
     """The network as a contender has it, all of them with the same weights and α."""
     torch.manual_seed(0)
-    network = ANCESTORS[name][0](channels, CLASSES, layers, nn.CrossEntropyLoss())
+    network = BASELINES[name][0](channels, CLASSES, layers, nn.CrossEntropyLoss())
     # α and β are plain tensors, which `to` does not move.
     for attribute, value in [(key, value) for key, value in vars(network).items() if isinstance(value, torch.Tensor)]:
         setattr(network, attribute, value.detach().to(device).requires_grad_())

@@ -1,12 +1,15 @@
 """The fused operators in other code: `accelerate` speeds up a network that is there, `patch` those to come."""
 
+import warnings
+from typing import Any
+
 from fastnas.compat.acceleration import accelerate, report, restore
 from fastnas.compat.load_supernet import foreign_state_dict, load_betas, load_supernet
-from fastnas.compat.patching import ANCESTORS, Patch, patch, unpatch
+from fastnas.compat.patching import BASELINES, Patch, patch, unpatch
 from fastnas.compat.reporting import Entry, Report
 
 __all__ = [
-    "ANCESTORS",
+    "BASELINES",
     "Entry",
     "Patch",
     "Report",
@@ -19,3 +22,10 @@ __all__ = [
     "restore",
     "unpatch",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ANCESTORS":
+        warnings.warn("fastnas.compat.ANCESTORS is called BASELINES now", DeprecationWarning, stacklevel=2)
+        return BASELINES
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

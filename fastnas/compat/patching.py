@@ -20,7 +20,7 @@ from fastnas.errors import UserError
 
 
 @dataclass(frozen=True)
-class Ancestor:
+class Baseline:
     """Where a code base defines what `accelerate` knows.
 
     Attributes:
@@ -33,23 +33,23 @@ class Ancestor:
 
 
 _CELLS = ("Cell", "MixedOp")
-ANCESTORS = {
-    "darts": Ancestor(("model_search",), _CELLS),
-    "pc-darts": Ancestor(("model_search", "model_search_imagenet"), _CELLS),
-    "p-darts": Ancestor(("model_search",), _CELLS),
-    "egnas": Ancestor(("model_search", "model_search_imagenet"), _CELLS),
-    "pt.darts": Ancestor(("models.search_cells", "models.ops"), ("SearchCell", "MixedOp")),
-    "xautodl": Ancestor(
+BASELINES = {
+    "darts": Baseline(("model_search",), _CELLS),
+    "pc-darts": Baseline(("model_search", "model_search_imagenet"), _CELLS),
+    "p-darts": Baseline(("model_search",), _CELLS),
+    "egnas": Baseline(("model_search", "model_search_imagenet"), _CELLS),
+    "pt.darts": Baseline(("models.search_cells", "models.ops"), ("SearchCell", "MixedOp")),
+    "xautodl": Baseline(
         ("xautodl.models.cell_searchs.search_cells",), ("NASNetSearchCell", "NAS201SearchCell", "MixedOp")
     ),
-    "naslib": Ancestor(
+    "naslib": Baseline(
         ("naslib.optimizers.oneshot.darts.optimizer", "naslib.optimizers.oneshot.drnas.optimizer"),
         ("DARTSMixedOp", "DrNASMixedOp"),
     ),
-    "nni": Ancestor(
+    "nni": Baseline(
         ("nni.nas.oneshot.pytorch.supermodule.differentiable",), ("DifferentiableMixedLayer", "DifferentiableMixedCell")
     ),
-    "confopt": Ancestor(("confopt.searchspace.common.mixop",), ("OperationBlock", "OperationChoices")),
+    "confopt": Baseline(("confopt.searchspace.common.mixop",), ("OperationBlock", "OperationChoices")),
 }
 """The code bases that `patch` knows by name."""
 
@@ -65,7 +65,7 @@ def patch(name: str, module: ModuleType | Sequence[ModuleType] | str | None = No
     `accelerate` them.
 
     Args:
-        name: of the code base, one of `ANCESTORS`.
+        name: of the code base, one of `BASELINES`.
         module: where its classes are, if not where the original has them: a module, several, or the name of one.
 
     Returns:
@@ -74,14 +74,14 @@ def patch(name: str, module: ModuleType | Sequence[ModuleType] | str | None = No
     Raises:
         UserError: an unknown name, a module that cannot be found, or one without the classes.
     """
-    if name not in ANCESTORS:
-        raise UserError(f"cannot patch {name!r}: known code bases are {', '.join(map(repr, ANCESTORS))}.")
+    if name not in BASELINES:
+        raise UserError(f"cannot patch {name!r}: known code bases are {', '.join(map(repr, BASELINES))}.")
     unpatch(name)
-    ancestor = ANCESTORS[name]
+    baseline = BASELINES[name]
     given = [module] if isinstance(module, ModuleType | str) else module
-    made = Patch(name, ancestor.classes)
+    made = Patch(name, baseline.classes)
     if given is None:
-        made.watch(_findable(name, ancestor))
+        made.watch(_findable(name, baseline))
     else:
         for each in given:
             if isinstance(each, str):
@@ -89,7 +89,7 @@ def patch(name: str, module: ModuleType | Sequence[ModuleType] | str | None = No
                     raise UserError(f"patch({name!r}): there is no module {each!r}. Is its folder in sys.path?")
                 made.watch([each])
             elif not made.classes_of(each):
-                expected = " or ".join(ancestor.classes)
+                expected = " or ".join(baseline.classes)
                 raise UserError(f"patch({name!r}): module {each.__name__!r} has no class {expected}.")
             else:
                 made.apply(each)
@@ -103,19 +103,19 @@ def unpatch(name: str) -> None:
     Raises:
         UserError: an unknown name.
     """
-    if name not in ANCESTORS:
-        raise UserError(f"cannot unpatch {name!r}: known code bases are {', '.join(map(repr, ANCESTORS))}.")
+    if name not in BASELINES:
+        raise UserError(f"cannot unpatch {name!r}: known code bases are {', '.join(map(repr, BASELINES))}.")
     if (made := _active.pop(name, None)) is not None:
         made.undo()
 
 
-def _findable(name: str, ancestor: Ancestor) -> list[str]:
-    found = [each for each in ancestor.modules if each in sys.modules or _is_there(each)]
+def _findable(name: str, baseline: Baseline) -> list[str]:
+    found = [each for each in baseline.modules if each in sys.modules or _is_there(each)]
     if not found:
-        names = " nor ".join(map(repr, ancestor.modules))
+        names = " nor ".join(map(repr, baseline.modules))
         raise UserError(
             f"patch({name!r}): neither {names} can be imported. Give the module that holds the classes "
-            f"{' and '.join(ancestor.classes)}: patch({name!r}, module)."
+            f"{' and '.join(baseline.classes)}: patch({name!r}, module)."
         )
     return found
 

@@ -15,8 +15,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.harness import FASTNAS, PLAIN
 from benchmarks.static import resources, roofline
+from benchmarks.static.counting import GPUS, SECTOR, Count, Counting, moved_bytes, total
 from benchmarks.static.resources import Instance
-from benchmarks.static.roofline import GPUS, SECTOR, Counting, Sizes, moved_bytes, total
+from benchmarks.static.roofline import Sizes
 from fastnas.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,7 +64,7 @@ def test_a_convolution_is_counted_as_on_paper():
 
 
 def test_the_floor_takes_the_slower_of_memory_and_arithmetic():
-    count = roofline.Count()
+    count = Count()
     count.add(1, 2 * 10**12, 1)
     count.add(1, 1, 3 * 10**12)
     gpu = replace(GPUS[0], teraflops=3.0, terabytes_per_second=2.0)

@@ -1,4 +1,4 @@
-"""Foreign networks of every ancestor's shape, and what tests compare of them."""
+"""Foreign networks of every baseline's shape, and what tests compare of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.ancestors import confopt, darts, egnas, naslib, nni, p_darts, pc_darts, pt_darts, xautodl
+from benchmarks.baselines import confopt, darts, egnas, naslib, nni, p_darts, pc_darts, pt_darts, xautodl
 
 Five = [[True, False, True, True, True, False, True, False]] * 5
 Three = [[False, True, False, True, False, False, True, False]] * 5

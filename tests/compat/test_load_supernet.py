@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.ancestors import darts, egnas, pc_darts
-from benchmarks.ancestors.darts_operations import FactorizedReduce
+from benchmarks.baselines import darts, egnas, pc_darts
+from benchmarks.baselines.darts_operations import FactorizedReduce
 from fastnas.compat import foreign_state_dict, load_betas, load_supernet
 from fastnas.errors import UserError
 from fastnas.nn import Supernet

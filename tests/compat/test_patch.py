@@ -15,7 +15,7 @@ import torch
 from foreign import LOSS, NETWORKS, Five, agree, build, images, outcome
 from torch import nn
 
-from benchmarks.ancestors import confopt, darts, egnas, naslib, nni, p_darts, pc_darts, pt_darts, xautodl
+from benchmarks.baselines import confopt, darts, egnas, naslib, nni, p_darts, pc_darts, pt_darts, xautodl
 from fastnas import compat
 from fastnas.errors import UserError
 
@@ -23,7 +23,7 @@ from fastnas.errors import UserError
 @pytest.fixture(autouse=True)
 def _no_patch_stays() -> Iterator[None]:
     yield
-    for name in compat.ANCESTORS:
+    for name in compat.BASELINES:
         compat.unpatch(name)
 
 
@@ -45,8 +45,8 @@ MODULES: dict[str, tuple[str, list[ModuleType]]] = {
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_every_ancestor(name: str) -> None:
-    assert set(MODULES) == set(compat.ANCESTORS)
+def test_every_baseline(name: str) -> None:
+    assert set(MODULES) == set(compat.BASELINES)
     case, modules = MODULES[name]
     before = [vars(cls).get("__init__") for module in modules for cls in vars(module).values() if isinstance(cls, type)]
     with compat.patch(name, modules):
@@ -104,7 +104,7 @@ def test_subclasses_are_accelerated_when_they_are_complete() -> None:
 
 
 SOURCE = """
-from benchmarks.ancestors.darts import Cell as _Cell, MixedOp as _MixedOp
+from benchmarks.baselines.darts import Cell as _Cell, MixedOp as _MixedOp
 
 class MixedOp(_MixedOp):
     pass

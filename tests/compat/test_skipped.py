@@ -11,8 +11,8 @@ import torch
 from foreign import agree, build, images, outcome
 from torch import Tensor, nn
 
-from benchmarks.ancestors import darts, p_darts
-from benchmarks.ancestors.darts_operations import DilConv, SepConv, Zero
+from benchmarks.baselines import darts, p_darts
+from benchmarks.baselines.darts_operations import DilConv, SepConv, Zero
 from fastnas import compat
 from fastnas.compat.mixed_operation import MixedOperation
 from fastnas.compat.replacement import holder_of

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.ancestors import egnas, pc_darts
+from benchmarks.baselines import egnas, pc_darts
 from fastnas.compat import foreign_state_dict
 from fastnas.configuration import parse
 from fastnas.engine.search import Search

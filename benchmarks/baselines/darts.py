@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.ancestors.darts_operations import NAMES, FactorizedReduce, ReLUConvBN, operation
+from benchmarks.baselines.darts_operations import NAMES, FactorizedReduce, ReLUConvBN, operation
 
 
 class MixedOp(nn.Module):

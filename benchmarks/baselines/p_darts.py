@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.ancestors.darts_operations import NAMES, FactorizedReduce, Identity, ReLUConvBN, operation
+from benchmarks.baselines.darts_operations import NAMES, FactorizedReduce, Identity, ReLUConvBN, operation
 
 
 class MixedOp(nn.Module):

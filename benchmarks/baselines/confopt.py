@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.ancestors.darts_operations import (
+from benchmarks.baselines.darts_operations import (
     DilConv,
     FactorizedReduce,
     Identity,

@@ -1,4 +1,4 @@
-"""A network of every ancestor's shape computes the same after `accelerate`: the whole life of it."""
+"""A network of every baseline's shape computes the same after `accelerate`: the whole life of it."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.ancestors.darts_operations import FactorizedReduce, ReLUConvBN, operation, shuffled
+from benchmarks.baselines.darts_operations import FactorizedReduce, ReLUConvBN, operation, shuffled
 
 NAMES = (
     "avg_pool_3x3",

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.ancestors import darts
-from benchmarks.ancestors.darts_operations import NAMES, operation, shuffled
+from benchmarks.baselines import darts
+from benchmarks.baselines.darts_operations import NAMES, operation, shuffled
 
 PARTS = 4
 
