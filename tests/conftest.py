@@ -12,10 +12,14 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from cuda_emulation import emulation
+
+from fastnas import primitive_names
+from fastnas.nn.primitives import PRIMITIVES
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -27,6 +31,17 @@ def seed(request: pytest.FixtureRequest) -> int:
     torch.manual_seed(value)
     request.node.user_properties.append(("FASTNAS_TEST_SEED", value))
     return value
+
+
+@pytest.fixture(autouse=True)
+def registries() -> Iterator[None]:
+    """What a test registers is forgotten after it."""
+    tables: list[dict[str, Any]] = [PRIMITIVES, primitive_names._names]
+    before = [dict(table) for table in tables]
+    yield
+    for table, entries in zip(tables, before, strict=True):
+        table.clear()
+        table.update(entries)
 
 
 @pytest.hookimpl(hookwrapper=True)

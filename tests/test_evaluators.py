@@ -211,7 +211,7 @@ def test_callables_are_found_by_name(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     assert load("my_scores:score")(None) == 0.25
     for name, message in [
-        ("my_scores", "expected python:MODULE:FUNCTION"),
+        ("my_scores", "expected python:MODULE:OBJECT"),
         ("my_scores:limit", "is no callable"),
         ("my_scores:other", "cannot be imported"),
         ("no_such_module:f", "cannot be imported"),
@@ -253,7 +253,7 @@ def test_the_network_of_the_benchmark_has_its_parameters():
     [
         ("weights", "unknown evaluator 'weights'"),
         ("training:fast", "expected training, or training:EPOCHS"),
-        ("python:none", "expected python:MODULE:FUNCTION"),
+        ("python:none", "expected python:MODULE:OBJECT"),
         ("nb201:nowhere.csv", "cannot read the table"),
     ],
 )

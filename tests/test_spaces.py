@@ -14,6 +14,7 @@ from fastnas.genotype import CellKind
 from fastnas.nn.primitives import PRIMITIVES
 from fastnas.spaces import SPACES, CellSpace
 from fastnas.spaces.encoding import encoding_of
+from fastnas.spaces.topology import dag_edges, nodes_of_dag
 
 DARTS, EGNAS = SPACES["darts"], SPACES["egnas"]
 
@@ -69,6 +70,15 @@ def test_every_node_reads_every_earlier_node_once(nodes: int) -> None:
         assert [space.edges[edge] for edge in space.incoming(node)] == [(source, node) for source in range(node)]
 
 
+@settings(deadline=None)
+@given(st.integers(1, 12), st.integers(1, 3))
+def test_nodes_follow_from_the_number_of_edges(nodes: int, inputs: int) -> None:
+    edges = len(dag_edges(nodes, inputs))
+    assert nodes_of_dag(edges, inputs) == nodes
+    assert nodes_of_dag(edges + 1, inputs) is None or inputs + nodes == 1
+    assert nodes_of_dag(0, inputs) is None
+
+
 def test_nb201_has_six_edges_and_takes_the_best_of_each() -> None:
     space = SPACES["nb201"]
     assert space.edges == ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
@@ -92,7 +102,7 @@ def test_find() -> None:
     assert spaces.find("egnas") is EGNAS
     own = CellSpace("own", ("skip_connect",), pool_norm=False, nodes=2)
     assert spaces.find(own) is own
-    message = r"^unknown search space 'dart': expected one of darts, egnas, multi-level, nb201, or a CellSpace\.$"
+    message = r"^unknown search space 'dart': expected one of darts, egnas, multi-level, nb201, a CellSpace, or one of"
     with pytest.raises(UserError, match=message):
         spaces.find("dart")
 

@@ -20,6 +20,7 @@ from fastnas.nn.primitives import (
     SeparableConv,
     Zero,
     make_primitive,
+    register_primitive,
 )
 
 plain_norm = partial(nn.BatchNorm2d, affine=False)
@@ -116,8 +117,8 @@ def test_errors() -> None:
         FactorizedReduce(4, 3, plain_norm)
 
 
-def test_a_new_entry_of_the_table_is_a_primitive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PRIMITIVES, "conv_1x1", lambda c, s, norm: ReLUConvNorm(c, c, 1, s, 0, norm))
+def test_a_registered_primitive_is_built_by_name() -> None:
+    register_primitive("conv_1x1", lambda c, s, norm: ReLUConvNorm(c, c, 1, s, 0, norm))
     assert make_primitive("conv_1x1", 4, 2, norm=plain_norm)(torch.zeros(2, 4, 5, 5)).shape == (2, 4, 3, 3)
 
 
