@@ -13,13 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastnas.data.augmentation import Augmentation
-from fastnas.data.image import EXTENSIONS, decode, encoded, resized_side, size_of
+from fastnas.data.class_folders import ImageFiles, classes_of, split_folder
+from fastnas.data.image import decode, encoded, resized_side, size_of
 from fastnas.data.source import Source
 from fastnas.data.split import chosen
 from fastnas.errors import UserError
 
-TRAIN_FOLDER = "train"
-TEST_FOLDERS = ("test", "val", "valid", "validation")  # the first that exists
 CHUNK = 32  # images a thread takes at once: small images decode faster than threads take turns
 
 Item = TypeVar("Item")
@@ -105,12 +104,14 @@ def open_folder(
 ) -> FolderSource:
     """Opens ROOT/<class>/**/*.jpg (or another image format), or ROOT/train/<class>/… and ROOT/test/<class>/….
 
-    Classes and files are sorted by name. Everything becomes 8-bit RGB. What can be told without decoding (folders,
+    Classes and files are sorted by name; hidden folders are passed over, links to folders are followed where no image
+    counts twice. Everything becomes 8-bit RGB. What can be told without decoding (folders,
     file headers, sizes, missing ends) is checked here; other damage shows when an image is decoded, at the latest by
     `images()`.
 
     Args:
-        location: ROOT. With a subfolder train, and test (or val), each split is read from its own.
+        location: ROOT. With a subfolder train (or training), and test (testing, val, valid, validation, eval or dev),
+            each split is read from its own.
         split: "train" or "test".
         image_size: if given, images are resized (shorter side) and cropped (centre) to this many pixels a side;
             otherwise they must all have one size.
@@ -122,16 +123,15 @@ def open_folder(
         UserError: a folder is missing, unreadable or empty, a file is no image, or sizes differ.
     """
     root = Path(location).expanduser()
-    base = _split_folder(root, split)
-    class_folders = _subfolders(base)
-    if not class_folders:
-        raise UserError(f"{base} has no class folders; put the images of each class in a subfolder named after it")
+    base = split_folder(root, split)
+    classes = classes_of(base)
     left_out: list[str] = []
     files: list[Path] = []
     sizes: list[tuple[int, int]] = []
     labels: list[int] = []
-    for label, folder in enumerate(class_folders):
-        found = _image_files(folder, left_out if skip_unreadable else None)
+    image_files = ImageFiles(base, left_out if skip_unreadable else None)
+    for label, folder in enumerate(classes.values()):
+        found = image_files.of(folder)
         for path, size in zip(found, _in_threads(_size_or_error if skip_unreadable else size_of, found), strict=True):
             if isinstance(size, UserError):
                 left_out.append(str(size))
@@ -148,7 +148,7 @@ def open_folder(
         spec=f"folder:{location}",
         name=root.resolve().name,
         split=split,
-        classes=tuple(folder.name for folder in class_folders),
+        classes=tuple(classes),
         labels=np.array(labels, dtype=np.int64),
         files=tuple(files),
         sizes=np.array(sizes),
@@ -159,54 +159,6 @@ def open_folder(
         evaluated_share=evaluated_share,
         left_out=tuple(left_out),
     )
-
-
-def _split_folder(root: Path, split: str) -> Path:
-    names = {folder.name for folder in _subfolders(root)}
-    tests = [name for name in TEST_FOLDERS if name in names]
-    # A class may be called "train", so that name alone does not make a split, unless there is nothing else.
-    divided = (TRAIN_FOLDER in names and tests) or (names and names <= {TRAIN_FOLDER, *TEST_FOLDERS})
-    if not divided:
-        if split == "test":
-            raise UserError(f"{root} has no test images; put them in {root / 'test'}, the others in {root / 'train'}")
-        return root
-    wanted = [TRAIN_FOLDER] if split == "train" else tests
-    if not names.intersection(wanted):
-        expected = "train" if split == "train" else "test (or val)"
-        raise UserError(f"{root} has only {', '.join(sorted(names))}; the {split} split needs the subfolder {expected}")
-    return root / wanted[0]
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    try:
-        return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-    except OSError as error:
-        raise _unreadable_folder(folder, error) from error
-
-
-def _image_files(folder: Path, left_out: list[str] | None) -> list[Path]:
-    """Images in a class folder and below. Unreadable folders below it go to `left_out`, or stop where that is None."""
-
-    def missed(error: OSError) -> None:
-        problem = _unreadable_folder(Path(error.filename), error)
-        if left_out is None or Path(error.filename) == folder:
-            raise problem from error
-        left_out.append(str(problem))
-
-    files = [
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, onerror=missed, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
-    ]
-    if not files:
-        extensions = ", ".join(sorted(EXTENSIONS))
-        raise UserError(f"the class folder {folder} holds no image ({extensions}); add images or remove the folder")
-    return sorted(files)
-
-
-def _unreadable_folder(folder: Path, error: OSError) -> UserError:
-    return UserError(f"cannot read the folder {folder}: {error.strerror}; give a readable folder of images")
 
 
 def _size_or_error(path: Path) -> tuple[int, int] | UserError:

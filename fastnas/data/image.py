@@ -13,7 +13,14 @@ from torchvision.transforms.v2 import functional as transforms
 
 from fastnas.errors import UserError
 
-EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+# Formats that Pillow knows by name only, and those that hold pages, drawings or films.
+NO_PICTURES = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"})
+EXTENSIONS = frozenset(
+    extension
+    for extension, kind in Image.registered_extensions().items()
+    if kind in Image.OPEN and kind not in NO_PICTURES
+)
+"""Of all files that Pillow reads as images."""
 
 # What brings an image upright, by EXIF orientation. ImageOps.exif_transpose stumbles over damaged EXIF blocks.
 TURNS = {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -65,14 +66,75 @@ def test_many_images_keep_their_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(source.images(), expected)
 
 
+def test_hidden_and_service_folders_are_passed_over_at_every_depth(root: Path) -> None:
+    for name in (".ipynb_checkpoints", ".thumbnails", "__MACOSX", "@eaDir", "kittens/.cache"):
+        (root / "cat" / name).mkdir(parents=True)
+        Image.fromarray(pixels(9)).save(root / "cat" / name / "copy.png")
+    assert np.bincount(data.open(f"folder:{root}").labels).tolist() == [4, 2, 3]
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "jp2", "tga", "pnm", "dib", "apng"])
+def test_any_extension_of_a_format_that_pillow_reads(root: Path, suffix: str) -> None:
+    kind = {"jfif": "JPEG", "jpe": "JPEG", "jp2": "JPEG2000", "tga": "TGA", "pnm": "PPM", "dib": "DIB", "apng": "PNG"}
+    Image.fromarray(pixels(9)).save(root / "cat" / f"another.{suffix}", format=kind[suffix])
+    assert np.bincount(data.open(f"folder:{root}").labels).tolist() == [4, 3, 3]
+
+
+@pytest.mark.parametrize("target", ["..", ".", "../dog", "../../animals"])
+def test_a_link_that_would_count_images_twice_is_refused(root: Path, target: str) -> None:
+    (root / "cat" / "link").symlink_to(target)
+    with pytest.raises(UserError, match=r"the link .*/cat/link leads to .*, whose images would count twice"):
+        data.open(f"folder:{root}")
+
+
+def test_links_out_of_the_tree_are_followed_once(root: Path, tmp_path: Path) -> None:
+    write_folder(tmp_path / "store", {"owls": 5})
+    (root / "owl").symlink_to(tmp_path / "store" / "owls")
+    source = data.open(f"folder:{root}")
+    assert source.classes == ("bee", "cat", "dog", "owl")
+    assert np.bincount(source.labels).tolist() == [4, 2, 3, 5]
+    (root / "bird").symlink_to(tmp_path / "store" / "owls")
+    with pytest.raises(UserError, match="would count twice"):
+        data.open(f"folder:{root}")
+
+
+def test_a_pipe_is_no_image(root: Path) -> None:
+    os.mkfifo(root / "cat" / "pipe.png")
+    assert np.bincount(data.open(f"folder:{root}").labels).tolist() == [4, 2, 3]
+
+
+def test_class_names_are_equal_whatever_their_unicode_form(tmp_path: Path) -> None:
+    for split, form in (("train", "NFC"), ("test", "NFD")):
+        write_folder(tmp_path / split, {unicodedata.normalize(form, "café"): 2, "tea": 2})
+    train, test = data.open(f"folder:{tmp_path}"), data.open(f"folder:{tmp_path}", "test")
+    assert train.classes == test.classes
+    data.check_same_classes(train, test)
+    write_folder(tmp_path / "train", {unicodedata.normalize("NFD", "café"): 2})
+    with pytest.raises(UserError, match="differ in their Unicode normalisation"):
+        data.open(f"folder:{tmp_path}")
+
+
+def test_class_names_that_are_no_utf8(root: Path) -> None:
+    os.rename(root / "cat", os.fsencode(root) + b"/chat-\xe9t\xe9")
+    source = data.open(f"folder:{root}")
+    assert source.classes == ("bee", "chat-\\xe9t\\xe9", "dog")
+    assert len(source.images()) == 9
+
+
+def test_a_folder_one_level_too_high(root: Path) -> None:
+    with pytest.raises(UserError, match="single folder animals, whose 3 subfolders look like classes; give folder:"):
+        data.open(f"folder:{root.parent}")
+
+
 def test_home_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(root.parent))
     assert len(data.open("folder:~/animals")) == 9
 
 
-@pytest.mark.parametrize("test_name", ["test", "val", "valid", "validation"])
-def test_split_folders(tmp_path: Path, test_name: str) -> None:
-    write_folder(tmp_path / "train", {"a": 3, "b": 2})
+@pytest.mark.parametrize("train_name", ["train", "Training", "TRAIN"])
+@pytest.mark.parametrize("test_name", ["test", "val", "valid", "validation", "Testing", "Test", "VAL", "dev", "eval"])
+def test_split_folders(tmp_path: Path, train_name: str, test_name: str) -> None:
+    write_folder(tmp_path / train_name, {"a": 3, "b": 2})
     write_folder(tmp_path / test_name, {"a": 1, "b": 1})
     train, test = data.open(f"folder:{tmp_path}"), data.open(f"folder:{tmp_path}", "test")
     assert (len(train), len(test)) == (5, 2)
