@@ -232,7 +232,7 @@ class Genotype:
                 f"genotype {str(path)!r} is a folder: give a file, such as {str(path / 'genotype.json')!r}."
             )
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
         except OSError as error:
             reason = error.strerror or error
             raise UserError(f"cannot read genotype {str(path)!r}: {reason}; give the path of its JSON file.") from error

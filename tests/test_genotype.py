@@ -306,6 +306,12 @@ def test_unreadable_files(tmp_path: Path) -> None:
 # Published genotypes
 
 
+def test_a_byte_order_mark_is_read_over(tmp_path):
+    genotype = Genotype.published("DARTS_V2")
+    (tmp_path / "g.json").write_bytes(b"\xef\xbb\xbf" + genotype.to_text().encode())
+    assert Genotype.from_json(tmp_path / "g.json") == genotype
+
+
 def test_every_published_genotype_is_valid_and_documented() -> None:
     entries = json.loads((Path(__file__).resolve().parents[1] / "fastnas" / "published_genotypes.json").read_text())
     assert Genotype.published_names() == tuple(entries)

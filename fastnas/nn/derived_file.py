@@ -22,7 +22,7 @@ _OPTIONS = {"channels": int, "layers": int, "num_classes": int, "in_channels": i
 
 def save_network(network: Any, path: Path, about: dict[str, Any]) -> Path:
     """See `DerivedNetwork.save`."""
-    path = path if path.suffix == ".json" else path.with_name(path.name + ".json")
+    path = _description_of(path)
     weights = path.with_suffix(".safetensors")
     description = {
         "kind": KIND,
@@ -53,11 +53,19 @@ def save_network(network: Any, path: Path, about: dict[str, Any]) -> Path:
     return path
 
 
+def _description_of(path: Path) -> Path:
+    """The description that a name stands for: itself, the one beside weights, or the name with `.json` behind it,
+    whatever other dots it holds."""
+    if path.suffix in (".json", ".safetensors"):
+        return path.with_suffix(".json")
+    return path.with_name(path.name + ".json")
+
+
 def load_network(path: Path) -> tuple[Genotype, dict[str, Any], dict[str, Any], dict[str, Tensor]]:
     """Genotype, options, what the description is about, and the weights."""
-    path = path / DESCRIPTION if path.is_dir() else path.with_suffix(".json")
+    path = path / DESCRIPTION if path.is_dir() else _description_of(path)
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(
             f"cannot read the network {str(path)!r}: {error.strerror or error}; give the JSON file that "

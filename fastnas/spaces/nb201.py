@@ -96,7 +96,7 @@ class NB201Genotype:
     def from_json(cls, path: str | os.PathLike[str]) -> Self:
         """Reads what `to_json` wrote. UserError if there is no such file."""
         try:
-            data = json.loads(Path(path).read_text(encoding="utf-8"))
+            data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the cell {str(path)!r}: {error}; give the path of its JSON file.") from error
         return cls.from_dict(data if isinstance(data, dict) else {})

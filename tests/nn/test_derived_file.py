@@ -49,6 +49,15 @@ def test_the_description_is_found_from_the_folder_and_from_the_weights(saved: Pa
     assert sorted(path.name for path in saved.parent.iterdir()) == ["network.json", "network.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["net", "net.v2", "net.v2.json", "net.2026-11-30.best", "net.json.old"])
+def test_what_save_was_given_is_what_load_reads(tmp_path: Path, name: str) -> None:
+    network(channels=4).save(tmp_path / "net")
+    if name != "net":
+        network(channels=6).save(tmp_path / name)
+    assert DerivedNetwork.load(tmp_path / name).options["channels"] == (4 if name == "net" else 6)
+    assert DerivedNetwork.load(tmp_path / "net").options["channels"] == 4
+
+
 def test_saving_again_keeps_what_it_is_about(saved: Path, tmp_path: Path) -> None:
     DerivedNetwork.load(saved).save(tmp_path / "copy")
     assert DerivedNetwork.load(tmp_path / "copy.json").about == {"classes": ["ä", "b"]}
@@ -62,6 +71,11 @@ def test_truncated_weights_get_one_line(tmp_path_factory: pytest.TempPathFactory
     with pytest.raises(UserError, match=r"network\.safetensors' is damaged or no safetensors file") as error:
         DerivedNetwork.load(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_is_read_over(saved: Path) -> None:
+    saved.write_bytes(b"\xef\xbb\xbf" + saved.read_bytes())
+    assert DerivedNetwork.load(saved).about == {"classes": ["ä", "b"]}
 
 
 def test_foreign_files(saved: Path, tmp_path: Path) -> None:
