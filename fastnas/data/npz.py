@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from fastnas.errors import UserError
 
 # (training images, training labels, test images, test labels): ours, then Keras's
 LAYOUTS = (("images", "labels", "test_images", "test_labels"), ("x_train", "y_train", "x_test", "y_test"))
+MOST_CHANNELS = 4  # of what is surely a picture; more only where the other dimensions leave no doubt
 EXPECTED = "images and labels (with test_images and test_labels for a test split) or x_train, y_train, x_test, y_test"
 
 
@@ -77,6 +79,8 @@ def open_npz(
 
 
 def _load(file: Path) -> np.lib.npyio.NpzFile:
+    if file.exists() and not file.is_file() and not file.is_dir():
+        raise UserError(f"cannot read {file}: it is no regular file; give a file written by numpy.savez")
     try:
         arrays = np.load(file, allow_pickle=False)
     except OSError as error:
@@ -93,11 +97,18 @@ def _array(file: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
         found = ", ".join(arrays.files) or "nothing"
         raise UserError(f"{file} has no array '{name}'; found: {found}; expected: {EXPECTED}")
     try:
-        return arrays[name]
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        array = arrays[name]
+    except MemoryError as error:
+        raise UserError(f"{file}: '{name}' does not fit the memory; store fewer or smaller images") from error
+    except (RuntimeError, NotImplementedError) as error:  # encryption, and compression that Python does not know
+        raise UserError(f"{file}: '{name}' cannot be read ({error}); write the file with numpy.savez") from error
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, SyntaxError) as error:
         if "allow_pickle" in str(error):
             raise UserError(f"{file}: '{name}' holds Python objects, not numbers; save it as a plain array") from error
         raise UserError(f"{file}: '{name}' cannot be read ({error}); the file is damaged, write it again") from error
+    if not isinstance(array, np.ndarray):  # some other file in the archive
+        raise UserError(f"{file}: '{name}' is no array; write the file with numpy.savez")
+    return array
 
 
 def _images(file: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
@@ -108,7 +119,7 @@ def _images(file: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
         raise UserError(f"{file}: '{name}' has the shape {images.shape}; images must be [N, H, W] or [N, H, W, C]")
     if images.ndim == 3:
         images = images[..., None]  # [N, H, W, 1]
-    elif images.shape[1] in (1, 3) and images.shape[3] not in (1, 3):
+    elif images.shape[1] <= MOST_CHANNELS < images.shape[3]:
         raise UserError(f"{file}: '{name}' {images.shape} has its channels first; store it as [N, H, W, C]")
     return np.ascontiguousarray(images)
 
@@ -130,7 +141,12 @@ def _classes(file: Path, arrays: np.lib.npyio.NpzFile, labels_name: str) -> tupl
         names = _array(file, arrays, "classes")
         if names.ndim != 1 or names.dtype.kind not in "US":
             raise UserError(f"{file}: 'classes' is {names.dtype} {names.shape}; it must be an array of strings [K]")
-        return tuple(name.decode() if isinstance(name, bytes) else name for name in names.tolist())
+        classes = tuple(
+            name.decode("utf-8", "backslashreplace") if isinstance(name, bytes) else name for name in names.tolist()
+        )
+        if twice := [name for name, count in Counter(classes).items() if count > 1]:
+            raise UserError(f"{file}: 'classes' names {twice[0]!r} twice; give every class a name of its own")
+        return classes
     used = np.unique(_labels(file, arrays, labels_name))  # [K]
     gaps = np.flatnonzero(used != np.arange(len(used)))
     if len(gaps):

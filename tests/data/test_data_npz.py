@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +86,8 @@ def test_non_square_images(tmp_path: Path) -> None:
         ({"images": IMAGES[0, 0]}, r"'images' has the shape \(8, 3\)"),
         ({"images": IMAGES[:0]}, r"'images' has the shape \(0, 8, 8, 3\)"),
         ({"images": IMAGES.transpose(0, 3, 1, 2)}, r"\(6, 3, 8, 8\) has its channels first"),
+        ({"images": np.zeros((6, 4, 8, 32), np.uint8)}, r"\(6, 4, 8, 32\) has its channels first"),
+        ({"classes": np.array(["ant", "bee", "ant"])}, "'classes' names 'ant' twice"),
         ({"labels": LABELS[:5]}, "'images' holds 6 images but 'labels' 5 labels"),
         ({"labels": LABELS.astype(np.float32)}, "'labels' is float32"),
         ({"labels": np.eye(6, dtype=int)}, r"'labels' is int64 \(6, 6\); labels must be integers"),
@@ -144,3 +148,33 @@ def test_damaged_array(tmp_path: Path, save: Callable[..., None]) -> None:
     (tmp_path / "set.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"set\.npz: 'images' cannot be read .*damaged"):
         data.open(f"npz:{tmp_path / 'set.npz'}")
+
+
+def test_an_array_larger_than_the_memory(tmp_path: Path) -> None:
+    file = tmp_path / "large.npz"
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (100000, 100000, 1000, 3), }"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("images.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(UserError, match="'images' (does not fit the memory|cannot be read)"):
+        data.open(f"npz:{file}")
+
+
+def test_members_that_are_no_arrays_or_cannot_be_unpacked(tmp_path: Path) -> None:
+    file = tmp_path / "other.npz"
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("images", b"some text")
+    with pytest.raises(UserError, match="'images' is no array"):
+        data.open(f"npz:{file}")
+    np.savez(file, images=np.zeros((4, 8, 8, 3), np.uint8), labels=np.arange(4))
+    content = bytearray(file.read_bytes())
+    for flags in (content.index(b"PK\x03\x04") + 6, content.index(b"PK\x01\x02") + 8):
+        content[flags] |= 1  # says that it is encrypted
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"'images' cannot be read \(.*encrypted"):
+        data.open(f"npz:{file}")
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(UserError, match="no regular file"):
+        data.open(f"npz:{tmp_path / 'pipe.npz'}")
