@@ -155,7 +155,7 @@ def test_an_array_larger_than_the_memory(tmp_path: Path) -> None:
     header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (100000, 100000, 1000, 3), }"
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("images.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-    with pytest.raises(UserError, match="'images' (does not fit the memory|cannot be read)"):
+    with pytest.raises(UserError, match=r"'images' (does not fit the memory|cannot be read)"):
         data.open(f"npz:{file}")
 
 
