@@ -26,6 +26,8 @@ from fastnas.errors import UserError
 # Reading the loss waits for a GPU, so there it is checked once in so many steps.
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 20}
 
+PHASES = {"evolution": "strategy"}  # names of clocks in older checkpoints, and today's
+
 Status = Literal["finished", "interrupted", "stopped"]  # by itself, by a signal, by stop_after
 
 
@@ -253,7 +255,7 @@ class Loop(ABC):
         self.epoch, self.step = clock["epoch"], clock["step"]
         self._load_state(checkpoint)
         self._meter = Meter(meter["loss"].to(self.device), meter["correct"].to(self.device), meter["images"])
-        self._seconds = dict(checkpoint["seconds"])
+        self._seconds = {PHASES.get(name, name): seconds for name, seconds in checkpoint["seconds"].items()}
         self.log = RunLog(self.directory, checkpoint["log_position"], self.epoch)
         set_random_state(checkpoint["random"])
 

@@ -119,7 +119,7 @@ def test_runs_in_the_space_of_nas_bench_201(name: str, tmp_path: Path):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_published_options_are_the_defaults_and_can_be_overridden(name: str):
     options = parse(["--strategy", name, "--data", "digits"], "test", "")
-    for group, values in STRATEGIES[name].recipe.items():
+    for group, values in STRATEGIES[name].published_defaults.items():
         for option, value in values.items():
             assert getattr(getattr(options, group), option) == value
     assert parse(["--strategy", name, "--data", "digits", "--epochs", "7"], "test", "").weights.epochs == 7
