@@ -1,8 +1,8 @@
 """The `dali` pipeline: NVIDIA DALI decodes and resizes ahead of the search, on the GPU where there is one.
 
-DALI gets what it shall do with each image, draws included, together with the file, and keeps no state of its own: any
-batch can be had at any time, as from the other pipelines. What it gives are uint8 images of one size, which
-`fastnas.ops` reads in DALI's memory and turns into the batch.
+With each file DALI gets what to do with the image, random draws included, and keeps no state of its own: any batch can
+be had at any time, as from the other pipelines. It gives uint8 images of one size, which `fastnas.ops` reads in DALI's
+memory and turns into the batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fastnas.data.source import Source
 from fastnas.errors import UserError
 from fastnas.ops import augment_batch, color_jitter, normalization_table
 
-MOST_THREADS = 8  # by default: more seldom help to decode, and the search needs cores, too
+MOST_THREADS = 8  # by default: more rarely speed decoding up, and the search needs cores, too
 CHUNK = 32  # files a thread reads at once: small files are read faster than threads take turns
 
 Inputs = tuple[list[np.ndarray], ...]  # one list for each input of the graph, one array for each image of the batch
@@ -172,7 +172,7 @@ class Graph:
         """DALI's list of images for each of the `inputs`; a RuntimeError in place of a batch that it cannot make.
 
         Raises:
-            UserError: from `inputs`, in its turn.
+            UserError: from `inputs`, after the batches before it.
         """
         self._feed.inputs, self._feed.error = inputs, None
         self._executor.schedule_run()

@@ -210,7 +210,7 @@ def _unreadable_folder(folder: Path, error: OSError) -> UserError:
 
 
 def _size_or_error(path: Path) -> tuple[int, int] | UserError:
-    """Height and width of an image that was decoded as a proof that it can be."""
+    """Height and width of an image, or why it cannot be decoded, which is tried."""
     try:
         height, width, _ = decode(path).shape
         return height, width

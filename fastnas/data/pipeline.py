@@ -22,7 +22,7 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """Everything random about one epoch of `n` images."""
+    """The order of the `n` images of an epoch, and the random draws for each."""
 
     order: np.ndarray  # [n] int64: which image of the source comes at each position
     draws: Draws | None  # None: no augmentation
@@ -100,7 +100,7 @@ class Pipeline(ABC):
                 f"{source.spec}: {self.count} images do not fill a batch of {batch_size}, so an epoch would be "
                 "empty; use a smaller batch_size or more images"
             )
-        self._plan: tuple[int, EpochPlan] | None = None
+        self._plan: tuple[int, EpochPlan] | None = None  # of the epoch that was asked for last
 
     def __len__(self) -> int:
         """Batches in an epoch."""

@@ -172,7 +172,7 @@ class Search(Loop):
     def _weight_step(self, images: Tensor, labels: Tensor) -> None:  # [B, C, H, W], [B]
         op_weights = self.strategy.op_weights(self) if self.strategy.plain_step else None
         tables = [] if op_weights is None else [op_weights[kind] for kind in self.network.alphas]  # [E, O] each
-        # A graph would cut gradients off from what the tables were computed from, and freeze what a strategy draws.
+        # A graph would cut the gradients of the tables off, and freeze what another strategy's step draws.
         if self.strategy.plain_step and not any(table.requires_grad for table in tables):
             loss, logits, _ = self.graphs.call("weight step", self._update_weights, images, labels, *tables)
         else:

@@ -19,7 +19,7 @@ from fastnas.strategies.wrapper import StrategyWrapper
 @register_strategy
 @dataclass
 class DARTSPlus(StrategyWrapper):
-    """Early stopping around another strategy, whose every decision stands until then."""
+    """Early stopping around another strategy, which decides everything else."""
 
     name: ClassVar[str] = "darts-plus"
     published_defaults: ClassVar = GradientStrategy.published_defaults
@@ -27,8 +27,8 @@ class DARTSPlus(StrategyWrapper):
     base: str = "darts:order=1"
     """The strategy that searches, with its options: NAME or NAME:OPTION=VALUE,OPTION=VALUE."""
     rule: Literal["skip", "ranking"] = "skip"
-    """Stop when a normal cell of the genotype has so many skips, or when the convolutions rank alike for long
-    enough."""
+    """Stop when a normal cell of the genotype has too many skip connections, or when the ranking of the convolutions no
+    longer changes."""
     skips: int = 2
     """Skip connections in a normal cell that stop the search."""
     patience: int = 10

@@ -95,7 +95,7 @@ class DiscreteStrategy(Strategy):
         """The results of what was asked, in the same order."""
 
     def budget(self, epochs: int) -> int:
-        """How many architectures a search of so many epochs evaluates."""
+        """How many architectures a search of this many epochs evaluates."""
         return self.evaluations or self.default_evaluations
 
     def costs(self) -> tuple[str, ...]:

@@ -296,7 +296,7 @@ class EGNAS(Strategy):
         """Mean loss [P] and accuracy [P] of candidates [P, 2, E, O] as logits."""
         alphas = {kind: candidates[:, index] for index, kind in enumerate(CELL_KINDS)}  # [P, E, O]
         loss = torch.zeros(len(candidates), dtype=torch.float64, device=candidates.device)  # [P], sum over the images
-        correct, count = torch.zeros_like(loss), 0  # whole numbers, so that equal accuracies are equal to the last bit
+        correct, count = torch.zeros_like(loss), 0  # integers, so that equal accuracies are equal to the last bit
         for images, labels in batches:
             logits = self._logits(images, alphas).double()  # [P, B, classes]
             each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(candidates)), reduction="none")  # [P·B]

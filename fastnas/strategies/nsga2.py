@@ -119,7 +119,7 @@ class NSGA2(DiscreteStrategy):
         return self.encoding.repair(self._polynomial(child), self.random)
 
     def _winner(self, ranks: np.ndarray, crowding: np.ndarray) -> Code:
-        """Of a tournament of two: the better front, then the less crowded one, then chance."""
+        """Of a tournament of two: the better front, then the less crowded one, then a coin."""
         a, b = (self.random.randrange(len(self.parents)) for _ in range(2))
         keys = [(ranks[i], -crowding[i]) for i in (a, b)]
         chosen = self.random.choice((a, b)) if keys[0] == keys[1] else (a if keys[0] < keys[1] else b)

@@ -60,8 +60,8 @@ def strongest_pairs(probabilities: Tensor, space: CellSpace) -> tuple[Pair, ...]
 
 
 def limit_skips(probabilities: Tensor, space: CellSpace, most: int) -> tuple[Pair, ...]:
-    """`strongest_pairs` with at most so many skip connections: the least probable one that is kept is ruled out, and
-    the cell derived anew, until they are few enough.
+    """`strongest_pairs` with at most `most` skip connections: the least probable one of those that are kept is ruled
+    out and the cell derived anew, until they are few enough.
 
     An edge that has no other candidate left can still not be chosen: its probability is 0 then.
     """
