@@ -93,7 +93,7 @@ def parse(arguments: Sequence[str], program: str, description: str) -> SearchOpt
     names = [content["strategy"]["name"] for _, content in files if "name" in content.get("strategy", {})]
     strategy = strategies.create(first.strategy or (names[-1] if names else CommandOptions.strategy))
     groups = {"run": RunOptions, "data": DataOptions, "network": NetworkOptions, "weights": WeightOptions}
-    published = {name: options(**strategy.recipe.get(name, {})) for name, options in groups.items()}
+    published = {name: options(**strategy.published_defaults.get(name, {})) for name, options in groups.items()}
     defaults = SearchOptions(command=CommandOptions(strategy=strategy.name), strategy=strategy, **published)
     return parse_layers(defaults, GROUPS, files, arguments, program, description)
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastnas import data, evaluators
+from fastnas import data
 from fastnas.errors import UserError
 from fastnas.evaluators import NB201, Costs, Function, SharedWeights, ShortTraining, derived_network
 from fastnas.evaluators.function import load
@@ -23,6 +23,7 @@ from fastnas.nn import Supernet
 from fastnas.spaces import find
 from fastnas.spaces.encoding import encoding_of
 from fastnas.spaces.nb201 import CANDIDATES, NB201Genotype
+from fastnas.strategies.scoring import for_search
 
 CELLS, TABLE = encoding_of(find("egnas")), encoding_of(find("nb201"))
 HEADER = "arch,valid_acc_12_epochs,test_acc_200_epochs_mean,train_s_per_epoch,params_m,mflops,latency_ms_edge_gpu\n"
@@ -262,7 +263,7 @@ def test_unknown_evaluators_are_explained(spec, message):
     pipeline = data.pipeline(source, "tensor", batch_size=10)
     search = SimpleNamespace(network=supernet(), weight_pipeline=pipeline, valid_pipeline=pipeline, seed=0)
     with pytest.raises(UserError, match=message):
-        evaluators.for_search(search, SimpleNamespace(evaluator=spec))
+        for_search(search, SimpleNamespace(evaluator=spec))
 
 
 @pytest.mark.parametrize("evaluator", ["training:1", "python:scores:convolutions"])

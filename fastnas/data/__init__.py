@@ -152,7 +152,7 @@ def pipeline(
         drop_last: leave out the last batch if it is incomplete.
         seed: number from 0 upwards. Pipelines that should draw differently need different seeds.
         augmentation: None for the source's own.
-        device: where the batches shall be.
+        device: of the batches.
         dtype: of the images: float32, bfloat16 or float16.
         workers: what reads and decodes beside the caller: threads of the dali pipeline (None: one for each core, at
             most 8), processes of the torchvision pipeline (None: none). The tensor pipeline needs none.

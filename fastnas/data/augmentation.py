@@ -31,12 +31,12 @@ def order_generator(seed: int, epoch: int) -> np.random.Generator:
 
 
 def words(seed: int, epoch: int, stream: int, positions: np.ndarray) -> np.ndarray:
-    """Four uniform whole numbers below 2³² for each position: [n] int64 → [n, 4] int64."""
+    """Four uniform integers below 2³² for each position: [n] int64 → [n, 4] int64."""
     return philox(torch.from_numpy(positions), seed, epoch * STREAMS + stream).numpy()
 
 
 def below(drawn: np.ndarray, limit: np.ndarray | int) -> np.ndarray:
-    """Words as whole numbers in 0..limit-1, limit at most 2³¹."""
+    """Words as integers in 0..limit-1, limit at most 2³¹."""
     return drawn * limit >> 32
 
 
@@ -51,7 +51,7 @@ class Draws:
 
     moves: np.ndarray  # [n, 5] int32, as `fastnas.ops.augment_batch` takes them
     boxes: np.ndarray | None = None  # [n, 4] int64: top, left, height, width of a random resized crop
-    colours: np.ndarray | None = None  # [n, 4] float32: factors of brightness, contrast, saturation; hue in turns
+    colours: np.ndarray | None = None  # [n, 4] float32: factors of brightness, contrast, saturation; hue in full turns
 
     @property
     def crop(self) -> np.ndarray:
@@ -76,7 +76,7 @@ class Augmentation:
     1. Random resized crop (Szegedy et al. 2015, arXiv 1409.4842, as in torchvision): a box that covers a share of the
        image drawn from `crop_area`, with a side ratio of 3/4 to 4/3, resized to the source's image size.
     2. Colour jitter: brightness, contrast (towards the mean grey), saturation and hue, in this order. The first three
-       are factors drawn from [1 - strength, 1 + strength], hue is turned by -strength..strength of a full turn.
+       are factors drawn from [1 - strength, 1 + strength], hue is shifted by -strength..strength of a full turn.
     3. Pad-crop: `crop_padding` black pixels on every side, then a crop of the same size at a uniformly drawn place.
     4. Flip: mirrored left-right with probability 1/2, if `flip`.
     5. Normalisation with the source's mean and standard deviation (always, augmented or not).
@@ -158,7 +158,7 @@ class Augmentation:
         return Draws(moves, boxes, colours)
 
     def _boxes(self, seed: int, epoch: int, positions: np.ndarray, originals: np.ndarray) -> np.ndarray:
-        """torchvision's rule: ten attempts to fit a box into the image, then its middle in such a shape."""
+        """torchvision's rule: ten attempts to fit a box into the image, then the largest in its middle."""
         assert self.crop_area is not None
         boxes = _middle_boxes(originals)  # [n, 4]
         left_over = np.arange(len(positions))  # [m]

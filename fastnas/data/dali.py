@@ -1,8 +1,8 @@
 """The `dali` pipeline: NVIDIA DALI decodes and resizes ahead of the search, on the GPU where there is one.
 
-DALI gets what it shall do with each image, draws included, together with the file, and keeps no state of its own: any
-batch can be had at any time, as from the other pipelines. What it gives are uint8 images of one size, which
-`fastnas.ops` reads in DALI's memory and turns into the batch.
+With each file DALI gets what to do with the image, random draws included, and keeps no state of its own: any batch can
+be had at any time, as from the other pipelines. It gives uint8 images of one size, which `fastnas.ops` reads in DALI's
+memory and turns into the batch.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 
 from fastnas.data.folder import FolderSource
 from fastnas.data.image import centre, fitted_size
-from fastnas.data.pipeline import Batch, Pipeline, Plan
+from fastnas.data.pipeline import Batch, EpochPlan, Pipeline
 from fastnas.data.source import Source
 from fastnas.errors import UserError
 from fastnas.ops import augment_batch, color_jitter, normalization_table
 
-MOST_THREADS = 8  # by default: more seldom help to decode, and the search needs cores, too
+MOST_THREADS = 8  # by default: more rarely speed decoding up, and the search needs cores, too
 CHUNK = 32  # files a thread reads at once: small files are read faster than threads take turns
 
 Inputs = tuple[list[np.ndarray], ...]  # one list for each input of the graph, one array for each image of the batch
@@ -74,7 +74,7 @@ class DaliPipeline(Pipeline):
             yield self._finish(plan, place, pixels)
         self._idle.append(graph)  # one that was left early or broke is not used again
 
-    def _inputs(self, plan: Plan, places: Iterable[slice]) -> Iterator[Inputs]:
+    def _inputs(self, plan: EpochPlan, places: Iterable[slice]) -> Iterator[Inputs]:
         """What DALI is fed, batch by batch, read `prefetch` batches ahead."""
         ahead: deque[tuple[slice, list[Future[list[np.ndarray]]]]] = deque()
         for place in places:
@@ -93,7 +93,7 @@ class DaliPipeline(Pipeline):
             return [self.source.original(index) for index in indices]
         return list(self.source.read(indices))
 
-    def _assemble(self, plan: Plan, place: slice, reading: list[Future[list[np.ndarray]]]) -> Inputs:
+    def _assemble(self, plan: EpochPlan, place: slice, reading: list[Future[list[np.ndarray]]]) -> Inputs:
         inputs: list[list[np.ndarray]] = [[item for chunk in reading for item in chunk.result()]]
         draws = plan.draws
         if draws is not None and draws.boxes is not None:
@@ -107,7 +107,7 @@ class DaliPipeline(Pipeline):
             inputs += [[np.array(size, np.float32) for size in sizes], [np.array(c, np.int32) for c in corners]]
         return tuple(inputs)
 
-    def _finish(self, plan: Plan, place: slice, pixels: Any) -> Batch:
+    def _finish(self, plan: EpochPlan, place: slice, pixels: Any) -> Batch:
         """`pixels`: DALI's list of uint8 images, or its error."""
         order = plan.order[place]  # [B]
         if isinstance(pixels, RuntimeError):
@@ -131,7 +131,7 @@ class DaliPipeline(Pipeline):
         )  # [B, C, H, W]
         return batch, self._labels[torch.from_numpy(order)].to(self.device, non_blocking=True)  # [B, C, H, W], [B]
 
-    def _explained(self, plan: Plan, order: np.ndarray, error: RuntimeError) -> UserError:
+    def _explained(self, plan: EpochPlan, order: np.ndarray, error: RuntimeError) -> UserError:
         """DALI does not name the file: find it."""
         boxed = plan.draws is not None and plan.draws.boxes is not None
         if isinstance(self.source, FolderSource):
@@ -172,7 +172,7 @@ class Graph:
         """DALI's list of images for each of the `inputs`; a RuntimeError in place of a batch that it cannot make.
 
         Raises:
-            UserError: from `inputs`, in its turn.
+            UserError: from `inputs`, after the batches before it.
         """
         self._feed.inputs, self._feed.error = inputs, None
         self._executor.schedule_run()

@@ -162,7 +162,7 @@ def open_folder(
 
 
 def _size_or_error(path: Path) -> tuple[int, int] | UserError:
-    """Height and width of an image that was decoded as a proof that it can be."""
+    """Height and width of an image, or why it cannot be decoded, which is tried."""
     try:
         height, width, _ = decode(path).shape
         return height, width

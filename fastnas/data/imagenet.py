@@ -25,7 +25,8 @@ def open_imagenet(
     """Opens ROOT/train/<class>/*.JPEG and ROOT/val/<class>/*.JPEG, as torchvision and the original scripts have them.
 
     Training images get random resized crops, flips and colour jitter; to evaluate, the shorter side is resized to
-    256/224 of the image size, and the centre is cropped. All are normalised with ImageNet's mean and deviation.
+    256/224 of the image size, and the centre is cropped. All are normalised by ImageNet's mean
+    and standard deviation.
 
     Args:
         location: ROOT.

@@ -21,8 +21,8 @@ Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything random about one epoch of `n` images."""
+class EpochPlan:
+    """The order of the `n` images of an epoch, and the random draws for each."""
 
     order: np.ndarray  # [n] int64: which image of the source comes at each position
     draws: Draws | None  # None: no augmentation
@@ -100,7 +100,7 @@ class Pipeline(ABC):
                 f"{source.spec}: {self.count} images do not fill a batch of {batch_size}, so an epoch would be "
                 "empty; use a smaller batch_size or more images"
             )
-        self._plan: tuple[int, Plan] | None = None
+        self._plan: tuple[int, EpochPlan] | None = None  # of the epoch that was asked for last
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -136,7 +136,7 @@ class Pipeline(ABC):
         for step in range(start, len(self)):
             yield self.batch(epoch, step)
 
-    def plan(self, epoch: int) -> Plan:
+    def plan(self, epoch: int) -> EpochPlan:
         """Order and draws of an epoch of this shard.
 
         Shard s gets the positions s, s + shards, … of the order that all shards share: they are disjoint, and step t of
@@ -150,7 +150,7 @@ class Pipeline(ABC):
             if self.augment:
                 originals = None if self.augmentation.crop_area is None else self.source.original_sizes()[order]
                 draws = self.augmentation.draw(self.seed, epoch, positions, self.source.image_size, originals)
-            self._plan = epoch, Plan(order, draws)
+            self._plan = epoch, EpochPlan(order, draws)
         return self._plan[1]
 
     def positions(self, step: int) -> slice:

@@ -32,7 +32,7 @@ class Source(ABC):
         channels: 1 for grey, 3 for RGB; `npz` may have any number.
         image_size: height and width in pixels.
         augmentation: what suits these images while training.
-        published: mean and standard deviation that everybody uses for this data set; measured where None.
+        published: the customary mean and standard deviation of this data set; measured where None.
         training: opens the whole training split, whose statistics normalise this source; None: this source is it.
         evaluated_share: side of the centre crop that is evaluated, as share of the resized shorter side; None: images
             are not resized, or evaluated up to their borders.
@@ -99,7 +99,7 @@ class Source(ABC):
         """Heights and widths of the originals, int64 [N, 2]."""
 
     def statistics(self) -> Statistics:
-        """Mean and standard deviation of each channel, in units where white is 1. No deviation is 0.
+        """Mean and standard deviation of each channel, where white is 1. No standard deviation is 0.
 
         These are the published constants where there are any. Otherwise they are measured on the whole training split,
         whichever split or subset this source is (on 50,000 evenly spaced images of it, if it has more), so training
@@ -194,7 +194,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _measure(source: Source) -> Statistics:
-    """Mean and deviation from counts of the 256 levels: exact whole numbers, whatever the order of the images."""
+    """Mean and standard deviation from counts of the 256 levels: exact integers, whatever the order of the images."""
     count = min(len(source), MEASURED_IMAGES)
     picks = np.arange(count) * len(source) // count  # [n]
     levels = np.zeros((source.channels, 256), dtype=np.int64)  # [C, 256]

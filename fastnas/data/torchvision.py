@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as transforms
 
 from fastnas.data.augmentation import Augmentation, Draws
-from fastnas.data.pipeline import Batch, Pipeline, Plan
+from fastnas.data.pipeline import Batch, EpochPlan, Pipeline
 from fastnas.data.source import Source, Statistics
 from fastnas.errors import UserError
 
@@ -64,7 +64,7 @@ class _Images(Dataset[Batch | UserError]):
     """The images of one epoch; indexed by a range of positions. This is what travels to worker processes."""
 
     source: Source
-    plan: Plan
+    plan: EpochPlan
     augmentation: Augmentation
     statistics: Statistics
     dtype: torch.dtype

@@ -1,6 +1,6 @@
 """CUDA graphs: the kernels of a function are recorded once and from then on launched together.
 
-A weight step launches thousands of small kernels, and Python cannot hand them over as fast as a GPU works them off. A
+A weight step launches thousands of small kernels, and Python cannot launch them as fast as a GPU runs them. A
 graph replays them with one call, on the same memory: arguments are copied into the recorded ones, and results are
 overwritten by the next replay. Nothing in a recorded function may wait for the GPU or depend on a tensor's values.
 """
@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-# Calls that run as usual before one is recorded. They are the function's real work, and make what it makes only once:
-# momentum buffers, plans of cells, libraries' handles.
+# Calls that run as usual before one is recorded. They do the function's real work, and allocate what it allocates only
+# once: momentum buffers, layouts of cells, handles of libraries.
 WARM_UP = 3
 
 Function = Callable[..., Any]
@@ -85,7 +85,7 @@ class Graphs:
         return cls(CudaRecorder(device) if wanted and device.type == "cuda" else None)
 
     def forget(self) -> None:
-        """Drops all recordings. Call it when numbers that they hold may have changed: rates, modes, parameters."""
+        """Drops all recordings. Call it when values that they hold may have changed: rates, modes, parameters."""
         self._entries.clear()
 
     def call(self, name: str, function: Function, *arguments: Tensor) -> Any:

@@ -23,8 +23,10 @@ from fastnas.engine.interrupt import Interrupted, InterruptGuard
 from fastnas.engine.log import RunLog
 from fastnas.errors import UserError
 
-# Reading the loss waits for a GPU, so there it is checked once in so many steps.
+# Reading the loss waits for the GPU, so there it is checked only once in this many steps.
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 20}
+
+RENAMED_CLOCKS = {"evolution": "strategy"}  # as older checkpoints call them: as they are called now
 
 Status = Literal["finished", "interrupted", "stopped"]  # by itself, by a signal, by stop_after
 
@@ -92,7 +94,7 @@ class Loop(ABC):
         self.epoch = 0
         self.step = 0
         self.show: Callable[[str, int, int], None] = lambda phase, done, total: None
-        """Called with what is being done and how far it is; the command line draws a bar with it."""
+        """Called with the phase in progress, and how many of its steps are done; the command line draws a bar."""
         self.log: RunLog
         self.resumed = False
         self._pipeline = pipeline
@@ -198,7 +200,7 @@ class Loop(ABC):
             raise
 
     def _check_finite(self, rate: float) -> None:
-        """Reads the loss where it is time to. Call it after every step, before `step` is counted up."""
+        """Raises DivergedError if the loss is not finite. Call it after every step, before `step` is counted up."""
         interval = STEPS_BETWEEN_CHECKS.get(self.device.type, 1)
         if (self.step + 1) % interval and self.step + 1 != len(self._pipeline):
             return
@@ -253,7 +255,7 @@ class Loop(ABC):
         self.epoch, self.step = clock["epoch"], clock["step"]
         self._load_state(checkpoint)
         self._meter = Meter(meter["loss"].to(self.device), meter["correct"].to(self.device), meter["images"])
-        self._seconds = dict(checkpoint["seconds"])
+        self._seconds = {RENAMED_CLOCKS.get(name, name): seconds for name, seconds in checkpoint["seconds"].items()}
         self.log = RunLog(self.directory, checkpoint["log_position"], self.epoch)
         set_random_state(checkpoint["random"])
 

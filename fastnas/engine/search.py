@@ -17,7 +17,7 @@ from fastnas.engine.loop import Loop, Meter, Status, peak_memory_mb
 from fastnas.engine.options import WeightOptions
 from fastnas.genotype import AnyGenotype
 from fastnas.nn import Supernet
-from fastnas.strategies import Strategy
+from fastnas.strategies.base import Strategy
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Outcome:
 
 
 class Search(Loop):
-    """One search, from the first epoch or from a checkpoint.
+    """One search, from the first epoch or from a checkpoint: the `SearchContext` of its strategy.
 
     Args:
         network: on its device already.
@@ -47,11 +47,6 @@ class Search(Loop):
         validate_every: epochs.
         stop_after: epochs of this call after which to stop; None for all.
         cuda_graphs: record the kernels of weight steps and populations and launch them together, on CUDA.
-
-    Attributes for strategies:
-        network, seed, epochs (planned), epoch and step (in progress, from 0), log, alpha_pipeline, weight_parameters,
-        optimizer, batch (images and labels of the weight step),
-        graphs (recordings; dropped at the beginning of each epoch and of its weight steps).
     """
 
     batch: tuple[Tensor, Tensor]
@@ -127,7 +122,7 @@ class Search(Loop):
         self.network.train()
         self.graphs.forget()
         if not self._prepared:
-            with self._timed("evolution"):
+            with self._timed("strategy"):
                 self.strategy.before_epoch(self)
             self._prepared = True
         rate = self.weights.rate(*self.strategy.schedule(self))
@@ -143,7 +138,7 @@ class Search(Loop):
             self.step += 1
             self.show("weights", self.step, len(self.weight_pipeline))
             self.check_stop()
-        with self._timed("evolution"):
+        with self._timed("strategy"):
             self.strategy.after_epoch(self)
         self._ended = self.strategy.finished(self)
         valid_loss, valid_accuracy = None, None
@@ -175,21 +170,15 @@ class Search(Loop):
         self._end_epoch()
 
     def _weight_step(self, images: Tensor, labels: Tensor) -> None:  # [B, C, H, W], [B]
-        op_weights = self.strategy.op_weights(self) if self._plain_step else None
+        op_weights = self.strategy.op_weights(self) if self.strategy.plain_step else None
         tables = [] if op_weights is None else [op_weights[kind] for kind in self.network.alphas]  # [E, O] each
-        # A graph would cut gradients off from what the tables were computed from, and freeze what a strategy draws.
-        if self._plain_step and not any(table.requires_grad for table in tables):
+        # A graph would cut the gradients of the tables off, and freeze what another strategy's step draws.
+        if self.strategy.plain_step and not any(table.requires_grad for table in tables):
             loss, logits, _ = self.graphs.call("weight step", self._update_weights, images, labels, *tables)
         else:
             loss, logits, _ = self._update_weights(images, labels, *tables)
         self._meter.add(loss, logits, labels)
         self._check_finite(self.optimizer.param_groups[0]["lr"])
-
-    @property
-    def _plain_step(self) -> bool:
-        """Whether the strategy leaves it at the network's answer under `op_weights`."""
-        kind = type(self.strategy)
-        return kind.logits is Strategy.logits and kind.penalty is Strategy.penalty
 
     def _update_weights(
         self, images: Tensor, labels: Tensor, *tables: Tensor
@@ -199,7 +188,7 @@ class Search(Loop):
         A recording adds to the gradients that were there, of α above all; whoever keeps it has to keep them.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        if self._plain_step:
+        if self.strategy.plain_step:
             op_weights = dict(zip(self.network.alphas, tables, strict=True)) if tables else None
             logits = self.network(images, op_weights)  # [B, classes]
         else:

@@ -1,4 +1,4 @@
-"""What every evaluator promises: a code in, a number to search by and its price out."""
+"""What every evaluator promises: a code in; an accuracy to search by, and what it cost to know it, out."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Evaluation:
 
     Args:
         accuracy: on validation images, in 0..1.
-        seconds: what it took, on the clock of the evaluator.
-        costs: further objectives by name, lower is better: "parameters", "macs", "latency".
+        seconds: duration, on the clock of the evaluator.
+        costs: further objectives by name, the lower the better: "parameters", "macs", "latency".
     """
 
     accuracy: float

@@ -1,4 +1,4 @@
-"""Real time."""
+"""A stopwatch for real time."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ class Function(Evaluator):
 
     Args:
         function: gives the accuracy in 0..1, or a mapping with "accuracy", optionally "seconds" (otherwise they are
-            measured), and any costs, lower is better.
+            measured), and any costs, the lower the better.
         encoding: of the space whose genotypes it takes.
     """
 

@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 from fastnas.errors import UserError
 from fastnas.spaces.encoding import Code, Encoding
 from fastnas.strategies.discrete import DiscreteStrategy, Individual, individuals_state, load_individuals
+from fastnas.strategies.registry import register_strategy
 
 
+@register_strategy
 @dataclass
 class AgingEvolution(DiscreteStrategy):
     """AmoebaNet's evolution. P and S are those for small budgets; the paper's 20,000 models took 100 and 25."""

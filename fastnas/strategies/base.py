@@ -3,40 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
-
-if TYPE_CHECKING:
-    from fastnas.engine.search import Search
-    from fastnas.genotype import AnyGenotype
-    from fastnas.nn.supernet import OpWeights
+from fastnas.genotype import AnyGenotype
+from fastnas.nn.supernet import OpWeights
+from fastnas.strategies.context import SearchContext
 
 
 class Strategy:
     """Base of all strategies.
 
-    A strategy is a dataclass in a file of its own: documented hyper-parameters as fields, state as fields that are not
-    part of `__init__`, and those of the following hooks that it needs. `search` is the running `engine.Search`: its
-    network, its batches of the α half (`search.alpha_pipeline`), its clock (`epoch`, `step`), its log (`search.log`),
-    and in `before_step` and `after_step` the batch of the weight step (`search.batch`).
+    A strategy is a dataclass in a file of its own, with `@register_strategy` above: documented hyper-parameters as
+    fields, state as attributes that `__init__` does not take, and those of the following hooks that it needs. `search`
+    is the running search; `SearchContext` documents what it offers.
 
     Everything that a hook changes must be part of the network, of `state_dict()` or of torch's global random state, for
     these are what a checkpoint holds. A hook that runs long calls `search.check_stop()` where its state is complete.
     """
 
     name: ClassVar[str]
+    """What `--strategy` calls it."""
     default_space: ClassVar[str] = "darts"
-    recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Published options outside the strategy, by group: {"weights": {"epochs": 50}}. Presets, files and flags
-    override."""
+    """Name of the space that is searched where the user names none."""
+    plain_step: ClassVar[bool] = False
+    """A promise: a weight step minimises the cross-entropy of `network(images, op_weights)` and nothing else. Then the
+    search may record it as a CUDA graph, which is faster. A strategy that overrides `logits` or `penalty` cannot
+    promise that; `op_weights` is called outside of the recording and may do anything."""
+    published_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Published options outside the strategy, by group: {"weights": {"epochs": 50}}. Presets, files and flags override
+    them."""
 
-    def start(self, search: Search) -> None:
-        """Once, before the first epoch or before `load_state_dict`: build what needs the network or the data."""
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.plain_step and not (cls.logits is Strategy.logits and cls.penalty is Strategy.penalty):
+            raise TypeError(
+                f"{cls.__qualname__} overrides logits or penalty, so its weight step is not plain: set plain_step = "
+                "False."
+            )
 
-    def load_betas(self, search: Search, betas: Mapping[str, Tensor]) -> None:
+    def start(self, search: SearchContext) -> None:
+        """Called once, before the first epoch or `load_state_dict`: build what needs the network or the images."""
+
+    def load_betas(self, search: SearchContext, betas: Mapping[str, Tensor]) -> None:
         """After `start`: take over edge weights β of a search that began elsewhere, {"normal": [E], "reduce": [E]}."""
         raise UserError(
             f"the initial weights hold β, but the strategy {self.name!r} has no edge weights: use --strategy pc-darts, "
@@ -45,55 +56,55 @@ class Strategy:
 
     # --- what the network computes ---
 
-    def op_weights(self, search: Search) -> OpWeights | None:
+    def op_weights(self, search: SearchContext) -> OpWeights | None:
         """Operation weights of the coming weight step; None for softmax(α)."""
         return None
 
-    def logits(self, search: Search, images: Tensor) -> Tensor:
+    def logits(self, search: SearchContext, images: Tensor) -> Tensor:
         """The network's answer in a weight step: images [B, C, H, W] → [B, classes]."""
         return search.network(images, self.op_weights(search))
 
-    def penalty(self, search: Search) -> Tensor | float:
+    def penalty(self, search: SearchContext) -> Tensor | float:
         """What is added to the cross-entropy of a weight step, after `logits`."""
         return 0.0
 
-    def mean_op_weights(self, search: Search) -> OpWeights:
-        """Operation weights without chance, {"normal": [E, O], …}: for the log, and for what is derived of them."""
+    def mean_op_weights(self, search: SearchContext) -> OpWeights:
+        """Deterministic operation weights, {"normal": [E, O], …}: for the log, the validation and the genotype."""
         return search.network.op_weights()
 
-    def validation_logits(self, search: Search, images: Tensor) -> Tensor:
+    def validation_logits(self, search: SearchContext, images: Tensor) -> Tensor:
         """The network's answer in validation, in evaluation mode: [B, C, H, W] → [B, classes]."""
         return search.network(images, self.mean_op_weights(search))
 
-    def genotype(self, search: Search) -> AnyGenotype:
+    def genotype(self, search: SearchContext) -> AnyGenotype:
         """The architecture that the search has arrived at."""
         return search.network.space.derive(self.mean_op_weights(search))
 
     # --- when something happens ---
 
-    def before_epoch(self, search: Search) -> None:
+    def before_epoch(self, search: SearchContext) -> None:
         """Before the weight steps of an epoch. Called again on resume if it was interrupted."""
 
-    def before_step(self, search: Search) -> None:
+    def before_step(self, search: SearchContext) -> None:
         """Before each weight step: where gradient strategies move α."""
 
-    def after_step(self, search: Search) -> None:
+    def after_step(self, search: SearchContext) -> None:
         """After each weight step, while its gradients are there."""
 
-    def after_epoch(self, search: Search) -> None:
+    def after_epoch(self, search: SearchContext) -> None:
         """After the weight steps of an epoch, before validation. Called again on resume if it was interrupted."""
 
-    def finished(self, search: Search) -> bool:
+    def finished(self, search: SearchContext) -> bool:
         """After an epoch: whether the search ends before its last one."""
         return False
 
     # --- how the weights are trained ---
 
-    def schedule(self, search: Search) -> tuple[int, int]:
+    def schedule(self, search: SearchContext) -> tuple[int, int]:
         """(epoch, epochs) by which the learning rate falls; strategies of several stages begin anew in each."""
         return search.epoch, search.epochs
 
-    def clipped_parameters(self, search: Search) -> list[nn.Parameter]:
+    def clipped_parameters(self, search: SearchContext) -> list[nn.Parameter]:
         """Whose gradient norm is clipped together at each weight step."""
         return search.weight_parameters
 

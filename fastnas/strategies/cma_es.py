@@ -47,7 +47,7 @@ class CMAES:
         return self._asked
 
     def tell(self, fitness: Tensor) -> None:
-        """The fitness [λ] of the samples that were asked, lower is better. NaN counts as worst."""
+        """The fitness [λ] of the samples that `ask` gave, the lower the better. NaN counts as worst."""
         samples = self.ask()
         values = torch.nan_to_num(fitness.detach().double().cpu(), nan=1e30, posinf=1e30, neginf=-1e30).tolist()
         self._cma.tell([(sample.numpy(), value) for sample, value in zip(samples, values, strict=True)])

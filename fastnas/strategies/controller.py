@@ -43,7 +43,7 @@ class Policy(nn.Module):
 
     @torch.no_grad()
     def sample(self, count: int, seed: int) -> list[Code]:
-        """So many codes, drawn from a generator of this seed."""
+        """`count` codes, drawn from a generator of this seed."""
         generator = torch.Generator().manual_seed(seed)
         codes = torch.zeros(count, len(self.encoding.sizes), dtype=torch.int64)  # [count, genes]
         memory: object = None

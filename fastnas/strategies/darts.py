@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas.errors import UserError
+from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy, gradients
-
-if TYPE_CHECKING:
-    from fastnas.engine.search import Search
+from fastnas.strategies.registry import register_strategy
 
 Loss = Callable[[Sequence[Tensor]], Tensor]
 """The loss as a function of the weights ω; it depends on α, too."""
@@ -63,6 +62,7 @@ def second_order_gradients(
     return [g - rate * (plus - minus) / (2 * radius) for g, plus, minus in zip(direct, *sides, strict=True)]
 
 
+@register_strategy
 @dataclass
 class DARTS(GradientStrategy):
     """DARTS: before each weight step, Adam moves α on a batch of the other half."""
@@ -77,7 +77,7 @@ class DARTS(GradientStrategy):
         if self.order not in (1, 2):
             raise UserError(f"order is {self.order}, expected 1 or 2.")
 
-    def alpha_gradients(self, search: Search) -> list[Tensor]:
+    def alpha_gradients(self, search: SearchContext) -> list[Tensor]:
         if self.order == 1:
             return super().alpha_gradients(search)
         network = search.network
@@ -86,6 +86,7 @@ class DARTS(GradientStrategy):
         # Looking ahead leaves the running statistics alone.
         buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
         momenta = [search.optimizer.state[p].get("momentum_buffer") for p in search.weight_parameters]
+        (group,) = search.optimizer.param_groups
 
         def loss_on(batch: tuple[Tensor, Tensor], alpha_counts: bool) -> Loss:
             images, labels = batch
@@ -93,7 +94,7 @@ class DARTS(GradientStrategy):
             def loss(weights: Sequence[Tensor]) -> Tensor:
                 replaced = {**buffers, **dict(zip(keys, weights, strict=True))}
                 logits = torch.func.functional_call(
-                    network, replaced, (images,), self.mixture(search, int(alpha_counts))
+                    network, replaced, (images,), self.arch_weights(search, int(alpha_counts))
                 )
                 return self.alpha_loss(search, logits, labels) if alpha_counts else F.cross_entropy(logits, labels)
 
@@ -105,7 +106,7 @@ class DARTS(GradientStrategy):
             momenta,
             loss_on(search.batch, alpha_counts=False),
             loss_on(self.alpha_batch(search), alpha_counts=True),
-            rate=search.optimizer.param_groups[0]["lr"],
-            momentum=search.weights.momentum,
-            weight_decay=search.weights.weight_decay,
+            rate=group["lr"],
+            momentum=group["momentum"],
+            weight_decay=group["weight_decay"],
         )

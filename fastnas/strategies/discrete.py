@@ -6,19 +6,19 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from fastnas.errors import UserError
 from fastnas.evaluators.base import Evaluation, Evaluator
+from fastnas.evaluators.shared import path_logits
+from fastnas.genotype import AnyGenotype
+from fastnas.nn.supernet import OpWeights
 from fastnas.spaces.encoding import Code, Encoding, encoding_of
 from fastnas.strategies.base import Strategy
-
-if TYPE_CHECKING:
-    from fastnas.engine.search import Search
-    from fastnas.genotype import AnyGenotype
-    from fastnas.nn.supernet import OpWeights
+from fastnas.strategies.context import SearchContext
+from fastnas.strategies.scoring import for_search
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class DiscreteStrategy(Strategy):
         """The results of what was asked, in the same order."""
 
     def budget(self, epochs: int) -> int:
-        """How many architectures a search of so many epochs evaluates."""
+        """How many architectures a search of this many epochs evaluates."""
         return self.evaluations or self.default_evaluations
 
     def costs(self) -> tuple[str, ...]:
@@ -140,9 +140,7 @@ class DiscreteStrategy(Strategy):
 
     # --- in a search ---
 
-    def start(self, search: Search) -> None:
-        from fastnas import evaluators  # which need networks, and these strategies need not
-
+    def start(self, search: SearchContext) -> None:
         self._search = search
         self._space = search.network.space
         self.begin(encoding_of(self._space), search.seed_for(0))
@@ -154,14 +152,14 @@ class DiscreteStrategy(Strategy):
                 "Lower the warm-up or raise the epochs."
             )
         self._budget = self.budget(search.epochs)
-        self._evaluator = evaluators.for_search(search, self, self.costs())
+        self._evaluator = for_search(search, self, self.costs())
         self._unlogged: list[float] = []  # accuracies since the last "population" event
 
-    def logits(self, search: Search, images: Tensor) -> Tensor:
+    def logits(self, search: SearchContext, images: Tensor) -> Tensor:
         code = self.training_code(Random(search.seed_for(1, search.epoch, search.step)))
         return search.network.path_logits(images, encoding_of(self._space).op_weights(code))
 
-    def after_epoch(self, search: Search) -> None:
+    def after_epoch(self, search: SearchContext) -> None:
         if search.epoch < self._first:
             return
         done = search.epoch - self._first + 1
@@ -185,20 +183,18 @@ class DiscreteStrategy(Strategy):
             )
             self._unlogged = []
 
-    def mean_op_weights(self, search: Search) -> OpWeights:
+    def mean_op_weights(self, search: SearchContext) -> OpWeights:
         if self.best is None:
             return search.network.op_weights()
         weights = encoding_of(self._space).op_weights(self.best.code)
         return {kind: table.to(search.device) for kind, table in weights.items()}  # [E, O]
 
-    def validation_logits(self, search: Search, images: Tensor) -> Tensor:
-        from fastnas.evaluators.shared import path_logits
-
+    def validation_logits(self, search: SearchContext, images: Tensor) -> Tensor:
         if self.best is None:
             return search.network(images)
         return path_logits(search.network, images, self.encoding.op_weights(self.best.code), self.bn_mode == "batch")
 
-    def genotype(self, search: Search) -> AnyGenotype:
+    def genotype(self, search: SearchContext) -> AnyGenotype:
         """The most accurate architecture so far; before the first evaluation what the initial α stands for."""
         return super().genotype(search) if self.best is None else self.encoding.decode(self.best.code)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from fastnas.errors import UserError
 from fastnas.spaces import CELL_KINDS
 from fastnas.strategies.base import Strategy
 from fastnas.strategies.cma_es import CMAES
+from fastnas.strategies.context import SearchContext
 from fastnas.strategies.egnas_variants import (
     CHOICES,
     OVERRIDES,
@@ -30,9 +31,8 @@ from fastnas.strategies.egnas_variants import (
     Similarity,
     Update,
 )
-
-if TYPE_CHECKING:
-    from fastnas.engine.search import Search
+from fastnas.strategies.registry import register_strategy
+from fastnas.strategies.scoring import fitness_pipeline
 
 # --- fitness ----------------------------------------------------------------------------------------------------------
 
@@ -83,12 +83,14 @@ def compound_fitness(
 # --- the strategy -----------------------------------------------------------------------------------------------------
 
 
+@register_strategy
 @dataclass
 class EGNAS(Strategy):
     """EG-NAS. Where the default is None, the variant decides."""
 
     name: ClassVar[str] = "egnas"
     default_space: ClassVar[str] = "egnas"
+    plain_step: ClassVar[bool] = True
 
     variant: Literal["paper", "official", "official_imagenet"] = "paper"
     """As printed, or as the released programs compute, quirks included."""
@@ -154,7 +156,7 @@ class EGNAS(Strategy):
         self.evolution_step = 0
         self._pending: dict[str, Any] | None = None  # an evolution step that was interrupted
 
-    def start(self, search: Search) -> None:
+    def start(self, search: SearchContext) -> None:
         if self.warm_up >= search.epochs:
             raise UserError(
                 f"warm_up is {self.warm_up} epochs, but the search has {search.epochs}: α would never move. "
@@ -163,16 +165,11 @@ class EGNAS(Strategy):
         self._network = search.network
         self._graphs = search.graphs
         self._chunk = None if self.chunk == "auto" else self.chunk
-        self._pipeline = search.alpha_pipeline(self.fitness_batch_size)
-        if self.fitness_batches > len(self._pipeline):
-            raise UserError(
-                f"fitness_batches is {self.fitness_batches}, but the α images fill {len(self._pipeline)} batches of "
-                f"{self.fitness_batch_size}: lower fitness_batches or fitness_batch_size."
-            )
+        self._pipeline = fitness_pipeline(search, self)
         for alpha in self._network.alphas.values():
             alpha.requires_grad_(self.rules.clip_includes_alpha)
 
-    def clipped_parameters(self, search: Search) -> list[nn.Parameter]:
+    def clipped_parameters(self, search: SearchContext) -> list[nn.Parameter]:
         alphas = search.network.alphas.values() if self.rules.clip_includes_alpha else ()
         return [*search.weight_parameters, *alphas]
 
@@ -183,7 +180,7 @@ class EGNAS(Strategy):
         count = evolution_step if self.rules.sigma_schedule == "es_step" else epoch
         return max(self.sigma_floor, self.sigma / (count + 1))
 
-    def before_epoch(self, search: Search) -> None:
+    def before_epoch(self, search: SearchContext) -> None:
         if search.epoch < self.warm_up:
             return
         batches = [self._pipeline.batch(search.epoch, index) for index in range(self.fitness_batches)]
@@ -202,7 +199,7 @@ class EGNAS(Strategy):
     # "sigma", "current_accuracy", "centre" [2, E, O] and "run" of the sample in progress, "best" its best candidate so
     # far, and "winners", the best candidates of the samples that are done; a candidate is {"z", "fitness", "accuracy"}.
 
-    def _begin(self, search: Search, alpha: Tensor, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
+    def _begin(self, search: SearchContext, alpha: Tensor, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
         _, accuracy = self._score(alpha[None], batches)
         return {
             "sigma": self.step_size_of(self.evolution_step, search.epoch),
@@ -213,7 +210,7 @@ class EGNAS(Strategy):
             "winners": [],
         }
 
-    def _centre(self, search: Search, alpha: Tensor, sample: int) -> Tensor:
+    def _centre(self, search: SearchContext, alpha: Tensor, sample: int) -> Tensor:
         centre = alpha if self.rules.around == "logits" else torch.softmax(alpha, -1)  # [2, E, O]
         draw = torch.randn if self.rules.noise == "normal" else torch.rand
         generator = torch.Generator().manual_seed(search.seed_for(self.evolution_step, sample, 0))
@@ -221,7 +218,7 @@ class EGNAS(Strategy):
         return centre + self.noise * noise.to(alpha)
 
     def _advance(
-        self, search: Search, alpha: Tensor, batches: list[tuple[Tensor, Tensor]], step: dict[str, Any]
+        self, search: SearchContext, alpha: Tensor, batches: list[tuple[Tensor, Tensor]], step: dict[str, Any]
     ) -> None:
         """One generation of the sample in progress."""
         sample = len(step["winners"])
@@ -243,7 +240,7 @@ class EGNAS(Strategy):
         step["winners"].append(step["best"])
         step["best"], step["run"] = None, None
 
-    def _cma_seed(self, search: Search, sample: int) -> int:
+    def _cma_seed(self, search: SearchContext, sample: int) -> int:
         if self.variant == "official":
             return 1
         if not self.rules.independent:
@@ -252,7 +249,7 @@ class EGNAS(Strategy):
 
     def _compete(
         self,
-        search: Search,
+        search: SearchContext,
         alpha: Tensor,
         candidates: Tensor,
         batches: list[tuple[Tensor, Tensor]],
@@ -299,7 +296,7 @@ class EGNAS(Strategy):
         """Mean loss [P] and accuracy [P] of candidates [P, 2, E, O] as logits."""
         alphas = {kind: candidates[:, index] for index, kind in enumerate(CELL_KINDS)}  # [P, E, O]
         loss = torch.zeros(len(candidates), dtype=torch.float64, device=candidates.device)  # [P], sum over the images
-        correct, count = torch.zeros_like(loss), 0  # whole numbers, so that equal accuracies are equal to the last bit
+        correct, count = torch.zeros_like(loss), 0  # integers, so that equal accuracies are equal to the last bit
         for images, labels in batches:
             logits = self._logits(images, alphas).double()  # [P, B, classes]
             each = F.cross_entropy(logits.flatten(0, 1), labels.repeat(len(candidates)), reduction="none")  # [P·B]
@@ -334,7 +331,7 @@ class EGNAS(Strategy):
         return torch.stack(each)
 
     def _finish(
-        self, search: Search, alpha: Tensor, batches: list[tuple[Tensor, Tensor]], step: dict[str, Any]
+        self, search: SearchContext, alpha: Tensor, batches: list[tuple[Tensor, Tensor]], step: dict[str, Any]
     ) -> None:
         """Moves α towards the best winner."""
         winners = step["winners"]

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
 from fastnas.spaces.encoding import CellEncoding, Encoding
+from fastnas.strategies.context import SearchContext
 from fastnas.strategies.controller import Policy
 from fastnas.strategies.discrete import Individual
 from fastnas.strategies.policy_strategy import PolicyStrategy
-
-if TYPE_CHECKING:
-    from fastnas.engine.search import Search
+from fastnas.strategies.registry import register_strategy
 
 FAVOURED = ("sep_conv_3x3", "sep_conv_5x5")
 
@@ -94,13 +93,14 @@ class ENASPolicy(Policy):
         return memory.state[0]
 
 
+@register_strategy
 @dataclass
 class ENAS(PolicyStrategy):
     """ENAS: after every epoch of the shared weights the controller makes its steps; the best of ten samples is
     derived."""
 
     name: ClassVar[str] = "enas"
-    recipe: ClassVar = {
+    published_defaults: ClassVar = {
         "weights": {
             "epochs": 150, "learning_rate": 0.05, "learning_rate_min": 0.0005, "weight_decay": 1e-4, "nesterov": True,
         },
@@ -160,10 +160,10 @@ class ENAS(PolicyStrategy):
             advantages.append(reward - self.baseline[0])
         self.step(-(log_probability * torch.tensor(advantages)).mean())
 
-    def schedule(self, search: Search) -> tuple[int, int]:
+    def schedule(self, search: SearchContext) -> tuple[int, int]:
         return restarted(search.epoch, self.first_restart)
 
-    def after_epoch(self, search: Search) -> None:
+    def after_epoch(self, search: SearchContext) -> None:
         super().after_epoch(search)
         if search.epoch >= self._first:
             codes = self.policy.sample(self.derive_samples, self.random.getrandbits(63))

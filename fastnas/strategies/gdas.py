@@ -7,25 +7,25 @@ of the relaxed choice.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from fastnas.errors import UserError
+from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
 from fastnas.strategies.gumbel import gumbel_softmax, linear, straight_through
-
-if TYPE_CHECKING:
-    from fastnas.engine.search import Search
+from fastnas.strategies.registry import register_strategy
 
 
+@register_strategy
 @dataclass
 class GDAS(GradientStrategy):
     """GDAS: Adam on α by a batch of the other half, one sampled path for each step of α and of the weights."""
 
     name: ClassVar[str] = "gdas"
-    recipe: ClassVar = {
+    published_defaults: ClassVar = {
         "weights": {"epochs": 250, "learning_rate": 0.025, "learning_rate_min": 0.001, "nesterov": True},
         "data": {"batch_size": 64},
         "network": {"channels": 16, "layers": 8, "partial_channels": 1},
@@ -44,14 +44,14 @@ class GDAS(GradientStrategy):
                 "0 < temperature_min ≤ temperature."
             )
 
-    def mixture(self, search: Search, draw: int) -> dict[str, Any]:
+    def arch_weights(self, search: SearchContext, draw: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(search.seed_for(search.epoch, search.step, draw))
         temperature = linear(self.temperature, self.temperature_min, search.epoch, search.epochs)
         alphas = search.network.alphas
         soft = {kind: gumbel_softmax(torch.log_softmax(a, -1), temperature, generator) for kind, a in alphas.items()}
         return chosen({kind: straight_through(table) for kind, table in soft.items()})
 
-    def validation_logits(self, search: Search, images: Tensor) -> Tensor:
+    def validation_logits(self, search: SearchContext, images: Tensor) -> Tensor:
         """Of the likeliest candidate of each edge."""
         tables = {kind: straight_through(table) for kind, table in self.mean_op_weights(search).items()}
         return search.network(images, **chosen(tables))

@@ -39,8 +39,7 @@ def mutate_genes(code: Code, probability: float, encoding: Encoding, random: Ran
 
 
 def unlike(draw: Callable[[], Code], seen: set[Code], encoding: Encoding, tries: int = 20) -> Code:
-    """What `draw()` gives, drawn again while it stands for an architecture in `seen`; after so many tries the last
-    one."""
+    """What `draw()` gives, drawn again while its architecture is in `seen`; after `tries` draws the last one."""
     code: Code = ()
     for _ in range(tries):
         code = draw()

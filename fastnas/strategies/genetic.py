@@ -11,8 +11,10 @@ from fastnas.errors import UserError
 from fastnas.spaces.encoding import Code, Encoding
 from fastnas.strategies.discrete import DiscreteStrategy, Individual, individuals_state, load_individuals
 from fastnas.strategies.genes import CROSSOVERS, Crossover, cross, mutate_genes, unlike
+from fastnas.strategies.registry import register_strategy
 
 
+@register_strategy
 @dataclass
 class Genetic(DiscreteStrategy):
     """Tournaments choose parents; children are crossed and mutated; no architecture is evaluated twice if it can be

@@ -5,29 +5,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
+from fastnas.nn.supernet import OpWeights
 from fastnas.strategies.base import Strategy
-
-if TYPE_CHECKING:
-    from fastnas.engine.search import Search
-    from fastnas.nn.supernet import OpWeights
+from fastnas.strategies.context import SearchContext
 
 
 @dataclass
 class GradientStrategy(Strategy):
     """Base of the strategies that differentiate α: Adam on the loss of a validation batch, first order.
 
-    A subclass may change what the network computes (`mean_mixture`, `mixture`), the loss of α (`alpha_loss`), or what
-    else is optimised with α (`extra_parameters`).
+    A subclass may change what the network computes (`mean_arch_weights`, `arch_weights`), the loss of α (`alpha_loss`),
+    or what else is optimised with α (`extra_parameters`).
     """
 
-    recipe: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+    published_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "weights": {"epochs": 50, "learning_rate": 0.025, "learning_rate_min": 0.001},
         "data": {"batch_size": 64},
         "network": {"channels": 16, "layers": 8, "partial_channels": 1},
@@ -51,7 +49,7 @@ class GradientStrategy(Strategy):
         if not 0 <= self.alpha_beta1 < 1:
             raise UserError(f"alpha_beta1 is {self.alpha_beta1}, expected at least 0 and less than 1.")
 
-    def start(self, search: Search) -> None:
+    def start(self, search: SearchContext) -> None:
         if self.warm_up >= search.epochs:
             raise UserError(
                 f"warm_up is {self.warm_up} epochs, but the search has {search.epochs}: α would never move. "
@@ -63,7 +61,7 @@ class GradientStrategy(Strategy):
         )
         self._optimize(search)
 
-    def _optimize(self, search: Search) -> None:
+    def _optimize(self, search: SearchContext) -> None:
         self.alpha_parameters = [*search.network.alphas.values(), *self.extra_parameters(search)]
         self.alpha_optimizer = self.make_alpha_optimizer()
 
@@ -75,46 +73,47 @@ class GradientStrategy(Strategy):
             weight_decay=self.alpha_weight_decay,
         )
 
-    def extra_parameters(self, search: Search) -> list[nn.Parameter]:
+    def extra_parameters(self, search: SearchContext) -> list[nn.Parameter]:
         """What is optimised together with α."""
         return []
 
     # --- what the network computes ---
 
-    def mean_mixture(self, search: Search) -> dict[str, Any]:
-        """Arguments of the network besides the images, differentiable, without chance."""
+    def mean_arch_weights(self, search: SearchContext) -> dict[str, Any]:
+        """The architecture as arguments of the network: "op_weights", if need be "edge_weights" and "active".
+        Deterministic, and differentiable in α."""
         return {"op_weights": search.network.op_weights()}
 
-    def mixture(self, search: Search, draw: int) -> dict[str, Any]:
-        """The same for a step, chance included: draw 0 is that of the weight step, 1 that of the α step."""
-        return self.mean_mixture(search)
+    def arch_weights(self, search: SearchContext, draw: int) -> dict[str, Any]:
+        """The same for one step, where it may be sampled: draw 0 is for the weight step, draw 1 for the step of α."""
+        return self.mean_arch_weights(search)
 
-    def logits(self, search: Search, images: Tensor) -> Tensor:
+    def logits(self, search: SearchContext, images: Tensor) -> Tensor:
         with torch.no_grad():  # a weight step leaves α alone
-            mixture = self.mixture(search, 0)
-        return search.network(images, **mixture)
+            arch_weights = self.arch_weights(search, 0)
+        return search.network(images, **arch_weights)
 
-    def mean_op_weights(self, search: Search) -> OpWeights:
-        return self.mean_mixture(search)["op_weights"]
+    def mean_op_weights(self, search: SearchContext) -> OpWeights:
+        return self.mean_arch_weights(search)["op_weights"]
 
-    def validation_logits(self, search: Search, images: Tensor) -> Tensor:
-        return search.network(images, **self.mean_mixture(search))
+    def validation_logits(self, search: SearchContext, images: Tensor) -> Tensor:
+        return search.network(images, **self.mean_arch_weights(search))
 
-    def alpha_loss(self, search: Search, logits: Tensor, labels: Tensor) -> Tensor:
+    def alpha_loss(self, search: SearchContext, logits: Tensor, labels: Tensor) -> Tensor:
         """What α minimises: [B, classes], [B] → []."""
         return F.cross_entropy(logits, labels)
 
     # --- how α moves ---
 
-    def alpha_batch(self, search: Search) -> tuple[Tensor, Tensor]:
+    def alpha_batch(self, search: SearchContext) -> tuple[Tensor, Tensor]:
         """The validation batch of the step in progress: images [B, C, H, W] and labels [B]."""
         return self._pipeline.batch(search.epoch, search.step)
 
-    def alpha_moves(self, search: Search) -> bool:
+    def alpha_moves(self, search: SearchContext) -> bool:
         """Whether α has a step before the coming weight step."""
         return search.epoch >= self.warm_up
 
-    def before_step(self, search: Search) -> None:
+    def before_step(self, search: SearchContext) -> None:
         if not self.alpha_moves(search):
             return
         for parameter, gradient in zip(self.alpha_parameters, self.alpha_gradients(search), strict=True):
@@ -122,10 +121,10 @@ class GradientStrategy(Strategy):
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad(set_to_none=True)
 
-    def alpha_gradients(self, search: Search) -> list[Tensor]:
+    def alpha_gradients(self, search: SearchContext) -> list[Tensor]:
         """The gradient of each of `alpha_parameters`."""
         images, labels = self.alpha_batch(search)
-        loss = self.alpha_loss(search, search.network(images, **self.mixture(search, 1)), labels)
+        loss = self.alpha_loss(search, search.network(images, **self.arch_weights(search, 1)), labels)
         return gradients(loss, self.alpha_parameters)
 
     # --- what a checkpoint holds ---

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas.errors import UserError
+from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
-
-if TYPE_CHECKING:
-    from fastnas.engine.search import Search
+from fastnas.strategies.registry import register_strategy
 
 
 def architecture_entropy(alphas: Mapping[str, Tensor], reduction: Literal["sum", "mean_edge"]) -> Tensor:
@@ -28,6 +27,7 @@ def architecture_entropy(alphas: Mapping[str, Tensor], reduction: Literal["sum",
     return total / len(logs) if reduction == "mean_edge" else total
 
 
+@register_strategy
 @dataclass
 class MultiLevel(GradientStrategy):
     """α minimises L_val + γ·L_ent, the weights L_train."""
@@ -47,6 +47,6 @@ class MultiLevel(GradientStrategy):
         if self.reduction not in ("sum", "mean_edge"):
             raise UserError(f"unknown reduction {self.reduction!r}: expected sum or mean_edge.")
 
-    def alpha_loss(self, search: Search, logits: Tensor, labels: Tensor) -> Tensor:
+    def alpha_loss(self, search: SearchContext, logits: Tensor, labels: Tensor) -> Tensor:
         entropy = architecture_entropy(dict(search.network.alphas), self.reduction)
         return F.cross_entropy(logits, labels) + self.gamma * entropy

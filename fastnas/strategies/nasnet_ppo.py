@@ -14,6 +14,7 @@ from fastnas.errors import UserError
 from fastnas.spaces.encoding import Encoding
 from fastnas.strategies.controller import Policy, RecurrentPolicy
 from fastnas.strategies.policy_strategy import PolicyStrategy
+from fastnas.strategies.registry import register_strategy
 
 
 def clipped_objective(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
@@ -21,6 +22,7 @@ def clipped_objective(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
     return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
+@register_strategy
 @dataclass
 class NASNetPPO(PolicyStrategy):
     """PPO with an exponential mean of rewards as the baseline."""

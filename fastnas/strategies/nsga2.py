@@ -6,17 +6,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from fastnas.errors import UserError
 from fastnas.spaces.encoding import Code, Encoding
+from fastnas.strategies.context import SearchContext
 from fastnas.strategies.discrete import DiscreteStrategy, Individual, individuals_state, load_individuals
 from fastnas.strategies.genes import cross, unlike
-
-if TYPE_CHECKING:
-    from fastnas.engine.search import Search
+from fastnas.strategies.registry import register_strategy
 
 
 def ranks_and_crowding(objectives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -47,6 +46,7 @@ def survivors(objectives: np.ndarray, count: int) -> list[int]:
     return np.lexsort((np.arange(len(ranks)), -crowding, ranks))[:count].tolist()
 
 
+@register_strategy
 @dataclass
 class NSGA2(DiscreteStrategy):
     """NSGA-II. The whole first front is logged at the end of every epoch; the genotype is its most accurate member."""
@@ -119,7 +119,7 @@ class NSGA2(DiscreteStrategy):
         return self.encoding.repair(self._polynomial(child), self.random)
 
     def _winner(self, ranks: np.ndarray, crowding: np.ndarray) -> Code:
-        """Of a tournament of two: the better front, then the less crowded one, then chance."""
+        """Of a tournament of two: the better front, then the less crowded one, then a coin."""
         a, b = (self.random.randrange(len(self.parents)) for _ in range(2))
         keys = [(ranks[i], -crowding[i]) for i in (a, b)]
         chosen = self.random.choice((a, b)) if keys[0] == keys[1] else (a if keys[0] < keys[1] else b)
@@ -137,7 +137,7 @@ class NSGA2(DiscreteStrategy):
         everyone = [*self.parents, *individuals]
         self.parents = [everyone[index] for index in survivors(self.objectives(everyone), self.population)]
 
-    def after_epoch(self, search: Search) -> None:
+    def after_epoch(self, search: SearchContext) -> None:
         super().after_epoch(search)
         if self.parents:
             front = [

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,9 @@ from fastnas.nn import Supernet
 from fastnas.nn.cell import SearchCell
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.spaces import CellSpace
+from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
-
-if TYPE_CHECKING:
-    from fastnas.engine.search import Search
+from fastnas.strategies.registry import register_strategy
 
 STAGES = 3
 
@@ -61,8 +60,8 @@ def strongest_pairs(probabilities: Tensor, space: CellSpace) -> tuple[Pair, ...]
 
 
 def limit_skips(probabilities: Tensor, space: CellSpace, most: int) -> tuple[Pair, ...]:
-    """`strongest_pairs` with at most so many skip connections: the least probable one that is kept is ruled out, and
-    the cell derived anew, until they are few enough.
+    """`strongest_pairs` with at most `most` skip connections: the least probable one of those that are kept is ruled
+    out and the cell derived anew, until they are few enough.
 
     An edge that has no other candidate left can still not be chosen: its probability is 0 then.
     """
@@ -80,12 +79,13 @@ def limit_skips(probabilities: Tensor, space: CellSpace, most: int) -> tuple[Pai
         probabilities[min(kept, key=lambda edge: (probabilities[edge, skip].item(), edge)), skip] = -1.0
 
 
+@register_strategy
 @dataclass
 class PDARTS(GradientStrategy):
     """P-DARTS. The epochs are those of all three stages together, the layers those of the first."""
 
     name: ClassVar[str] = "p-darts"
-    recipe: ClassVar = {
+    published_defaults: ClassVar = {
         "weights": {"epochs": 75, "learning_rate": 0.025, "learning_rate_min": 0.0},
         "data": {"batch_size": 96},
         "network": {"channels": 16, "layers": 5, "partial_channels": 1},
@@ -123,7 +123,7 @@ class PDARTS(GradientStrategy):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected a probability from 0 to below 1.")
 
-    def start(self, search: Search) -> None:
+    def start(self, search: SearchContext) -> None:
         space = search.network.space
         if search.epochs % STAGES or search.epochs < STAGES:
             raise UserError(
@@ -151,16 +151,16 @@ class PDARTS(GradientStrategy):
 
     # --- stages ---
 
-    def stage_epoch(self, search: Search) -> int:
+    def stage_epoch(self, search: SearchContext) -> int:
         return search.epoch % self.length
 
-    def schedule(self, search: Search) -> tuple[int, int]:
+    def schedule(self, search: SearchContext) -> tuple[int, int]:
         return self.stage_epoch(search), self.length
 
-    def alpha_moves(self, search: Search) -> bool:
+    def alpha_moves(self, search: SearchContext) -> bool:
         return self.stage_epoch(search) >= self.warm_up
 
-    def before_epoch(self, search: Search) -> None:
+    def before_epoch(self, search: SearchContext) -> None:
         while self.stage < search.epoch // self.length:
             count = (self.drop_1, self.drop_2)[self.stage]
             with torch.no_grad():
@@ -171,7 +171,7 @@ class PDARTS(GradientStrategy):
         for module in self._dropouts:
             module.p = probability
 
-    def _enter(self, search: Search, stage: int) -> None:
+    def _enter(self, search: SearchContext, stage: int) -> None:
         self.stage = stage
         search.rebuild(layers=self._first_layers + (0, self.add_layers_2, self.add_layers_3)[stage])
         self._optimize(search)
@@ -181,7 +181,7 @@ class PDARTS(GradientStrategy):
     def _initial_dropout(self) -> float:
         return (self.dropout_1, self.dropout_2, self.dropout_3)[self.stage]
 
-    def _install_dropout(self, search: Search) -> None:
+    def _install_dropout(self, search: SearchContext) -> None:
         """Replaces the identities of skip connections by dropout, where there is any."""
         self._dropouts: list[nn.Dropout] = []
         if self._initial_dropout > 0:
@@ -196,7 +196,7 @@ class PDARTS(GradientStrategy):
 
     # --- what the network computes ---
 
-    def mean_mixture(self, search: Search) -> dict[str, Any]:
+    def mean_arch_weights(self, search: SearchContext) -> dict[str, Any]:
         return {"op_weights": self._surviving(search.network), "active": self.active}
 
     def _surviving(self, network: Supernet) -> dict[str, Tensor]:
@@ -204,7 +204,7 @@ class PDARTS(GradientStrategy):
         masks = {kind: mask.to(network.alphas[kind].device) for kind, mask in self.active.items()}
         return {kind: torch.softmax(a.masked_fill(~masks[kind], -torch.inf), -1) for kind, a in network.alphas.items()}
 
-    def alpha_gradients(self, search: Search) -> list[Tensor]:
+    def alpha_gradients(self, search: SearchContext) -> list[Tensor]:
         found = super().alpha_gradients(search)
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in found]))
         factor = (self.alpha_clip / (norm + 1e-6)).clamp(max=1.0)
@@ -212,7 +212,7 @@ class PDARTS(GradientStrategy):
 
     # --- what comes out ---
 
-    def genotype(self, search: Search) -> Genotype:
+    def genotype(self, search: SearchContext) -> Genotype:
         """At every time as if the stage were the last one."""
         return self._derive(self._surviving(search.network), search.network.space)
 

@@ -15,10 +15,12 @@ import torch
 from fastnas.errors import UserError
 from fastnas.spaces.encoding import Code, Encoding
 from fastnas.strategies.discrete import DiscreteStrategy, Individual
+from fastnas.strategies.registry import register_strategy
 
 LIMIT = 3.0  # of a logit
 
 
+@register_strategy
 @dataclass
 class ParticleSwarm(DiscreteStrategy):
     """v ← w·v + c1·r1·(own best - x) + c2·r2·(swarm's best - x); x ← x + v."""

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from fastnas.nn.supernet import OpWeights
 from fastnas.spaces import CellSpace
+from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
-
-if TYPE_CHECKING:
-    from fastnas.engine.search import Search
-    from fastnas.nn.supernet import OpWeights
+from fastnas.strategies.registry import register_strategy
 
 
 def edge_softmax(beta: Tensor, space: CellSpace) -> Tensor:
@@ -26,12 +25,13 @@ def edge_softmax(beta: Tensor, space: CellSpace) -> Tensor:
     return torch.cat([torch.softmax(beta[space.incoming(node)], -1) for node in nodes])
 
 
+@register_strategy
 @dataclass
 class PCDARTS(GradientStrategy):
     """PC-DARTS: α and β share one Adam, first order; a candidate's rank is softmax(α) times its edge's softmax(β)."""
 
     name: ClassVar[str] = "pc-darts"
-    recipe: ClassVar = {
+    published_defaults: ClassVar = {
         "weights": {"epochs": 50, "learning_rate": 0.1, "learning_rate_min": 0.0},
         "data": {"batch_size": 256},
         "network": {"channels": 16, "layers": 8, "partial_channels": 4},
@@ -42,7 +42,7 @@ class PCDARTS(GradientStrategy):
     warm_up: int = 15
     """Epochs before α and β move for the first time."""
 
-    def extra_parameters(self, search: Search) -> list[nn.Parameter]:
+    def extra_parameters(self, search: SearchContext) -> list[nn.Parameter]:
         space = search.network.space
         generator = torch.Generator().manual_seed(search.seed_for(0))
         self.betas = {
@@ -51,18 +51,18 @@ class PCDARTS(GradientStrategy):
         }
         return list(self.betas.values())
 
-    def load_betas(self, search: Search, betas: Mapping[str, Tensor]) -> None:
+    def load_betas(self, search: SearchContext, betas: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for kind, beta in betas.items():
                 self.betas[kind].copy_(beta)
 
-    def edge_weights(self, search: Search) -> dict[str, Tensor]:
+    def edge_weights(self, search: SearchContext) -> dict[str, Tensor]:
         """softmax(β) of each kind of cell, [E]: 1 in all over the edges of a node."""
         return {kind: edge_softmax(beta, search.network.space) for kind, beta in self.betas.items()}
 
-    def mean_mixture(self, search: Search) -> dict[str, Any]:
+    def mean_arch_weights(self, search: SearchContext) -> dict[str, Any]:
         return {"op_weights": search.network.op_weights(), "edge_weights": self.edge_weights(search)}
 
-    def mean_op_weights(self, search: Search) -> OpWeights:
+    def mean_op_weights(self, search: SearchContext) -> OpWeights:
         edges = self.edge_weights(search)
         return {kind: edges[kind][:, None] * table for kind, table in search.network.op_weights().items()}  # [E, O]

@@ -9,8 +9,10 @@ from typing import ClassVar
 
 from fastnas.spaces.encoding import Code
 from fastnas.strategies.discrete import DiscreteStrategy, Individual
+from fastnas.strategies.registry import register_strategy
 
 
+@register_strategy
 @dataclass
 class RandomSearch(DiscreteStrategy):
     """Uniformly random architectures; the most accurate one is the result."""

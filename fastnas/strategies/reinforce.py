@@ -13,6 +13,7 @@ from fastnas.errors import UserError
 from fastnas.spaces.encoding import Encoding
 from fastnas.strategies.controller import IndependentLogits, Policy, RecurrentPolicy
 from fastnas.strategies.policy_strategy import PolicyStrategy
+from fastnas.strategies.registry import register_strategy
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ CONTROLLERS = {
 }
 
 
+@register_strategy
 @dataclass
 class Reinforce(PolicyStrategy):
     """REINFORCE. Where the default is None, the controller decides."""

@@ -7,7 +7,7 @@ charge for expected resources.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +17,10 @@ from fastnas.errors import UserError
 from fastnas.nn.cell import SearchCell
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.primitives import Zero
+from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
 from fastnas.strategies.gumbel import gumbel_softmax, linear
-
-if TYPE_CHECKING:
-    from fastnas.engine.search import Search
+from fastnas.strategies.registry import register_strategy
 
 CLIP = 10.0  # of α's gradient norm
 COSTS = 3  # parameters, operations, memory access
@@ -40,13 +39,14 @@ def resource(choice: Tensor, costs: Tensor, log: bool) -> Tensor:
     return 0.43 * (2 * size + operations / 4000 + memory / 100).sum()
 
 
+@register_strategy
 @dataclass
 class SNAS(GradientStrategy):
     """SNAS with Adam for α. A part of the images is kept back to validate, which the published program did on test
     images."""
 
     name: ClassVar[str] = "snas"
-    recipe: ClassVar = {
+    published_defaults: ClassVar = {
         "weights": {"epochs": 150, "learning_rate": 0.025, "learning_rate_min": 0.001},
         "data": {"batch_size": 64, "split": 0.9},
         "network": {"channels": 16, "layers": 8, "partial_channels": 1},
@@ -71,7 +71,7 @@ class SNAS(GradientStrategy):
         if self.resource not in ("log", "linear", "none"):
             raise UserError(f"unknown resource {self.resource!r}: expected log, linear or none.")
 
-    def start(self, search: Search) -> None:
+    def start(self, search: SearchContext) -> None:
         super().start(search)
         if self.resource != "none" and search.network.space.inputs != 2:
             raise UserError("resources are counted for cells with two inputs: give --resource none in this space.")
@@ -84,35 +84,35 @@ class SNAS(GradientStrategy):
     def temperature_at(self, epoch: int, epochs: int) -> float:
         return linear(self.temperature, self.temperature_min, epoch, epochs)
 
-    def mixture(self, search: Search, draw: int) -> dict[str, Any]:
+    def arch_weights(self, search: SearchContext, draw: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(search.seed_for(search.epoch, search.step, draw))
         temperature = self.temperature_at(search.epoch, search.epochs)
         alphas = search.network.alphas
         return {"op_weights": {kind: gumbel_softmax(a, temperature, generator) for kind, a in alphas.items()}}
 
-    def logits(self, search: Search, images: Tensor) -> Tensor:
-        mixture = self.mixture(search, 0)
-        self._choice = mixture["op_weights"]
-        return search.network(images, **mixture)
+    def logits(self, search: SearchContext, images: Tensor) -> Tensor:
+        arch_weights = self.arch_weights(search, 0)
+        self._choice = arch_weights["op_weights"]
+        return search.network(images, **arch_weights)
 
-    def penalty(self, search: Search) -> Tensor | float:
+    def penalty(self, search: SearchContext) -> Tensor | float:
         total: Tensor | float = 0.0
         for kind, cells in self._costs.items():
             log = self.resource == "log"
             total = total + sum(resource(self._choice[kind], costs, log) for costs in cells) / len(cells)
         return self.resource_weight * total
 
-    def before_step(self, search: Search) -> None:
+    def before_step(self, search: SearchContext) -> None:
         """α has no step of its own."""
 
-    def after_step(self, search: Search) -> None:
+    def after_step(self, search: SearchContext) -> None:
         if self.alpha_moves(search):
             nn.utils.clip_grad_norm_(self.alpha_parameters, CLIP)
             self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad(set_to_none=True)
 
 
-def cell_costs(search: Search) -> dict[str, list[Tensor]]:
+def cell_costs(search: SearchContext) -> dict[str, list[Tensor]]:
     """Of each kind of cell the costs [3, E, O] of its candidates in each cell: parameters, multiply-accumulate
     operations, and values read and written, for one image."""
     found: dict[str, list[Tensor]] = {}

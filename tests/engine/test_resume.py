@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 from pathlib import Path
 
@@ -109,6 +110,22 @@ def test_what_was_written_after_the_checkpoint_is_dropped(small, whole):
     search = small("killed")
     search.run()
     assert events(directory) == events(expected.directory)
+
+
+def test_clocks_of_older_checkpoints_go_on(small):
+    """They called the time of the strategy's hooks "evolution"."""
+    first = small("old")
+    stop_at(first, 5)  # within an evolution step
+    first.run()
+    state = load_checkpoint(first.checkpoint_path)
+    state["seconds"] = {"evolution": 1000.0, "data": 2.0}
+    torch.save(state, first.checkpoint_path)
+    second = small("old")
+    second.run()
+    lines = map(json.loads, (second.directory / "metrics.jsonl").read_text().splitlines())
+    seconds = [line["seconds"] for line in lines if line["event"] == "epoch"]
+    assert all(set(each) == {"strategy", "data", "train", "valid"} for each in seconds)
+    assert [each["strategy"] > 1000 for each in seconds] == [epoch == state["clock"]["epoch"] for epoch in range(4)]
 
 
 def test_a_checkpoint_is_whole_or_not_at_all(small, monkeypatch):

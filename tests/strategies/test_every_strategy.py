@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import shlex
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from fastnas.errors import UserError
 from fastnas.genotype import Genotype
 from fastnas.report import write_report
 from fastnas.search import prepare
-from fastnas.strategies import STRATEGIES, Strategy
+from fastnas.strategies import STRATEGIES, registry
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
 from run_files import events, same_bits
@@ -119,39 +119,29 @@ def test_runs_in_the_space_of_nas_bench_201(name: str, tmp_path: Path):
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_published_options_are_the_defaults_and_can_be_overridden(name: str):
     options = parse(["--strategy", name, "--data", "digits"], "test", "")
-    for group, values in STRATEGIES[name].recipe.items():
+    for group, values in STRATEGIES[name].published_defaults.items():
         for option, value in values.items():
             assert getattr(getattr(options, group), option) == value
     assert parse(["--strategy", name, "--data", "digits", "--epochs", "7"], "test", "").weights.epochs == 7
 
 
 def test_a_strategy_of_ones_own_needs_no_change_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    @dataclass
-    class Coin(Strategy):
-        """Raises the logit of one random candidate of every edge after each epoch."""
+    """That of the documentation, in a file of its own."""
+    page = (Path(__file__).parents[2] / "docs" / "strategies.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```python\n(.*?)^```", page.partition("## Adding one")[2], re.M | re.S)
+    (tmp_path / "coin.py").write_text(example)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "STRATEGIES", dict(STRATEGIES))
+    main = importlib.import_module("coin").main
 
-        name: ClassVar[str] = "coin"
-
-        step: float = 0.5
-        """What is added."""
-
-        def after_epoch(self, search: Search) -> None:
-            generator = torch.Generator().manual_seed(search.seed_for(search.epoch))
-            with torch.no_grad():
-                for alpha in search.network.alphas.values():
-                    rows = torch.arange(len(alpha))
-                    alpha[rows, torch.randint(alpha.shape[1], rows.shape, generator=generator)] += self.step
-
-        def op_weights(self, search: Search):
-            return {kind: table.detach() for kind, table in search.network.op_weights().items()}
-
-    monkeypatch.setitem(strategies.STRATEGIES, "coin", Coin)
     search = make(tmp_path / "run", "coin", "--step", "1.5")
     assert search.run().status == "finished"
     first, last = [event for event in events(search.directory) if event["event"] == "epoch"]
     assert first["op_weights"]["normal"][0] != last["op_weights"]["normal"][0]
     assert max(first["op_weights"]["normal"][0]) == pytest.approx(torch.e**1.5 / (torch.e**1.5 + 7), rel=0.02)
     assert make(tmp_path / "run", "coin").epoch == 2
+    assert main(["--strategy", "coin", "--step", "2", "--print-config"]) == 0
+    assert main(["--strategy", "coins"]) == 2
 
 
 def test_unknown_strategies_and_options_are_explained():

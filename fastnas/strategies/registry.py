@@ -1,0 +1,66 @@
+"""Strategies by name. A strategy registers itself with a decorator, from inside the package or from outside."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any, TypeVar
+
+import yaml
+
+from fastnas.errors import UserError
+from fastnas.strategies.base import Strategy
+
+STRATEGIES: dict[str, type[Strategy]] = {}
+"""Classes by name, in the order in which they were registered."""
+
+Class = TypeVar("Class", bound=type[Strategy])
+
+
+def register_strategy(strategy: Class) -> Class:
+    """Class decorator: makes a strategy known by its `name`, to `create`, to `parse` and so to `--strategy`.
+
+    Raises:
+        ValueError: another strategy has this name.
+    """
+    other = STRATEGIES.get(strategy.name)
+    # The same class comes twice where its module is reloaded.
+    if other is not None and (other.__module__, other.__qualname__) != (strategy.__module__, strategy.__qualname__):
+        raise ValueError(
+            f"{strategy.__qualname__} has the name {strategy.name!r}, as {other.__module__}.{other.__qualname__} has: "
+            "give it a name of its own."
+        )
+    STRATEGIES[strategy.name] = strategy
+    return strategy
+
+
+def find(name: str) -> type[Strategy]:
+    """The class of a strategy. UserError for an unknown name."""
+    if name not in STRATEGIES:
+        near = difflib.get_close_matches(name, STRATEGIES, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(STRATEGIES)}."
+        raise UserError(f"unknown strategy {name!r}: {advice}")
+    return STRATEGIES[name]
+
+
+def create(name: str, **options: Any) -> Strategy:
+    """A strategy by name, with its hyper-parameters as keywords. UserError for an unknown name."""
+    return find(name)(**options)
+
+
+def parse(text: str) -> Strategy:
+    """A strategy as one word: NAME, or NAME:OPTION=VALUE,OPTION=VALUE.
+
+    Raises:
+        UserError: an unknown name or option, or something that is no option.
+    """
+    name, _, listed = text.partition(":")
+    known = [field.name for field in dataclasses.fields(find(name)) if field.init]  # type: ignore[arg-type]
+    options = {}
+    for word in filter(None, listed.split(",")):
+        option, equals, value = word.partition("=")
+        option = option.strip().replace("-", "_")
+        if not equals or option not in known:
+            raise UserError(f"{word!r} is no option of {name}: expected OPTION=VALUE with one of {', '.join(known)}.")
+        options[option] = yaml.safe_load(value)
+    return create(name, **options)

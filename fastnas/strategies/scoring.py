@@ -1,0 +1,116 @@
+"""Scoring architectures within a search: the evaluator that a strategy's options ask for, on the search's images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Protocol
+
+from torch import Tensor, nn
+
+from fastnas.data import Pipeline
+from fastnas.errors import UserError
+from fastnas.evaluators import (
+    NB201,
+    Costs,
+    Evaluator,
+    Function,
+    SharedWeights,
+    ShortTraining,
+    derived_network,
+    function,
+)
+from fastnas.evaluators.shared import RECALIBRATION_BATCHES
+from fastnas.spaces.encoding import encoding_of
+from fastnas.strategies.context import SearchContext
+
+
+class FitnessBatches(Protocol):
+    """Options of a strategy: how many images architectures are scored on."""
+
+    fitness_batch_size: int
+    fitness_batches: int
+
+
+class ScoringOptions(FitnessBatches, Protocol):
+    """Options of a strategy: how architectures are scored. `DiscreteStrategy` documents them."""
+
+    evaluator: str
+    bn_mode: Literal["batch", "running", "recalibrate"]
+
+
+def for_search(search: SearchContext, options: ScoringOptions, costs: Sequence[str] = ()) -> Evaluator:
+    """The evaluator that a strategy asks for.
+
+    Args:
+        options: of the strategy.
+        costs: what to measure of an architecture besides its accuracy, see `evaluators.Costs`.
+
+    Raises:
+        UserError: an unknown evaluator, or too few images for the batches.
+    """
+    network, source = search.network, search.weight_pipeline.source
+
+    def build(genotype: Any) -> nn.Module:
+        return derived_network(
+            genotype,
+            channels=network.channels,
+            layers=network.layers,
+            num_classes=network.num_classes,
+            in_channels=source.channels,
+            **({"stem": network.stem_name} if network.stem_name != "cifar" else {}),
+        )
+
+    encoding = encoding_of(network.space)
+    size = (source.channels, *source.image_size)
+    measured = Costs(costs, encoding, build, size, search.device) if costs else None
+    kind, _, detail = options.evaluator.partition(":")
+    if kind == "shared" and not detail:
+        return _shared(search, options, measured)
+    if kind == "training":
+        if detail and not detail.isdecimal():
+            raise UserError(f"evaluator {options.evaluator!r}: expected training, or training:EPOCHS.")
+        epochs, seed = int(detail or 1), search.seed
+        return ShortTraining(
+            encoding, build, search.weight_pipeline, search.valid_pipeline, epochs, seed=seed, costs=measured
+        )
+    if kind == "python":
+        return Function(function.load(detail), encoding)
+    if kind == "nb201":
+        table = NB201(detail)
+        if network.space.name != "nb201":
+            raise UserError(
+                f"the table holds cells of the space nb201, not of {network.space.name}: give --space nb201."
+            )
+        return table
+    raise UserError(
+        f"unknown evaluator {options.evaluator!r}: expected shared, training[:EPOCHS], python:MODULE:FUNCTION or "
+        "nb201:PATH."
+    )
+
+
+def fitness_pipeline(search: SearchContext, options: FitnessBatches) -> Pipeline:
+    """The images that architectures are scored on, out of those for α.
+
+    Raises:
+        UserError: too few images for the batches.
+    """
+    pipeline = search.alpha_pipeline(options.fitness_batch_size)
+    if options.fitness_batches > len(pipeline):
+        raise UserError(
+            f"fitness_batches is {options.fitness_batches}, but the α images fill {len(pipeline)} batches of "
+            f"{options.fitness_batch_size}: lower fitness_batches or fitness_batch_size."
+        )
+    return pipeline
+
+
+def _shared(search: SearchContext, options: ScoringOptions, costs: Costs | None) -> SharedWeights:
+    pipeline = fitness_pipeline(search, options)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        return (pipeline.batch(search.epoch, index) for index in range(options.fitness_batches))
+
+    def training_batches() -> Iterator[tuple[Tensor, Tensor]]:
+        count = min(RECALIBRATION_BATCHES, len(search.weight_pipeline))
+        return (search.weight_pipeline.batch(search.epoch, index) for index in range(count))
+
+    return SharedWeights(search.network, batches, options.bn_mode, training_batches, costs)
