@@ -12,6 +12,7 @@ from rich.console import Console
 from fastnas.cli.command import INTERRUPTED, command, print_text
 from fastnas.cli.configuration import SearchOptions, parse_search
 from fastnas.cli.images import open_pipeline, open_search_source
+from fastnas.cli.networks import build_supernet
 from fastnas.cli.process import create_directory, name_directory, seed_everything
 from fastnas.cli.progress import shown
 from fastnas.cli.run import describe_images, record_start, resume_from, set_up_process
@@ -20,7 +21,6 @@ from fastnas.counting import count_parameters
 from fastnas.data import Pipeline
 from fastnas.engine.initial_weights import load_initial_weights
 from fastnas.engine.search import Search
-from fastnas.nn import Supernet
 from fastnas.report import write_report
 
 PROGRAM = "fastnas.search"
@@ -54,20 +54,12 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
     valid_pipeline = pipeline(alpha_half, min(batch_size, len(alpha_half)), False, 0)
 
     seed_everything(seed)
-    network = Supernet(
-        options.network.space or options.strategy.default_space,
-        channels=options.network.channels,
-        layers=options.network.layers,
-        num_classes=len(source.classes),
-        in_channels=source.channels,
-        partial_channels=options.network.partial_channels,
-        backend=options.network.backend,
-        stem=options.network.stem,
-    )
+    network = build_supernet(options, source)
     begin_with = options.network.initial_weights if checkpoint is None else None
     betas = {} if begin_with is None else load_initial_weights(network, begin_with)
     network.to(device).to(memory_format=torch.channels_last)
 
+    directory = resume or create_directory(name_directory(options.run.out, options.strategy.name, options.data.data))
     search = Search(
         network=network,
         strategy=options.strategy,
@@ -75,7 +67,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
         weight_pipeline=weight_pipeline,
         alpha_pipeline=lambda batch_size: pipeline(alpha_half, batch_size, True, 2 * seed + 1),
         valid_pipeline=valid_pipeline,
-        directory=resume or create_directory(name_directory(options.run.out, options.strategy.name, options.data.data)),
+        directory=directory,
         seed=seed,
         options=options.to_dict(),
         checkpoint=checkpoint,

@@ -15,6 +15,7 @@ from rich.console import Console
 from fastnas.cli.command import INTERRUPTED, command, print_text
 from fastnas.cli.configuration import TrainOptions, parse_train
 from fastnas.cli.images import TrainSources, open_pipeline, open_train_sources
+from fastnas.cli.networks import build_derived
 from fastnas.cli.process import create_directory, name_directory, seed_everything
 from fastnas.cli.progress import TRAIN_HEADER, shown, train_line
 from fastnas.cli.run import (
@@ -32,8 +33,6 @@ from fastnas.data import Pipeline, Source
 from fastnas.engine.retrain import Retrain
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
-from fastnas.nn import DerivedNetwork
-from fastnas.nn.derived import AUXILIARY_SIDES
 from fastnas.report import write_report
 from fastnas.report.seeds import SUMMARY, summary, write_seeds_report
 
@@ -73,7 +72,7 @@ def prepare(
     test_pipeline = None if sources.test is None else pipeline(sources.test, None, False)
 
     seed_everything(seed)
-    network = build_network(options, genotype, source)
+    network = build_derived(options, genotype, source)
     network.to(device)
     if options.recipe.channels_last:
         network.to(memory_format=torch.channels_last)
@@ -125,29 +124,6 @@ def prepare(
         },
     )
     return retrain
-
-
-def build_network(options: TrainOptions, genotype: Genotype, source: Source) -> DerivedNetwork:
-    """The network with random weights, on the CPU. UserError where the images do not suit its auxiliary head."""
-    wanted, sides = options.network, AUXILIARY_SIDES[options.network.stem]
-    fits = all(side in sides for side in source.image_size)
-    network = DerivedNetwork(
-        genotype,
-        channels=wanted.channels,
-        layers=wanted.layers,
-        num_classes=len(source.classes),
-        in_channels=source.channels,
-        auxiliary=fits if wanted.auxiliary is None else wanted.auxiliary,
-        stem=wanted.stem,
-        drop_path_by_depth=options.recipe.drop_path_schedule == "scheduled",
-        backend="reference" if options.recipe.compile else wanted.backend,
-    )
-    if network.auxiliary_head is not None and not fits:
-        raise UserError(
-            f"--auxiliary needs images of {sides[0]} to {sides[-1]} pixels a side with the {wanted.stem} stem, got "
-            f"{source.image_size[0]}×{source.image_size[1]}: use --auxiliary False, or give --image-size."
-        )
-    return network
 
 
 def run(options: TrainOptions, arguments: Sequence[str], console: Console) -> int:
