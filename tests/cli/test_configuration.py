@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fastnas import search
-from fastnas.cli.configuration import SearchOptions, parse_search
+from fastnas.cli.configuration import SearchOptions, differences, parse_search, parse_train
 from fastnas.cli.options import SearchRunOptions, SupernetOptions
 from fastnas.engine.options import WeightOptions
 from fastnas.errors import UserError
@@ -84,3 +84,40 @@ def test_options_check_themselves():
     for make in (lambda: SearchRunOptions(stop_after=0), lambda: WeightOptions(learning_rate=float("nan"))):
         with pytest.raises(UserError, match="expected"):
             make()
+
+
+# --- what config.yaml and checkpoints hold: a run that an earlier version began must go on ---
+
+SEARCH = {
+    "network": "space channels layers partial_channels stem backend initial_weights",
+    "data": "data pipeline batch_size split image_size limit crop_padding flip cutout workers prefetch "
+    "skip_unreadable download",
+    "weights": "epochs learning_rate learning_rate_min learning_rate_warm_up legacy_scheduler momentum nesterov "
+    "weight_decay clip",
+    "run": "out device seed deterministic cuda_graphs threads validate_every stop_after",
+}
+TRAIN = {
+    "network": "genotype channels layers stem auxiliary backend",
+    "data": "data test validation pipeline batch_size image_size evaluated_share limit crop_padding crop_scale flip "
+    "cutout brightness contrast saturation hue workers prefetch skip_unreadable download",
+    "recipe": "epochs learning_rate learning_rate_min schedule learning_rate_decay learning_rate_warm_up "
+    "legacy_scheduler momentum weight_decay clip auxiliary_weight label_smoothing drop_path drop_path_schedule "
+    "precision ema accumulate compile channels_last",
+    "run": "out device seeds select deterministic threads validate_every stop_after",
+}
+
+
+def test_groups_and_options_keep_their_names_and_order():
+    found = options().to_dict()
+    assert list(found) == ["strategy", *SEARCH]
+    assert {group: " ".join(found[group]) for group in SEARCH} == SEARCH
+    assert {group: " ".join(values) for group, values in parse_train([], "test", "").to_dict().items()} == TRAIN
+
+
+def test_only_what_does_not_matter_may_differ_when_a_run_goes_on():
+    run = options("--preset", "demo").to_dict()
+    assert (
+        differences(run, options("--preset", "demo", "--out", "x", "--workers", "2", "--threads", "1").to_dict()) == []
+    )
+    changed = differences(run, options("--preset", "demo", "--clip", "2", "--space", "darts").to_dict())
+    assert changed == ["network.space is 'darts' but was None", "weights.clip is 2.0 but was 5.0"]
