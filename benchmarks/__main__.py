@@ -21,9 +21,9 @@ from rich.console import Console
 from benchmarks.harness import Row
 from benchmarks.harness.networks import SPACES, Options
 from benchmarks.harness.output import show, write
+from fastnas.cli.process import resolve_device
 from fastnas.env import environment
 from fastnas.errors import UserError
-from fastnas.process import resolve_device
 
 HERE = Path(__file__).parent
 

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.harness import CHANNELS_LAST, FASTNAS, Row, compare
 from benchmarks.harness.networks import CLASSES, SPACES, Options, describe, work
-from fastnas.configuration import parse
+from fastnas.cli.configuration import parse_search
 from fastnas.engine.search import Search
 from fastnas.search import prepare
 
@@ -95,7 +95,7 @@ class Epoch:
 
     def _search(self, arguments: list[str]) -> Search:
         arguments = [*arguments, *self.common]
-        return prepare(parse(arguments, "benchmark", ""), arguments)
+        return prepare(parse_search(arguments, "benchmark", ""), arguments)
 
 
 def write_images(folder: Path, count: int, size: int) -> Path:

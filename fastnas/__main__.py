@@ -5,6 +5,10 @@ from __future__ import annotations
 import runpy
 import sys
 
+from rich.console import Console
+
+from fastnas.cli.command import USER_ERROR, command, print_text
+
 COMMANDS = {
     "search": "search an architecture for your images",
     "train": "train the network of a genotype",
@@ -16,20 +20,23 @@ COMMANDS = {
 }
 
 
-def main() -> None:
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
+@command
+def main(arguments: list[str], console: Console) -> int:
+    """Runs a command, which ends the process with its exit status; returns that of --help and of unknown commands."""
+    wanted = arguments[0] if arguments else "--help"
+    if wanted not in COMMANDS:
         width = max(map(len, COMMANDS))
         listed = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
-        wanted = sys.argv[1] if len(sys.argv) > 1 else "--help"
         text = f"usage: fastnas COMMAND [options]\n\n{listed}\n\n`fastnas COMMAND --help` lists the options."
         if wanted in ("-h", "--help"):
-            print(text)
-            return
-        sys.exit(f"unknown command {wanted!r}\n\n{text}")
-    command = sys.argv.pop(1)
-    sys.argv[0] = f"fastnas {command}"
-    runpy.run_module(f"fastnas.{command}", run_name="__main__", alter_sys=True)
+            print_text(console, text)
+            return 0
+        print_text(Console(stderr=True), f"unknown command {wanted!r}\n\n{text}")
+        return USER_ERROR
+    sys.argv = [f"fastnas {wanted}", *arguments[1:]]
+    runpy.run_module(f"fastnas.{wanted}", run_name="__main__", alter_sys=True)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,97 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import copy
-import logging
 import sys
-import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
-from torch import Tensor
 
-from fastnas.engine.trained import load_trained
+from fastnas.cli.command import command, print_text
+from fastnas.engine.export import export_onnx, export_program
+from fastnas.engine.trained import image_size_of, load_trained
 from fastnas.errors import UserError
-from fastnas.nn import DerivedNetwork
-
-TOLERANCE = 1e-4  # largest difference of a logit, relative to the largest logit
 
 
-def export_program(network: DerivedNetwork, path: Path, image_size: tuple[int, int]) -> torch.export.ExportedProgram:
-    """Writes a `torch.export` program, which `torch.export.load` reads: images [B, C, H, W] → logits, any B.
-
-    Args:
-        network: whatever its device and mode; it stays as it is.
-        path: of the file; `.pt2` is usual.
-        image_size: (H, W).
-    """
-    plain, images = _plain(network, image_size)
-    program = torch.export.export(plain, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    _check("the exported program", program.module()(images), plain(images))
-    try:
-        torch.export.save(program, path)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"cannot write {str(path)!r}: {error}; give a file in a writable folder.") from error
-    return program
-
-
-def export_onnx(network: DerivedNetwork, path: Path, image_size: tuple[int, int]) -> None:
-    """Writes an ONNX file with the input `images` [batch, C, H, W] and the output `logits`, checked against
-    onnxruntime: the same logits within 1e-4 of the largest, at two batch sizes.
-
-    Raises:
-        UserError: onnx, onnxscript or onnxruntime is missing, or the file cannot be written.
-    """
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401  (what torch.onnx.export needs)
-    except ImportError as error:
-        raise UserError(f'{error.name} is missing: pip install "fastnas[export]".') from error
-    plain, images = _plain(network, image_size)
-    batch = torch.export.Dim("batch")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        program = torch.onnx.export(
-            plain,
-            (images,),
-            dynamo=True,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: batch},),
-            verbose=False,
-        )
-    assert program is not None
-    try:
-        program.save(path)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; give a file in a writable folder.") from error
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for inputs in (images, images[:1]):
-        (logits,) = session.run(["logits"], {"images": inputs.numpy()})
-        _check("onnxruntime", torch.from_numpy(logits), plain(inputs))
-
-
-def _plain(network: DerivedNetwork, image_size: tuple[int, int]) -> tuple[DerivedNetwork, Tensor]:
-    """A copy on the CPU without fused operators, for evaluation, and images [2, C, H, W]."""
-    plain = copy.deepcopy(network).cpu().float().eval().to(memory_format=torch.contiguous_format)
-    plain.backend = "reference"
-    plain.auxiliary_head = None  # serves training only
-    images = torch.randn(2, network.options["in_channels"], *image_size, generator=torch.Generator().manual_seed(0))
-    return plain.requires_grad_(False), images
-
-
-def _check(what: str, got: Tensor, expected: Tensor) -> None:
-    largest = expected.abs().max().item()
-    difference = (got - expected).abs().max().item()
-    if not difference <= TOLERANCE * max(1.0, largest):
-        raise UserError(f"{what} gives other logits than the network: they differ by {difference:.2e}; do not use it.")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+@command
+def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, or 2 after an error that the user can mend."""
+    options = _parser().parse_args(arguments)
+    if not (options.onnx or options.program or options.save):
+        raise UserError("nothing to write: give --onnx FILE, --program FILE or --save FILE.")
+    network = load_trained(options.network)
+    size = image_size_of(network, options.image_size)
+    if options.save:
+        network.save(options.save)
+    if options.program:
+        export_program(network, options.program, size)
+    if options.onnx:
+        export_onnx(network, options.onnx, size)
+    for path in (options.save, options.program, options.onnx):
+        if path:
+            print_text(console, f"wrote {path}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fastnas.export",
         description="Writes a trained network as files that do not need fastnas' extension.",
@@ -103,37 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--program", type=Path, metavar="FILE", help="torch.export program (.pt2)")
     parser.add_argument("--save", type=Path, metavar="FILE", help="JSON description with safetensors weights beside it")
     parser.add_argument("--image-size", type=int, help="pixels a side (default: of the training images)")
-    options = parser.parse_args(arguments)
-    console = Console()
-    try:
-        if not (options.onnx or options.program or options.save):
-            raise UserError("nothing to write: give --onnx FILE, --program FILE or --save FILE.")
-        network = load_trained(options.network)
-        size = image_size_of(network, options.image_size)
-        if options.save:
-            network.save(options.save)
-        if options.program:
-            export_program(network, options.program, size)
-        if options.onnx:
-            export_onnx(network, options.onnx, size)
-    except UserError as error:
-        Console(stderr=True).print(f"[bold red]error:[/bold red] {error}", highlight=False, soft_wrap=True)
-        return 2
-    for path in (options.save, options.program, options.onnx):
-        if path:
-            console.print(f"wrote {path}", highlight=False, soft_wrap=True)
-    return 0
-
-
-def image_size_of(network: DerivedNetwork, side: int | None = None) -> tuple[int, int]:
-    """(H, W): `side`, else that of the training images, else what its stem is made for."""
-    if side is not None:
-        return side, side
-    known = network.about.get("images", {}).get("image_size")
-    if known:
-        height, width = known
-        return height, width
-    return (32, 32) if network.options["stem"] == "cifar" else (224, 224)
+    return parser
 
 
 if __name__ == "__main__":

@@ -268,7 +268,7 @@ def test_unknown_evaluators_are_explained(spec, message):
 
 @pytest.mark.parametrize("evaluator", ["training:1", "python:scores:convolutions"])
 def test_a_search_takes_other_evaluators(evaluator, tmp_path, monkeypatch):
-    from fastnas.configuration import parse
+    from fastnas.cli.configuration import parse_search
     from fastnas.search import prepare
 
     (tmp_path / "scores.py").write_text(
@@ -285,7 +285,7 @@ def test_a_search_takes_other_evaluators(evaluator, tmp_path, monkeypatch):
         "--out",
         str(tmp_path / "run"),
     ]
-    search = prepare(parse(arguments, "test", ""), arguments)
+    search = prepare(parse_search(arguments, "test", ""), arguments)
     outcome = search.run()
     assert search.strategy.evaluated == 4
     if evaluator.startswith("python"):

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fastnas.data import Pipeline
 from fastnas.engine.evaluation import Evaluation, evaluate
 from fastnas.engine.loop import Loop, Status, peak_memory_mb
-from fastnas.engine.recipe import RecipeOptions
+from fastnas.engine.recipe import TrainingRecipe
 from fastnas.nn import DerivedNetwork
 from fastnas.nn.derived_file import DESCRIPTION
 
@@ -48,7 +48,7 @@ class Retrain(Loop):
         self,
         *,
         network: DerivedNetwork,
-        recipe: RecipeOptions,
+        recipe: TrainingRecipe,
         train_pipeline: Pipeline,
         valid_pipeline: Pipeline | None,
         test_pipeline: Pipeline | None,

@@ -1,10 +1,12 @@
-"""Trained networks on disk: those of a finished run, of a run that goes on, and saved ones."""
+"""Trained networks on disk: those of a finished run, of a run that goes on, and saved ones; images like theirs."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastnas import data
 from fastnas.engine.checkpoint import load_checkpoint
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
@@ -54,3 +56,49 @@ def _from_checkpoint(directory: Path, backend: str) -> DerivedNetwork:
     images = {name: checkpoint["images"][name] for name in ("classes", "image_size")}
     network.about = {"images": images}
     return network.eval()
+
+
+def image_size_of(network: DerivedNetwork, side: int | None = None) -> tuple[int, int]:
+    """(H, W): `side`, else that of the training images, else what its stem is made for."""
+    if side is not None:
+        return side, side
+    known = network.about.get("images", {}).get("image_size")
+    if known:
+        height, width = known
+        return height, width
+    return (32, 32) if network.options["stem"] == "cifar" else (224, 224)
+
+
+def open_source(
+    network: DerivedNetwork, spec: str, split: str, image_size: int | None = None, limit: int | None = None
+) -> data.Source:
+    """The images, brought to the size and normalised as those that the network was tested with.
+
+    Raises:
+        UserError: the images or their classes do not fit the network.
+    """
+    known = network.about.get("images", {})
+    height, width = known.get("image_size", (None, None))
+    if image_size is None and height == width:
+        image_size = height
+    share = known.get("evaluated_share") if image_size else None
+    source = data.open(spec, split, image_size=image_size, evaluated_share=share, limit=limit)
+    classes = known.get("classes")
+    if classes is not None and list(source.classes) != list(classes):
+        raise UserError(
+            f"the classes of {spec} are not those that the network was trained with: got {_named(source.classes)}, "
+            f"expected {_named(classes)}."
+        )
+    have = (network.options["num_classes"], network.options["in_channels"])
+    if have != (len(source.classes), source.channels):
+        raise UserError(
+            f"{spec} has {len(source.classes)} classes and {source.channels} channels, but the network has {have[0]} "
+            f"and {have[1]}: give images like those that it was trained with."
+        )
+    if "mean" in known and "std" in known:
+        source.published = (tuple(known["mean"]), tuple(known["std"]))
+    return source
+
+
+def _named(classes: Sequence[str]) -> str:
+    return ", ".join(list(classes)[:5]) + (f" and {len(classes) - 5} more" if len(classes) > 5 else "")

@@ -6,7 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from fastnas.errors import UserError
+from rich.console import Console
+
+from fastnas.cli.command import command, print_text
 from fastnas.report.comparison import RUNS_FILE, write_comparison
 from fastnas.report.page import write_report
 from fastnas.report.seeds import write_seeds_report
@@ -22,8 +24,9 @@ def _write(folder: Path) -> Path:
     return write_seeds_report(folder, dict(sorted(seeds.items()))) if seeds else write_report(folder)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Returns the exit status: 0, or 2 after an error that the user can mend."""
+@command
+def main(arguments: list[str], console: Console) -> int:
+    """The command. Returns the exit status: 0, or 2 after an error that the user can mend."""
     parser = argparse.ArgumentParser(
         prog="python -m fastnas.report",
         description="Writes report.html into a run directory, from the files that are there.",
@@ -31,11 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "run_dir", type=Path, metavar="RUN_DIR", help="the folder that a search, a training or a comparison wrote"
     )
-    try:
-        print(_write(parser.parse_args(arguments).run_dir))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print_text(console, str(_write(parser.parse_args(arguments).run_dir)))
     return 0
 
 

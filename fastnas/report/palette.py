@@ -36,7 +36,7 @@ OPERATIONS = {
 SAME_COLOUR = {"nor_conv_1x1": "sep_conv_3x3", "nor_conv_3x3": "sep_conv_5x5"}
 
 PHASES = {
-    "evolution": ("#0d59d6", "#4a88ff"),
+    "strategy": ("#0d59d6", "#4a88ff"),
     "train": ("#3f93b8", "#78b8d4"),
     "valid": ("#00522a", "#34b067"),
     "data": ("#de634b", "#f0702a"),

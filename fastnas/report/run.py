@@ -164,6 +164,7 @@ def read_run(run_dir: str | Path) -> Run:
 
 _KEYS = {"epoch": ("epoch",), "population": ("epoch", "step", "sample", "generation"), "update": ("epoch", "step")}
 _Table = dict[tuple[int, ...], Record]
+_FORMER_PHASES = {"evolution": "strategy"}  # as earlier versions named what an epoch's time went into
 
 
 def _keep(tables: dict[str, _Table], event: str, record: Record) -> None:
@@ -174,7 +175,18 @@ def _keep(tables: dict[str, _Table], event: str, record: Record) -> None:
     for table in tables.values():
         while table and next(reversed(table))[0] > key[0]:
             table.popitem()
+    if isinstance(seconds := record.get("seconds"), dict):
+        record["seconds"] = _current_phases(seconds)
     tables[event][key] = record
+
+
+def _current_phases(seconds: Record) -> Record:
+    """Seconds by phase under the names of today; an epoch that two versions ran may have both."""
+    renamed: Record = {}
+    for phase, value in seconds.items():
+        name = _FORMER_PHASES.get(phase, phase)
+        renamed[name] = renamed[name] + value if is_number(value) and is_number(renamed.get(name)) else value
+    return renamed
 
 
 def _read_config(path: Path, problems: list[str]) -> Record:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from run_files import SMALL
 
-from fastnas.configuration import parse
+from fastnas.cli.configuration import parse_search
 from fastnas.engine.search import Search
 from fastnas.search import prepare
 
@@ -24,6 +24,6 @@ def small(tmp_path: Path) -> Callable[..., Search]:
         arguments = [*(["--resume", str(directory)] if resumed else [*SMALL, "--out", str(directory)]), *flags]
         # Whatever state the process is in, a search must not depend on it.
         torch.rand(7)
-        return prepare(parse(arguments, "test", ""), arguments)
+        return prepare(parse_search(arguments, "test", ""), arguments)
 
     return make

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from benchmarks.baselines import egnas, pc_darts
+from fastnas.cli.configuration import parse_search
 from fastnas.compat import foreign_state_dict
-from fastnas.configuration import parse
 from fastnas.engine.search import Search
 from fastnas.errors import UserError
 from fastnas.search import prepare
@@ -30,7 +30,7 @@ def begin(tmp_path: Path) -> Callable[..., Search]:
     def make(*flags: str) -> Search:
         out = str(tmp_path / "run")
         arguments = [*DATA, "0", "--out", out, *SIZES, *flags] if flags else ["--resume", out]
-        return prepare(parse(arguments, "test", ""), arguments)
+        return prepare(parse_search(arguments, "test", ""), arguments)
 
     return make
 

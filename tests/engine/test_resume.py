@@ -11,7 +11,7 @@ import pytest
 import torch
 from run_files import SMALL, events, same_bits
 
-from fastnas.configuration import parse
+from fastnas.cli.configuration import parse_search
 from fastnas.engine.checkpoint import load_checkpoint
 from fastnas.engine.search import Search
 from fastnas.errors import UserError
@@ -158,11 +158,11 @@ def test_other_images_are_refused(tmp_path: Path):
 
     arrays(80)
     flags = [*SMALL, "--limit", "1000", "--data", f"npz:{tmp_path / 'images.npz'}", "--out", str(tmp_path / "run")]
-    prepare(parse([*flags, "--stop-after", "1"], "test", "")).run()
+    prepare(parse_search([*flags, "--stop-after", "1"], "test", "")).run()
     log = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     arrays(90)
     with pytest.raises(UserError, match=r"images\.npz are not those that the run in .* count is 90 but was 80"):
-        prepare(parse(["--resume", str(tmp_path / "run")], "test", ""))
+        prepare(parse_search(["--resume", str(tmp_path / "run")], "test", ""))
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == log
 
 

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from run_files import events, same_bits
 
 from fastnas import Genotype
+from fastnas.cli.configuration import parse_train
+from fastnas.cli.images import open_train_sources
 from fastnas.engine.checkpoint import load_checkpoint
 from fastnas.engine.evaluation import evaluate
 from fastnas.engine.loop import DivergedError
@@ -22,8 +24,7 @@ from fastnas.engine.retrain import Retrain
 from fastnas.engine.trained import load_trained
 from fastnas.errors import UserError
 from fastnas.nn import DerivedNetwork
-from fastnas.train import open_sources, prepare
-from fastnas.train_configuration import parse_train
+from fastnas.train import prepare
 
 SMALL = shlex.split(
     "--data digits --limit 120 --image-size 8 --genotype PDARTS --channels 2 --layers 3 --batch-size 16 --epochs 3 "
@@ -38,7 +39,7 @@ def small(tmp_path: Path) -> Callable[..., Retrain]:
 
     def make(name: str, *flags: str) -> Retrain:
         options = parse_train([*SMALL, *flags], "test", "")
-        return prepare(options, open_sources(options), tmp_path / name, options.run.seed_list()[0])
+        return prepare(options, open_train_sources(options), tmp_path / name, options.run.seed_list()[0])
 
     return make
 

@@ -11,7 +11,7 @@ import yaml
 from run_files import SMALL, events
 
 from fastnas import Genotype
-from fastnas.configuration import parse
+from fastnas.cli.configuration import parse_search
 from fastnas.engine.log import RunLog
 from fastnas.engine.loop import DivergedError
 from fastnas.engine.options import WeightOptions
@@ -105,7 +105,7 @@ def test_a_run_directory_is_not_overwritten(small, tmp_path):
     small("taken", "--stop-after", "1").run()
     before = (tmp_path / "taken" / "metrics.jsonl").read_bytes()
     with pytest.raises(UserError, match="holds a run already: continue it with --resume"):
-        prepare(parse([*SMALL, "--out", str(tmp_path / "taken")], "test", ""))
+        prepare(parse_search([*SMALL, "--out", str(tmp_path / "taken")], "test", ""))
     assert (tmp_path / "taken" / "metrics.jsonl").read_bytes() == before
 
 

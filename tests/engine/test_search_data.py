@@ -13,14 +13,15 @@ from rich.console import Console
 from run_files import events, same_bits
 
 from fastnas import search as command
-from fastnas.configuration import parse
+from fastnas.cli.configuration import parse_search
+from fastnas.cli.progress import HEADER, epoch_line, waiting_share
+from fastnas.cli.summary import print_search_header
 from fastnas.data.dali import is_installed
 from fastnas.engine.checkpoint import load_checkpoint
-from fastnas.engine.progress import HEADER, epoch_line, waiting_share
 from fastnas.engine.search import Search
 from fastnas.errors import UserError
 from fastnas.report import write_report
-from fastnas.search import introduce, prepare
+from fastnas.search import prepare
 
 FLAGS = shlex.split(
     "--batch-size 4 --channels 4 --layers 2 --epochs 2 --learning-rate 0.05 --warm-up 1 --population 4 --samples 1 "
@@ -42,11 +43,11 @@ def images(tmp_path: Path) -> Path:
 
 def begin(images: Path, out: Path, *flags: str) -> Search:
     arguments = ["--data", f"folder:{images}", "--out", str(out), *FLAGS, *flags]
-    return prepare(parse(arguments, "test", ""), arguments)
+    return prepare(parse_search(arguments, "test", ""), arguments)
 
 
 def go_on(out: Path) -> Search:
-    return prepare(parse(["--resume", str(out)], "test", ""))
+    return prepare(parse_search(["--resume", str(out)], "test", ""))
 
 
 def final_state(search: Search) -> dict:
@@ -101,7 +102,7 @@ def test_what_was_skipped_is_listed_everywhere(images: Path, tmp_path: Path, cap
         begin(images, tmp_path / "run")
     search = begin(images, tmp_path / "run", "--skip-unreadable")
     assert len(search.weight_pipeline.source) == 24
-    introduce(search, Console(width=200))
+    print_search_header(search, Console(width=200))
     shown = capsys.readouterr().out
     assert "12 unreadable files left out:" in shown
     assert "text09.jpg: it is no image" in shown

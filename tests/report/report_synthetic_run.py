@@ -104,7 +104,7 @@ def run_events(
                 "op_weights": {kind: w.round(5).tolist() for kind, w in weights.items()},
                 "genotype": genotype.to_dict(),
                 "seconds": {
-                    "evolution": (4.2 + random.random()) if evolves else 0.0, "train": 10.1 + random.random(),
+                    "strategy": (4.2 + random.random()) if evolves else 0.0, "train": 10.1 + random.random(),
                     "valid": 2.0 if epoch % 2 == 0 else 0.0, "data": 0.2 + 0.2 * random.random(),
                 },
                 "peak_memory_mb": 812.3,

@@ -149,10 +149,10 @@ def test_a_sigma_of_zero_keeps_a_linear_axis() -> None:
 
 
 def test_time_is_split_by_phase() -> None:
-    seconds = {"train": 30.0, "evolution": 60.0, "valid": 9.0, "data": 1.0}
+    seconds = {"train": 30.0, "strategy": 60.0, "valid": 9.0, "data": 1.0}
     (chart,) = time_charts(run_of({"seconds": seconds}, {"seconds": seconds}))
-    assert {"evolution 60%", "training 30%", "validation 9%", "waiting for data 1%", "time (s)"} <= set(texts(chart))
-    expected = "epoch 1\nwaiting for data 1.0 s\nvalidation 9.0 s\ntraining 30.0 s\nevolution 60.0 s"
+    assert {"strategy 60%", "training 30%", "validation 9%", "waiting for data 1%", "time (s)"} <= set(texts(chart))
+    expected = "epoch 1\nwaiting for data 1.0 s\nvalidation 9.0 s\ntraining 30.0 s\nstrategy 60.0 s"
     assert hovers(chart)[1] == expected
     assert list(time_charts(run_of({"train_loss": 1.0}))) == []
 

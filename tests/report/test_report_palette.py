@@ -62,7 +62,7 @@ def test_every_candidate_has_a_colour_and_keeps_it() -> None:
         assert operation_colour(name) in COLOURS
     assert operation_colour("nor_conv_1x1") != operation_colour("nor_conv_3x3")
     assert operation_colour("something_new") == "op-dil_conv_5x5"  # in every process
-    assert phase_colour("train") != phase_colour("evolution")
+    assert phase_colour("train") != phase_colour("strategy")
     assert phase_colour("something_new") in COLOURS
 
 

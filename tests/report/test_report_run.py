@@ -119,6 +119,16 @@ def test_time_of_a_resumed_run_is_the_sum_of_its_epochs(tmp_path: Path) -> None:
     assert read_run(write_run(tmp_path, resumed, None)).seconds == 37.5
 
 
+def test_phases_of_earlier_versions_have_the_names_of_today(tmp_path: Path) -> None:
+    events = [
+        epoch(0, seconds={"evolution": 2.0, "train": 3.0}),
+        epoch(1, seconds={"data": 0.5, "evolution": 1.0, "strategy": 2.5}),
+        epoch(2, seconds={"strategy": 4.0}),
+    ]
+    seconds = [record["seconds"] for record in read_run(write_run(tmp_path, events, None)).epochs]
+    assert seconds == [{"strategy": 2.0, "train": 3.0}, {"data": 0.5, "strategy": 3.5}, {"strategy": 4.0}]
+
+
 def test_accuracy_falls_back_to_the_last_validated_epoch(tmp_path: Path) -> None:
     events = [epoch(0, valid_accuracy=0.5), epoch(1, valid_accuracy=0.75), epoch(2, valid_accuracy=None)]
     assert read_run(write_run(tmp_path, events, None)).valid_accuracy == (0.75, 1)

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from fastnas import strategies
-from fastnas.configuration import parse
+from fastnas.cli.configuration import parse_search
 from fastnas.engine.checkpoint import load_checkpoint
 from fastnas.engine.search import Search
 from fastnas.errors import UserError
@@ -52,7 +52,7 @@ def make(directory: Path, name: str, *flags: str) -> Search:
     begin = [*FLAGS, "--strategy", name, "--out", str(directory), *shlex.split(OWN.get(name, ""))]
     arguments = [*(["--resume", str(directory)] if resumed else begin), *flags]
     torch.rand(7)  # whatever state the process is in, a search must not depend on it
-    return prepare(parse(arguments, "test", ""), arguments)
+    return prepare(parse_search(arguments, "test", ""), arguments)
 
 
 def final_state(search: Search) -> dict:
@@ -118,11 +118,11 @@ def test_runs_in_the_space_of_nas_bench_201(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_published_options_are_the_defaults_and_can_be_overridden(name: str):
-    options = parse(["--strategy", name, "--data", "digits"], "test", "")
+    options = parse_search(["--strategy", name, "--data", "digits"], "test", "")
     for group, values in STRATEGIES[name].published_defaults.items():
         for option, value in values.items():
             assert getattr(getattr(options, group), option) == value
-    assert parse(["--strategy", name, "--data", "digits", "--epochs", "7"], "test", "").weights.epochs == 7
+    assert parse_search(["--strategy", name, "--data", "digits", "--epochs", "7"], "test", "").weights.epochs == 7
 
 
 def test_a_strategy_of_ones_own_needs_no_change_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -7,18 +7,11 @@ import os
 import random
 import re
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 
 from fastnas.errors import UserError
-
-T = TypeVar("T")
-
-
-def given(value: T | None, default: T) -> T:
-    return default if value is None else value
 
 
 def resolve_device(name: str) -> torch.device:

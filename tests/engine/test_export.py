@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from fastnas import Genotype
+from fastnas.engine.export import _check, export_onnx, export_program
 from fastnas.errors import UserError
-from fastnas.export import _check, export_onnx, export_program
 from fastnas.nn import DerivedNetwork
 
 onnxruntime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install fastnas[export]")

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from fastnas import compare
+from fastnas.cli import comparison
 from fastnas.errors import UserError
 from fastnas.evaluators.clock import Stopwatch
 from fastnas.report.comparison import Result, read_results, summarise, write_comparison
@@ -44,7 +45,7 @@ def test_runs_go_on_where_they_were_stopped(command, tmp_path, monkeypatch, caps
     out = capsys.readouterr().out
     assert "random" in out
     assert "±" in out
-    real, calls = compare.run_once, 0
+    real, calls = comparison.run_once, 0
 
     def stop(*arguments):
         nonlocal calls
@@ -53,10 +54,10 @@ def test_runs_go_on_where_they_were_stopped(command, tmp_path, monkeypatch, caps
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(compare, "run_once", stop)
+    monkeypatch.setattr(comparison, "run_once", stop)
     assert command("cut", "--strategies", "random,aging-evolution", "--runs", "4") == 130
     assert "go on with: python -m fastnas.compare" in " ".join(capsys.readouterr().out.split())
-    monkeypatch.setattr(compare, "run_once", real)
+    monkeypatch.setattr(comparison, "run_once", real)
     with (tmp_path / "cut" / "runs.jsonl").open("a") as file:
         file.write('{"strategy": "torn')
     assert command("cut", "--strategies", "random", "--runs", "2") == 0
@@ -95,7 +96,7 @@ def test_what_cannot_be_compared_is_explained(command, capsys, flags, message):
 
 
 def test_options_of_strategies_stand_in_the_list():
-    names = compare.split_names("random, reinforce:controller=independent,reward_power=2,enas,random")
+    names = comparison.split_names("random, reinforce:controller=independent,reward_power=2,enas,random")
     assert names == ["random", "reinforce:controller=independent,reward_power=2", "enas"]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from fastnas.cli.command import print_text
 from fastnas.engine.loop import Loop
 
 LISTED = 10  # files that were left out
@@ -116,13 +117,13 @@ def shown(
 
     def write(record: dict[str, Any]) -> None:
         if record["event"] == "epoch":
-            console.print(line(record, loop.epochs), highlight=False, soft_wrap=True)
+            print_text(console, line(record, loop.epochs))
         elif record["event"] == "update":
-            console.print(update_line(record), style="dim", highlight=False)
+            print_text(console, update_line(record), style="dim")
 
     loop.show = show
     loop.log.listeners.append(write)
-    console.print(header, style="bold", highlight=False)
+    print_text(console, header, style="bold")
     with bar:
         yield
 
@@ -135,10 +136,8 @@ def print_left_out(problems: Sequence[str], console: Console) -> None:
     """Files that could not be read and were to be left out, each with the reason."""
     if not problems:
         return
-    console.print(
-        f"{len(problems):,} unreadable {'file' if len(problems) == 1 else 'files'} left out:", highlight=False
-    )
+    print_text(console, f"{len(problems):,} unreadable {'file' if len(problems) == 1 else 'files'} left out:")
     for problem in problems[:LISTED]:
-        console.print(f"  {problem}", highlight=False, markup=False, soft_wrap=True)
+        print_text(console, f"  {problem}")
     if len(problems) > LISTED:
-        console.print(f"  and {len(problems) - LISTED:,} more, all in metrics.jsonl and the report", highlight=False)
+        print_text(console, f"  and {len(problems) - LISTED:,} more, all in metrics.jsonl and the report")

@@ -1,76 +1,15 @@
-"""The command line: where options come from, and one clear line for what cannot work."""
+"""`fastnas.search` as a command: one clear line for what cannot work, and nothing left behind."""
 
 from __future__ import annotations
 
-import itertools
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
-from fastnas import configuration, search
-from fastnas.configuration import parse, preset_names
-from fastnas.engine.options import NetworkOptions, RunOptions, WeightOptions
+from fastnas import search
 from fastnas.errors import UserError
-
-
-def options(*arguments: str) -> configuration.SearchOptions:
-    return parse(arguments, "test", "")
-
-
-# --- where options come from ---
-
-
-def test_later_places_override_earlier_ones(tmp_path: Path):
-    config = tmp_path / "mine.yaml"
-    config.write_text(
-        "weights: {epochs: 33, clip: 1.5}\ndata: {flip: true, download: true}\nrun: {deterministic: true}\n"
-    )
-    merged = options("--preset", "cifar10", "--config", str(config), "--clip", "2", "--no-deterministic")
-    assert merged.weights.weight_decay == 3e-4  # default
-    assert merged.strategy.samples == 3  # preset
-    assert merged.weights.epochs == 33  # file over preset
-    assert merged.weights.clip == 2  # flag over file
-    assert (merged.data.flip, merged.data.download, merged.run.deterministic) == (True, True, False)
-
-
-@pytest.mark.parametrize("name", preset_names())
-def test_presets_are_complete(name):
-    preset = options("--preset", name)
-    assert preset.strategy.warm_up < preset.weights.epochs
-    assert preset.strategy.name == "egnas"
-
-
-def test_presets_are_the_published_settings():
-    cifar10, imagenet = options("--preset", "cifar10"), options("--preset", "imagenet")
-    assert preset_names() == ["cifar10", "demo", "imagenet"]
-    assert cifar10.network == NetworkOptions(channels=16, layers=8, partial_channels=4)
-    assert cifar10.weights == WeightOptions(epochs=50, learning_rate=0.1, momentum=0.9, weight_decay=3e-4, clip=5)
-    strategy = cifar10.strategy
-    assert (strategy.warm_up, strategy.population, strategy.samples, strategy.fitness_batch_size) == (15, 50, 3, 128)
-    assert (imagenet.network.stem, imagenet.data.batch_size, imagenet.weights.learning_rate) == ("imagenet", 1024, 0.5)
-    assert imagenet.weights.learning_rate_warm_up == 5
-    assert (imagenet.strategy.warm_up, imagenet.strategy.samples, imagenet.strategy.fitness_batch_size) == (40, 5, 512)
-
-
-def test_a_printed_config_gives_the_same_options(capsys, tmp_path: Path):
-    flags = ["--preset", "demo", "--variant", "official", "--chunk", "3", "--eta", "0.25", "--bn-mode", "batch"]
-    assert search.main([*flags, "--print-config"]) == 0
-    printed = capsys.readouterr().out
-    (tmp_path / "config.yaml").write_text(printed)
-    again = options("--config", str(tmp_path / "config.yaml"))
-    assert again.to_dict() == options(*flags).to_dict() == yaml.safe_load(printed)
-    assert (again.strategy.variant, again.strategy.chunk, again.strategy.rules.bn_mode) == ("official", 3, "batch")
-
-
-def test_a_variant_brings_its_own_defaults():
-    assert options().strategy.rules.sigma_schedule == "es_step"
-    assert options("--variant", "official").strategy.rules.sigma_schedule == "constant"
 
 
 def test_no_arguments_run_the_demo_and_say_so(capsys, monkeypatch):
@@ -84,22 +23,6 @@ def test_no_arguments_run_the_demo_and_say_so(capsys, monkeypatch):
     assert search.main([]) == 2
     assert "running the demo preset" in capsys.readouterr().out
     assert seen[0].data.data == "digits"
-
-
-def test_help_names_every_option_and_fits_screens(capsys):
-    with pytest.raises(SystemExit) as end:
-        options("--help")
-    assert end.value.code == 0
-    text = capsys.readouterr().out
-    flags = "preset config print-config strategy data out resume device seed deterministic population warm-up eta limit"
-    for name in flags.split():
-        assert f"--{name}" in text
-    titles = [index for index, line in enumerate(text.splitlines()) if re.search(r"^\W*\w+ options\W*$", line)]
-    assert len(titles) >= 6
-    assert max(after - before for before, after in itertools.pairwise([*titles, text.count("\n")])) <= 60
-
-
-# --- errors: one line, status 2, no traceback ---
 
 
 @pytest.fixture
@@ -202,30 +125,3 @@ def test_a_run_directory_that_cannot_be_made(capsys, tmp_path):
     assert "cannot create the run directory" in message(
         capsys, "--preset", "demo", "--out", str(tmp_path / "file" / "run")
     )
-
-
-def test_options_check_themselves():
-    for make in (lambda: RunOptions(stop_after=0), lambda: WeightOptions(learning_rate=float("nan"))):
-        with pytest.raises(UserError, match="expected"):
-            make()
-
-
-# --- the commands as a shell sees them ---
-
-
-def shell(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120, check=False)
-
-
-def test_env_prints_versions_build_and_devices():
-    result = shell("-m", "fastnas.env")
-    assert result.returncode == 0, result.stderr
-    for word in ("fastnas", "torch", "isa", "extension", "extension cuda", "threads"):
-        assert any(line.startswith(word) for line in result.stdout.splitlines()), word
-
-
-def test_the_console_script():
-    assert "search" in shell("-m", "fastnas").stdout + shell("-m", "fastnas").stderr
-    assert shell("-m", "fastnas", "nonsense").returncode == 1
-    printed = shell("-m", "fastnas", "search", "--preset", "demo", "--print-config")
-    assert yaml.safe_load(printed.stdout)["data"]["data"] == "digits", printed.stderr

@@ -1,0 +1,238 @@
+"""How a command gets its options: defaults, then --preset, then --config, then flags; each overrides what came before.
+
+All of them go through one parser: a preset or a config file is turned into flags that stand before the user's own. The
+file format is that of --print-config and of config.yaml in a run directory: one mapping per group of options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import tyro
+import yaml
+
+from fastnas import strategies
+from fastnas.cli.options import (
+    DerivedOptions,
+    SearchCommandOptions,
+    SearchDataOptions,
+    SearchRunOptions,
+    SupernetOptions,
+    TrainCommandOptions,
+    TrainDataOptions,
+    TrainRunOptions,
+)
+from fastnas.engine.options import WeightOptions
+from fastnas.engine.recipe import TrainingRecipe
+from fastnas.errors import UserError
+from fastnas.strategies import Strategy
+
+# What may differ when a run is resumed.
+RESUMABLE = {
+    ("run", "out"),
+    ("run", "device"),
+    ("run", "cuda_graphs"),
+    ("run", "threads"),
+    ("run", "stop_after"),
+    ("data", "workers"),
+    ("data", "prefetch"),
+}
+
+
+class Configuration:
+    """Every option of a command: a dataclass with a field for where options come from, and one for each group."""
+
+    presets: ClassVar[Path]
+    """Folder of the YAML files that --preset names."""
+    groups: ClassVar[tuple[str, ...]]
+    """As config.yaml orders them."""
+
+    @classmethod
+    def preset_names(cls) -> list[str]:
+        return sorted(path.stem for path in cls.presets.glob("*.yaml"))
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain values by group, as config.yaml holds them."""
+        return {name: _plain_values(getattr(self, name)) for name in self.groups}
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True)
+class SearchOptions(Configuration):
+    """Every option of a search."""
+
+    presets = Path(__file__).parents[1] / "presets"
+    groups = ("strategy", "network", "data", "weights", "run")
+
+    command: SearchCommandOptions
+    run: SearchRunOptions
+    data: SearchDataOptions
+    network: SupernetOptions
+    weights: WeightOptions
+    strategy: Strategy
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Plain values by group, as config.yaml holds them."""
+        groups = super().to_dict()
+        return {**groups, "strategy": {"name": self.strategy.name, **groups["strategy"]}}
+
+
+@dataclass(frozen=True)
+class TrainOptions(Configuration):
+    """Every option of a retraining."""
+
+    presets = SearchOptions.presets / "train"
+    groups = ("network", "data", "recipe", "run")
+
+    command: TrainCommandOptions
+    network: DerivedOptions
+    data: TrainDataOptions
+    recipe: TrainingRecipe
+    run: TrainRunOptions
+
+
+AnyOptions = TypeVar("AnyOptions", bound=Configuration)
+OptionFile = tuple[str, dict[str, Any]]  # where the options come from, and the options by group
+
+
+def parse_search(arguments: Sequence[str], program: str, description: str) -> SearchOptions:
+    """Options of `fastnas.search`.
+
+    Raises:
+        UserError: a preset, file, group or option that does not exist.
+        SystemExit: --help, or a flag with a wrong value (the parser has explained it).
+    """
+    files = _option_files(SearchOptions, arguments)
+    names = [content["strategy"]["name"] for _, content in files if "name" in content.get("strategy", {})]
+    name = _peek(arguments, "strategy").strategy or (names[-1] if names else SearchCommandOptions.strategy)
+    strategy = strategies.create(name)
+    groups = {
+        "run": SearchRunOptions,
+        "data": SearchDataOptions,
+        "network": SupernetOptions,
+        "weights": WeightOptions,
+    }
+    published = {name: options(**strategy.published_defaults.get(name, {})) for name, options in groups.items()}
+    defaults = SearchOptions(command=SearchCommandOptions(strategy=strategy.name), strategy=strategy, **published)
+    return _parse_layers(defaults, files, arguments, program, description)
+
+
+def parse_train(arguments: Sequence[str], program: str, description: str) -> TrainOptions:
+    """Options of `fastnas.train`; raises what `parse_search` raises."""
+    defaults = TrainOptions(
+        TrainCommandOptions(), DerivedOptions(), TrainDataOptions(), TrainingRecipe(), TrainRunOptions()
+    )
+    return _parse_layers(defaults, _option_files(TrainOptions, arguments), arguments, program, description)
+
+
+def differences(run: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
+    """Options that differ between a run and its continuation although they must not, in words."""
+    changed = []
+    for group in now:
+        for name in {**run.get(group, {}), **now[group]}:
+            before, after = run.get(group, {}).get(name), now[group].get(name)
+            if before != after and (group, name) not in RESUMABLE:
+                changed.append(f"{group}.{name} is {after!r} but was {before!r}")
+    return changed
+
+
+def _peek(arguments: Sequence[str], *names: str) -> argparse.Namespace:
+    """The flags that decide how the others are read."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in names:
+        parser.add_argument(f"--{name}")
+    return parser.parse_known_args(arguments)[0]
+
+
+def _option_files(kind: type[Configuration], arguments: Sequence[str]) -> list[OptionFile]:
+    """What --preset, --config and --resume name, in the order in which each overrides the one before."""
+    first = _peek(arguments, "preset", "config", "resume")
+    files: list[OptionFile] = []
+    if first.preset is not None:
+        if first.preset not in kind.preset_names():
+            raise UserError(f"unknown preset {first.preset!r}: expected one of {', '.join(kind.preset_names())}.")
+        files.append((f"preset {first.preset}", _read(kind.presets / f"{first.preset}.yaml", kind.groups)))
+    if first.config is not None:
+        files.append((first.config, _read(Path(first.config), kind.groups)))
+    if first.resume is not None:
+        if first.config or first.preset:
+            raise UserError("--resume takes its options from the run: leave out --preset and --config.")
+        path = Path(first.resume, "config.yaml")
+        if not path.exists():
+            raise UserError(f"nothing to resume in {first.resume}: it has no config.yaml; give a run directory.")
+        content = _read(path, kind.groups)
+        content.get("run", {}).pop("stop_after", None)  # it was about the process that stopped
+        files.append((str(path), content))
+    return files
+
+
+def _parse_layers(
+    defaults: AnyOptions, files: Sequence[OptionFile], arguments: Sequence[str], program: str, description: str
+) -> AnyOptions:
+    """`defaults`, then the options of files, then flags."""
+    flags = [flag for origin, content in files for flag in _flags(origin, content, defaults)]
+    return tyro.cli(
+        type(defaults),
+        args=[*flags, *arguments],
+        default=defaults,
+        prog=program,
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+
+
+def _read(path: Path, groups: Sequence[str]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read config {path}: {error.strerror}; give the path of a YAML file.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"config {path} is not YAML: {str(error).splitlines()[0]}.") from error
+    content = {} if content is None else content
+    if not isinstance(content, dict) or not all(isinstance(group, dict) for group in content.values()):
+        raise UserError(f"config {path}: expected groups ({', '.join(groups)}) of options, as --print-config prints.")
+    return content
+
+
+def _flags(origin: str, content: dict[str, Any], defaults: Configuration) -> list[str]:
+    """A file's options as flags; options of another strategy than the chosen one are left out."""
+    flags: list[str] = []
+    for group, options in content.items():
+        _check_known(f"{origin}: group", group, defaults.groups)
+        target = getattr(defaults, group)
+        if group == "strategy":
+            options = dict(options)
+            if options.pop("name", target.name) != target.name:
+                continue
+        hints = typing.get_type_hints(type(target))
+        known = [item.name for item in dataclasses.fields(target) if item.init]
+        for name, value in options.items():
+            _check_known(f"{origin}: option of {group}", name, known)
+            flag = name.replace("_", "-")
+            if hints[name] is bool and isinstance(value, bool):
+                flags.append(f"--{flag}" if value else f"--no-{flag}")
+            else:
+                flags += [f"--{flag}", str(value)]
+    return flags
+
+
+def _check_known(what: str, name: str, known: Sequence[str]) -> None:
+    if name in known:
+        return
+    near = difflib.get_close_matches(str(name), known, n=1)
+    advice = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}."
+    raise UserError(f"{what} {name!r} is unknown: {advice}")
+
+
+def _plain_values(options: Any) -> dict[str, Any]:
+    values = {item.name: getattr(options, item.name) for item in dataclasses.fields(options) if item.init}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

@@ -1,0 +1,95 @@
+"""The images of a run: sources and pipelines, as the options want them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastnas import data
+from fastnas.cli.configuration import TrainOptions
+from fastnas.cli.options import DataOptions, SearchDataOptions
+from fastnas.data.split import stratified
+from fastnas.errors import UserError
+
+
+def open_search_source(options: SearchDataOptions) -> data.Source:
+    """Opens what is searched on. UserError where that cannot work."""
+    if options.data is None:
+        raise UserError("no images: give --data, for example --data folder:./images, or --preset demo.")
+    return data.open(
+        options.data,
+        image_size=options.image_size,
+        download=options.download,
+        limit=options.limit,
+        skip_unreadable=options.skip_unreadable,
+    )
+
+
+@dataclass(frozen=True)
+class TrainSources:
+    """The images of a training."""
+
+    train: data.Source
+    test: data.Source | None
+    train_indices: np.ndarray  # [N]
+    valid_indices: np.ndarray  # [M], of held-out images
+
+
+def open_train_sources(options: TrainOptions) -> TrainSources:
+    """Opens what is trained on and what is tested. UserError where that cannot work."""
+    wanted = options.data
+    if wanted.data is None:
+        raise UserError("no images: give --data, for example --data folder:./images or --data digits.")
+    if options.run.select == "best_valid" and wanted.validation == 0:
+        raise UserError("--select best_valid needs held-out images: give --validation, for example 0.1.")
+    if options.run.select == "best_test" and wanted.test == "none":
+        raise UserError("--select best_test needs test images: leave out --test none.")
+    names = ("image_size", "download", "evaluated_share", "skip_unreadable")
+    how: dict[str, Any] = {name: getattr(wanted, name) for name in names}
+    source = data.open(wanted.data, limit=wanted.limit, **how)
+    test = None
+    if wanted.test != "none":
+        try:
+            test = data.open(wanted.data if wanted.test == "same" else wanted.test, "test", **how)
+        except UserError as error:
+            raise UserError(f"{error}. Or train without a test: --test none, perhaps with --validation 0.1.") from error
+        data.check_same_classes(source, test)
+        if test.image_size != source.image_size:
+            raise UserError(
+                f"the test images are {test.image_size}, the training images {source.image_size} (height, width): "
+                "give --image-size to bring both to one size."
+            )
+    everything = np.arange(len(source))  # [N]
+    train, valid = everything, everything[:0]
+    if wanted.validation > 0:
+        train, valid = stratified(source.labels, source.classes, 1 - wanted.validation)
+    return TrainSources(source, test, train, valid)
+
+
+def open_pipeline(
+    source: data.Source,
+    options: DataOptions,
+    device: torch.device,
+    augmentation: data.Augmentation,
+    indices: np.ndarray | None,
+    *,
+    batch_size: int,
+    train: bool,
+    seed: int,
+) -> data.Pipeline:
+    """`fastnas.data.pipeline` of these options."""
+    return data.pipeline(
+        source,
+        options.pipeline,
+        batch_size=batch_size,
+        indices=indices,
+        train=train,
+        seed=seed,
+        augmentation=augmentation,
+        device=device,
+        workers=options.workers,
+        prefetch=options.prefetch,
+    )

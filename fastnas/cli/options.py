@@ -1,0 +1,330 @@
+"""The options of the commands, grouped as the command line and config.yaml group them. A strategy brings its own group.
+
+A base class holds what search and training share. How weights are trained is said below, in `fastnas.engine`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from fastnas.data import Augmentation
+from fastnas.engine.options import check_counts, listed, ordered
+from fastnas.errors import UserError
+
+# --- where the options come from ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandOptions:
+    """Where the options come from."""
+
+    preset: str | None = None
+    """Name of a set of options that fits together."""
+    config: Path | None = None
+    """YAML file with options, such as config.yaml of a run."""
+    resume: Path | None = None
+    """Run directory to continue, exactly where its checkpoint stands."""
+    print_config: bool = False
+    """Print the resolved options as YAML and exit."""
+
+
+@ordered
+@dataclass(frozen=True, kw_only=True)
+class SearchCommandOptions(CommandOptions):
+    """Where the options come from."""
+
+    preset: str | None = None
+    """demo, cifar10 or imagenet: a set of options that fits together. Without any argument: demo."""
+    strategy: str = listed("egnas", after="config")
+    """How α is searched. Its own options are listed in a group of their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommandOptions(CommandOptions):
+    """Where the options come from."""
+
+    preset: str | None = None
+    """darts-cifar10, pc-darts-cifar10, p-darts-cifar10, egnas-cifar10, egnas-cifar100, darts-imagenet or
+    egnas-imagenet: the recipe of a paper."""
+    resume: Path | None = None
+    """Run directory to continue, exactly where its checkpoints stand."""
+
+
+# --- the network ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkOptions:
+    """A network of cells."""
+
+    channels: int
+    """Channels of a node in the first cell."""
+    layers: int
+    """Number of cells; those at a third and at two thirds are reduction cells."""
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """cifar keeps the image size, imagenet divides it by 8."""
+    backend: Literal["auto", "fused", "reference"] = "auto"
+    """fused: our operators; reference: plain PyTorch; auto: fused."""
+
+
+@ordered
+@dataclass(frozen=True, kw_only=True)
+class SupernetOptions(NetworkOptions):
+    """The supernet."""
+
+    space: str | None = listed(None, after=None)
+    """Search space: darts, egnas, multi-level or nb201; None for the strategy's own."""
+    channels: int = 16
+    layers: int = 8
+    partial_channels: int = listed(4, after="layers")
+    """k: candidates see 1/k of the channels (PC-DARTS); 1 for all."""
+    initial_weights: Path | None = None
+    """File with the state dict of a supernet of DARTS, PC-DARTS or EG-NAS to begin with; α and β may be in it as
+    alphas_normal, alphas_reduce, betas_normal, betas_reduce."""
+
+
+@ordered
+@dataclass(frozen=True, kw_only=True)
+class DerivedOptions(NetworkOptions):
+    """The network."""
+
+    genotype: str | None = listed(None, after=None)
+    """Name of a published genotype, such as DARTS_V2, or the path of a JSON file."""
+    channels: int = 36
+    layers: int = 20
+    auxiliary: bool | None = listed(None, after="stem")
+    """Train with an auxiliary head; None: where the images have the size that it needs."""
+
+
+# --- the images ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The images."""
+
+    data: str | None = None
+    """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE."""
+    pipeline: Literal["auto", "dali", "tensor", "torchvision"] = "auto"
+    """tensor: the whole set in memory; dali: NVIDIA DALI; torchvision: a DataLoader; auto: the first that can, of
+    tensor, dali, torchvision."""
+    batch_size: int
+    """Images in a batch."""
+    image_size: int | None = None
+    """Pixels a side to resize and crop to; None keeps the size."""
+    limit: int | None = None
+    """At most this many images, evenly from all classes; None for all."""
+    crop_padding: int | None = None
+    """Pixels of padding before a random crop; None for what suits the data."""
+    flip: bool | None = None
+    """Random horizontal flips; None for what suits the data."""
+    cutout: int = 0
+    """Side of the square that is cut out, in pixels; 0 for none."""
+    workers: int | None = None
+    """Threads that read and decode images (dali; None for one each core, at most 8) or processes (torchvision; None
+    for none)."""
+    prefetch: int = 2
+    """Batches that dali, or each torchvision process, prepares ahead."""
+    skip_unreadable: bool = False
+    """Decode every image file once before the run, and leave out those that cannot be read."""
+    download: bool = False
+    """Download cifar10 or cifar100 if missing."""
+
+    def augmentation(self, own: Augmentation) -> Augmentation:
+        """What training images go through: a source's `own` augmentation, but for what these options say."""
+        asked: dict[str, Any] = {"crop_padding": self.crop_padding, "flip": self.flip, "cutout": self.cutout}
+        return replace(own, **{name: value for name, value in asked.items() if value is not None})
+
+
+@ordered
+@dataclass(frozen=True, kw_only=True)
+class SearchDataOptions(DataOptions):
+    """The images."""
+
+    data: str | None = None
+    """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE; always the training split."""
+    batch_size: int = 256
+    """Images per weight step."""
+    split: float = listed(0.5, after="batch_size")
+    """Share of the images that train the weights; the rest is for α and for validation."""
+    skip_unreadable: bool = False
+    """Decode every image file once before the search, and leave out those that cannot be read."""
+
+
+@ordered
+@dataclass(frozen=True, kw_only=True)
+class TrainDataOptions(DataOptions):
+    """The images."""
+
+    data: str | None = None
+    """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE; its training split is trained on."""
+    test: str = listed("same", after="data")
+    """What is tested once, at the end: the test split of the same, that of another source, or none."""
+    validation: float = listed(0.0, after="test")
+    """Share of each class's training images that are held out, to be evaluated after every epoch."""
+    batch_size: int = 96
+    evaluated_share: float | None = listed(None, after="image_size")
+    """Side of the centre crop that is tested, as share of the resized shorter side, such as 0.875 (224 of 256 pixels);
+    None for what suits the data."""
+    limit: int | None = None
+    """At most this many training images, evenly from all classes; None for all."""
+    crop_scale: float | None = listed(None, after="crop_padding")
+    """Smallest share of an image that a random resized crop covers, such as 0.08; the largest is all of it. 0 for no
+    such crops; None for what suits the data."""
+    cutout: int = 16
+    brightness: float | None = listed(None, after="cutout")
+    """Colour jitter: a factor from 1 - brightness to 1 + brightness; 0 for none, None for what suits the data."""
+    contrast: float | None = listed(None, after="brightness")
+    """As --brightness, of the contrast."""
+    saturation: float | None = listed(None, after="contrast")
+    """As --brightness, of the saturation."""
+    hue: float | None = listed(None, after="saturation")
+    """Colour jitter: turned by up to this share of the colour circle, 0 to 0.5; None for what suits the data."""
+    skip_unreadable: bool = False
+    """Decode every image file once before the training, and leave out those that cannot be read."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation < 1:
+            raise UserError(f"validation is {self.validation}, expected a share from 0 (none) to less than 1.")
+
+    def augmentation(self, own: Augmentation) -> Augmentation:
+        """As for a search, and resized crops and colour jitter: with resized crops, nothing is padded by itself."""
+        crop_area = own.crop_area
+        if self.crop_scale is not None:
+            crop_area = (self.crop_scale, 1.0) if self.crop_scale else None
+        jitter = zip((self.brightness, self.contrast, self.saturation, self.hue), own.color_jitter, strict=True)
+        brightness, contrast, saturation, hue = (default if asked is None else asked for asked, default in jitter)
+        return super().augmentation(
+            replace(
+                own,
+                crop_padding=0 if crop_area else own.crop_padding,
+                crop_area=crop_area,
+                color_jitter=(brightness, contrast, saturation, hue),
+            )
+        )
+
+
+# --- the run ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The run."""
+
+    out: str | None = None
+    """Run directory; None for one below runs/, named after time and data."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto takes CUDA where there is a GPU."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits every time, even where they are slower. On a CPU they do anyway."""
+    threads: int | None = None
+    """CPU threads; None for PyTorch's choice."""
+    validate_every: int = 1
+    """Epochs between validations; the last epoch is always validated."""
+    stop_after: int | None = None
+    """Stop after so many epochs of this process, ready to be resumed."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, "validate_every", "stop_after", "threads")
+
+
+@ordered
+@dataclass(frozen=True, kw_only=True)
+class SearchRunOptions(RunOptions):
+    """The run."""
+
+    out: str | None = None
+    """Run directory; None for runs/<time>-<strategy>-<data>."""
+    seed: int = listed(2, after="device")
+    """Of every random decision."""
+    cuda_graphs: bool = listed(True, after="deterministic")
+    """On CUDA, record the kernels of a weight step and of a population and launch them together."""
+    validate_every: int = 1
+    """Epochs between validations on the α half; the last epoch is always validated."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed is {self.seed}, expected a whole number from 0 to {2**32 - 1}.")
+
+
+@ordered
+@dataclass(frozen=True, kw_only=True)
+class TrainRunOptions(RunOptions):
+    """The run."""
+
+    out: str | None = None
+    """Run directory; None for runs/<time>-train-<genotype>-<data>."""
+    seeds: str = listed("0", after="device")
+    """Of every random decision; several, such as 1,2,3,4, train as many networks, one after the other."""
+    select: Literal["last", "best_valid", "best_test"] = listed("last", after="seeds")
+    """Which epoch's weights are kept and tested. best_test reads the test images after every epoch, as some published
+    code does: its accuracy is no estimate for new images, and the report says so."""
+    validate_every: int = 1
+    """Epochs between evaluations of held-out images; the last epoch is always evaluated."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.seed_list()
+
+    def seed_list(self) -> list[int]:
+        try:
+            seeds = [int(word) for word in str(self.seeds).split(",")]
+        except ValueError as error:
+            raise UserError(f"seeds is {self.seeds!r}, expected whole numbers with commas, such as 1,2,3,4.") from error
+        if len(set(seeds)) < len(seeds) or not all(0 <= seed < 2**32 for seed in seeds):
+            raise UserError(f"seeds is {self.seeds!r}, expected different whole numbers from 0 to {2**32 - 1}.")
+        return seeds
+
+
+# --- a comparison ---
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Options of a comparison."""
+
+    strategies: str
+    """Names, separated by commas; each may have options: random,reinforce:controller=independent."""
+    evaluator: str
+    """nb201:PATH (the table of NAS-Bench-201), python:MODULE:FUNCTION, or training:DATA such as training:digits."""
+    out: Path
+    """Directory of the comparison; an existing one is continued."""
+    runs: int = 100
+    """Seeds of each strategy."""
+    budget: float = 12000.0
+    """Seconds of a run, on the clock of the evaluator: simulated for a table, real otherwise."""
+    seed: int = 0
+    """Of the first run; the others follow."""
+    processes: int | None = None
+    """Runs at a time; None for one per CPU core."""
+    space: str = "egnas"
+    """Search space of python: and training:; a table brings its own."""
+    epochs: int = 1
+    """training: epochs of each architecture."""
+    channels: int = 8
+    """training: channels of a node in the first cell."""
+    layers: int = 5
+    """training: cells."""
+    batch_size: int = 64
+    """training: images of a step."""
+    limit: int | None = None
+    """training: at most this many images."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, "runs", "processes", "epochs", "channels", "layers", "batch_size", "limit")
+        if not 0 < self.budget < float("inf"):
+            raise UserError(f"budget is {self.budget}, expected a finite number of seconds above 0.")
+        if self.seed < 0:
+            raise UserError(f"seed is {self.seed}, expected at least 0.")
+
+    def fixed(self, clock: str) -> dict[str, Any]:
+        """What all runs of a directory have in common."""
+        names = ["evaluator", "budget"]
+        if not self.evaluator.startswith("nb201:"):
+            names.append("space")
+        if self.evaluator.startswith("training:"):
+            names += ["epochs", "channels", "layers", "batch_size", "limit"]
+        return {"clock": clock, **{name: getattr(self, name) for name in names}}

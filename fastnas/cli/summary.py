@@ -1,0 +1,94 @@
+"""What a person reads before a search or a training begins and after it has ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from fastnas.cli.command import command_line, print_text
+from fastnas.cli.progress import print_left_out
+from fastnas.counting import count_macs, count_parameters
+from fastnas.engine.retrain import Retrain, TrainOutcome
+from fastnas.engine.search import Outcome, Search
+from fastnas.report import print_genotype
+
+
+def print_search_header(search: Search, console: Console) -> None:
+    source, network = search.weight_pipeline.source, search.network
+    height, width = source.image_size
+    half = len(search.weight_pipeline.indices)
+    print_text(
+        console,
+        (search.strategy.name, "bold"),
+        f" on {source.spec}: {len(source):,} images ({height}×{width}×{source.channels}, {len(source.classes)} "
+        f"classes), {half:,} for the weights, {len(source) - half:,} for α",
+    )
+    print_text(
+        console,
+        f"supernet {network.space.name}, {count_parameters(network):,} parameters, {network.backend} on "
+        f"{search.device}; run directory {search.directory}",
+    )
+    print_left_out(source.left_out, console)
+    _print_resumed(search, console)
+
+
+def print_search_summary(search: Search, outcome: Outcome, report: Path, console: Console) -> None:
+    if outcome.status == "finished":
+        console.print()
+        print_genotype(outcome.genotype, console)
+        if outcome.valid_accuracy is not None:
+            images = len(search.valid_pipeline.indices)
+            print_text(console, f"\nvalidation accuracy {outcome.valid_accuracy:.2%} on {images:,} images")
+        print_text(console, f"genotype  {search.directory / 'genotype.json'}")
+    else:
+        _print_unfinished(outcome, "fastnas.search", search.directory, console)
+    print_report(report, console)
+
+
+def print_train_header(retrain: Retrain, seed: int, console: Console) -> None:
+    source, network = retrain.train_pipeline.source, retrain.network
+    height, width = source.image_size
+    held_out = 0 if retrain.valid_pipeline is None else len(retrain.valid_pipeline.indices)
+    macs = count_macs(network, (source.channels, height, width))
+    print_text(
+        console,
+        (f"seed {seed}", "bold"),
+        f" on {source.spec}: {len(retrain.train_pipeline.indices):,} images ({height}×{width}×{source.channels}, "
+        f"{len(source.classes)} classes) to train, {held_out:,} held out",
+    )
+    print_text(
+        console,
+        f"{count_parameters(network):,} parameters, {macs / 1e6:.1f} M multiply-adds, {network.backend} on "
+        f"{retrain.device}; run directory {retrain.directory}",
+    )
+    _print_resumed(retrain, console)
+    print_left_out(source.left_out, console)
+
+
+def print_train_summary(outcome: TrainOutcome, run: Path, report: Path, console: Console) -> None:
+    """run: the directory to go on with, which may hold several seeds."""
+    if outcome.status != "finished":
+        _print_unfinished(outcome, "fastnas.train", run, console)
+    elif outcome.test is not None:
+        assert outcome.selected_epoch is not None
+        print_text(
+            console,
+            f"\ntest accuracy {outcome.test.top1:.2%} (top-5 {outcome.test.top5:.2%}) on {outcome.test.images:,} "
+            f"images, weights of epoch {outcome.selected_epoch + 1}",
+        )
+    print_report(report, console)
+
+
+def print_report(report: Path, console: Console) -> None:
+    print_text(console, f"report    {report}")
+
+
+def _print_resumed(loop: Search | Retrain, console: Console) -> None:
+    if loop.resumed:
+        print_text(console, f"resumed after {loop.epoch} epochs and {loop.step} steps")
+
+
+def _print_unfinished(outcome: Outcome | TrainOutcome, program: str, run: Path, console: Console) -> None:
+    again = command_line(program, "--resume", str(run))
+    print_text(console, f"{outcome.status} after {outcome.epoch} epochs; go on with: {again}")

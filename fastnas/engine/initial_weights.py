@@ -1,0 +1,44 @@
+"""Weights of a supernet that another code base has trained, to begin a search with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastnas.compat.load_supernet import load_betas, load_supernet
+from fastnas.errors import UserError
+from fastnas.nn import Supernet
+
+
+def load_initial_weights(network: Supernet, path: Path) -> dict[str, Tensor]:
+    """Gives a supernet the weights and α of a foreign one, from a file. Returns β, {} if there is none.
+
+    Raises:
+        UserError: the file cannot be read, holds no such state dict, or that of a supernet of another size.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"no file {path}: give a state dict that torch.save has written.") from error
+    except Exception as error:  # damaged bytes make the reader fail in any way
+        reason = f"{type(error).__name__}: {error}".split("\n", 1)[0]
+        raise UserError(f"{path} holds no state dict that can be read ({reason}).") from error
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path} holds a {type(state).__name__}, expected a state dict.")
+    foreign = load_supernet(state, network.space, backend=network.backend)
+    names = ("channels", "layers", "num_classes", "in_channels", "partial_channels", "stem_name")
+    differing = [
+        f"{name.removesuffix('_name')} {getattr(foreign, name)} instead of {getattr(network, name)}"
+        for name in names
+        if getattr(foreign, name) != getattr(network, name)
+    ]
+    if differing:
+        raise UserError(
+            f"{path} holds a supernet of {', '.join(differing)}: set --channels, --layers, --partial-channels and "
+            "--stem as they were, and give images of that kind."
+        )
+    network.load_state_dict(foreign.state_dict())
+    return load_betas(state, network.space)

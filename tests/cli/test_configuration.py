@@ -1,0 +1,123 @@
+"""Where options come from: defaults, presets, files, flags."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fastnas import search
+from fastnas.cli.configuration import SearchOptions, differences, parse_search, parse_train
+from fastnas.cli.options import SearchRunOptions, SupernetOptions
+from fastnas.engine.options import WeightOptions
+from fastnas.errors import UserError
+
+
+def options(*arguments: str) -> SearchOptions:
+    return parse_search(arguments, "test", "")
+
+
+def test_later_places_override_earlier_ones(tmp_path: Path):
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        "weights: {epochs: 33, clip: 1.5}\ndata: {flip: true, download: true}\nrun: {deterministic: true}\n"
+    )
+    merged = options("--preset", "cifar10", "--config", str(config), "--clip", "2", "--no-deterministic")
+    assert merged.weights.weight_decay == 3e-4  # default
+    assert merged.strategy.samples == 3  # preset
+    assert merged.weights.epochs == 33  # file over preset
+    assert merged.weights.clip == 2  # flag over file
+    assert (merged.data.flip, merged.data.download, merged.run.deterministic) == (True, True, False)
+
+
+@pytest.mark.parametrize("name", SearchOptions.preset_names())
+def test_presets_are_complete(name):
+    preset = options("--preset", name)
+    assert preset.strategy.warm_up < preset.weights.epochs
+    assert preset.strategy.name == "egnas"
+
+
+def test_presets_are_the_published_settings():
+    cifar10, imagenet = options("--preset", "cifar10"), options("--preset", "imagenet")
+    assert SearchOptions.preset_names() == ["cifar10", "demo", "imagenet"]
+    assert cifar10.network == SupernetOptions(channels=16, layers=8, partial_channels=4)
+    assert cifar10.weights == WeightOptions(epochs=50, learning_rate=0.1, momentum=0.9, weight_decay=3e-4, clip=5)
+    strategy = cifar10.strategy
+    assert (strategy.warm_up, strategy.population, strategy.samples, strategy.fitness_batch_size) == (15, 50, 3, 128)
+    assert (imagenet.network.stem, imagenet.data.batch_size, imagenet.weights.learning_rate) == ("imagenet", 1024, 0.5)
+    assert imagenet.weights.learning_rate_warm_up == 5
+    assert (imagenet.strategy.warm_up, imagenet.strategy.samples, imagenet.strategy.fitness_batch_size) == (40, 5, 512)
+
+
+def test_a_printed_config_gives_the_same_options(capsys, tmp_path: Path):
+    flags = ["--preset", "demo", "--variant", "official", "--chunk", "3", "--eta", "0.25", "--bn-mode", "batch"]
+    assert search.main([*flags, "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "config.yaml").write_text(printed)
+    again = options("--config", str(tmp_path / "config.yaml"))
+    assert again.to_dict() == options(*flags).to_dict() == yaml.safe_load(printed)
+    assert (again.strategy.variant, again.strategy.chunk, again.strategy.rules.bn_mode) == ("official", 3, "batch")
+
+
+def test_a_variant_brings_its_own_defaults():
+    assert options().strategy.rules.sigma_schedule == "es_step"
+    assert options("--variant", "official").strategy.rules.sigma_schedule == "constant"
+
+
+def test_help_names_every_option_and_fits_screens(capsys):
+    with pytest.raises(SystemExit) as end:
+        options("--help")
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    flags = "preset config print-config strategy data out resume device seed deterministic population warm-up eta limit"
+    for name in flags.split():
+        assert f"--{name}" in text
+    titles = [index for index, line in enumerate(text.splitlines()) if re.search(r"^\W*\w+ options\W*$", line)]
+    assert len(titles) >= 6
+    assert max(after - before for before, after in itertools.pairwise([*titles, text.count("\n")])) <= 60
+
+
+def test_options_check_themselves():
+    for make in (lambda: SearchRunOptions(stop_after=0), lambda: WeightOptions(learning_rate=float("nan"))):
+        with pytest.raises(UserError, match="expected"):
+            make()
+
+
+# --- what config.yaml and checkpoints hold: a run that an earlier version began must go on ---
+
+SEARCH = {
+    "network": "space channels layers partial_channels stem backend initial_weights",
+    "data": "data pipeline batch_size split image_size limit crop_padding flip cutout workers prefetch "
+    "skip_unreadable download",
+    "weights": "epochs learning_rate learning_rate_min learning_rate_warm_up legacy_scheduler momentum nesterov "
+    "weight_decay clip",
+    "run": "out device seed deterministic cuda_graphs threads validate_every stop_after",
+}
+TRAIN = {
+    "network": "genotype channels layers stem auxiliary backend",
+    "data": "data test validation pipeline batch_size image_size evaluated_share limit crop_padding crop_scale flip "
+    "cutout brightness contrast saturation hue workers prefetch skip_unreadable download",
+    "recipe": "epochs learning_rate learning_rate_min schedule learning_rate_decay learning_rate_warm_up "
+    "legacy_scheduler momentum weight_decay clip auxiliary_weight label_smoothing drop_path drop_path_schedule "
+    "precision ema accumulate compile channels_last",
+    "run": "out device seeds select deterministic threads validate_every stop_after",
+}
+
+
+def test_groups_and_options_keep_their_names_and_order():
+    found = options().to_dict()
+    assert list(found) == ["strategy", *SEARCH]
+    assert {group: " ".join(found[group]) for group in SEARCH} == SEARCH
+    assert {group: " ".join(values) for group, values in parse_train([], "test", "").to_dict().items()} == TRAIN
+
+
+def test_only_what_does_not_matter_may_differ_when_a_run_goes_on():
+    run = options("--preset", "demo").to_dict()
+    assert (
+        differences(run, options("--preset", "demo", "--out", "x", "--workers", "2", "--threads", "1").to_dict()) == []
+    )
+    changed = differences(run, options("--preset", "demo", "--clip", "2", "--space", "darts").to_dict())
+    assert changed == ["network.space is 'darts' but was None", "weights.clip is 2.0 but was 5.0"]
