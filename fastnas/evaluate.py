@@ -17,6 +17,7 @@ from rich.text import Text
 
 from fastnas import data
 from fastnas.cli.command import command, print_text
+from fastnas.cli.own_code import add_space_flag, import_space
 from fastnas.cli.process import resolve_device
 from fastnas.counting import count_macs, count_parameters
 from fastnas.engine.evaluation import Evaluation, evaluate
@@ -45,6 +46,7 @@ def main(arguments: list[str], console: Console) -> int:
 
 def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Everything that the options ask for, printed and as plain values."""
+    import_space(options.space)
     device = resolve_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -140,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--backend", choices=("auto", "fused", "reference"), default="auto", help="(default: auto)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (default: CUDA where there is a GPU)")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    add_space_flag(parser)
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     return parser
 

@@ -16,6 +16,7 @@ from fastnas.cli.command import INTERRUPTED, command, print_text
 from fastnas.cli.configuration import TrainOptions, parse_train
 from fastnas.cli.images import TrainSources, open_pipeline, open_train_sources
 from fastnas.cli.networks import build_derived
+from fastnas.cli.own_code import import_space
 from fastnas.cli.process import create_directory, name_directory, seed_everything
 from fastnas.cli.progress import TRAIN_HEADER, shown, train_line
 from fastnas.cli.run import (
@@ -66,6 +67,7 @@ def prepare(
 
     if options.network.genotype is None:
         raise UserError("no genotype: give --genotype, the name of a published one or the path of a JSON file.")
+    import_space(options.network.space)
     genotype = Genotype.load(options.network.genotype)
     train_pipeline = pipeline(source, sources.train_indices, True)
     valid_pipeline = pipeline(source, sources.valid_indices, False) if len(sources.valid_indices) else None

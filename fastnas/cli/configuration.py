@@ -33,6 +33,7 @@ from fastnas.engine.options import WeightOptions
 from fastnas.engine.recipe import TrainingRecipe
 from fastnas.errors import UserError
 from fastnas.strategies import Strategy
+from fastnas.strategies.registry import spec_of
 
 # What may differ when a run is resumed.
 RESUMABLE = {
@@ -83,7 +84,7 @@ class SearchOptions(Configuration):
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by group, as config.yaml holds them."""
         groups = super().to_dict()
-        return {**groups, "strategy": {"name": self.strategy.name, **groups["strategy"]}}
+        return {**groups, "strategy": {"name": spec_of(self.strategy), **groups["strategy"]}}
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def parse_search(arguments: Sequence[str], program: str, description: str) -> Se
         "weights": WeightOptions,
     }
     published = {name: options(**strategy.published_defaults.get(name, {})) for name, options in groups.items()}
-    defaults = SearchOptions(command=SearchCommandOptions(strategy=strategy.name), strategy=strategy, **published)
+    defaults = SearchOptions(command=SearchCommandOptions(strategy=name), strategy=strategy, **published)
     return _parse_layers(defaults, files, arguments, program, description)
 
 
@@ -211,7 +212,7 @@ def _flags(origin: str, content: dict[str, Any], defaults: Configuration) -> lis
         target = getattr(defaults, group)
         if group == "strategy":
             options = dict(options)
-            if options.pop("name", target.name) != target.name:
+            if options.pop("name", spec_of(target)) != spec_of(target):
                 continue
         hints = typing.get_type_hints(type(target))
         known = [item.name for item in dataclasses.fields(target) if item.init]

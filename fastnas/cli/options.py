@@ -75,7 +75,8 @@ class SupernetOptions(NetworkOptions):
     """The supernet."""
 
     space: str | None = listed(None, after=None)
-    """Search space: darts, egnas, multi-level or nb201; None for the strategy's own."""
+    """Search space: darts, egnas, multi-level, nb201, or one of your own as python:MODULE:OBJECT; None for the
+    strategy's own."""
     channels: int = 16
     layers: int = 8
     partial_channels: int = listed(4, after="layers")
@@ -92,6 +93,8 @@ class DerivedOptions(NetworkOptions):
 
     genotype: str | None = listed(None, after=None)
     """Name of a published genotype, such as DARTS_V2, or the path of a JSON file."""
+    space: str | None = listed(None, after="genotype")
+    """python:MODULE:OBJECT: a space of your own whose candidates the genotype names."""
     channels: int = 36
     layers: int = 20
     auxiliary: bool | None = listed(None, after="stem")
@@ -301,7 +304,8 @@ class CompareOptions:
     processes: int | None = None
     """Runs at a time; None for one per CPU core."""
     space: str = "egnas"
-    """Search space of python: and training:; a table brings its own."""
+    """Search space of python: and training:, perhaps one of your own as python:MODULE:OBJECT; a table brings its
+    own."""
     epochs: int = 1
     """training: epochs of each architecture."""
     channels: int = 8

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fastnas.cli.command import command, print_text
+from fastnas.cli.own_code import add_space_flag, import_space
 from fastnas.report.comparison import RUNS_FILE, write_comparison
 from fastnas.report.page import write_report
 from fastnas.report.seeds import write_seeds_report
@@ -34,7 +35,10 @@ def main(arguments: list[str], console: Console) -> int:
     parser.add_argument(
         "run_dir", type=Path, metavar="RUN_DIR", help="the folder that a search, a training or a comparison wrote"
     )
-    print_text(console, str(_write(parser.parse_args(arguments).run_dir)))
+    add_space_flag(parser)
+    options = parser.parse_args(arguments)
+    import_space(options.space)
+    print_text(console, str(_write(options.run_dir)))
     return 0
 
 

@@ -9,10 +9,13 @@ from typing import Any, TypeVar
 import yaml
 
 from fastnas.errors import UserError
+from fastnas.python_object import PREFIX, load_object
 from fastnas.strategies.base import Strategy
 
 STRATEGIES: dict[str, type[Strategy]] = {}
 """Classes by name, in the order in which they were registered."""
+
+_origins: dict[type[Strategy], str] = {}
 
 Class = TypeVar("Class", bound=type[Strategy])
 
@@ -35,12 +38,27 @@ def register_strategy(strategy: Class) -> Class:
 
 
 def find(name: str) -> type[Strategy]:
-    """The class of a strategy. UserError for an unknown name."""
+    """The class of a strategy by its name, or one of a user's own as `python:MODULE:CLASS`.
+
+    Raises:
+        UserError: an unknown name, or an object that cannot be imported or is no strategy.
+    """
+    if name.startswith(PREFIX):
+        found = load_object(name, "strategy")
+        if not (isinstance(found, type) and issubclass(found, Strategy)):
+            raise UserError(f"the strategy {name} is no class derived from fastnas.strategies.Strategy.")
+        _origins[found] = name
+        return found
     if name not in STRATEGIES:
         near = difflib.get_close_matches(name, STRATEGIES, n=1)
         advice = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(STRATEGIES)}."
         raise UserError(f"unknown strategy {name!r}: {advice}")
     return STRATEGIES[name]
+
+
+def spec_of(strategy: Strategy) -> str:
+    """What `find` takes to find the class of a strategy again, in a process that has not imported it yet."""
+    return _origins.get(type(strategy), strategy.name)
 
 
 def create(name: str, **options: Any) -> Strategy:
@@ -49,12 +67,14 @@ def create(name: str, **options: Any) -> Strategy:
 
 
 def parse(text: str) -> Strategy:
-    """A strategy as one word: NAME, or NAME:OPTION=VALUE,OPTION=VALUE.
+    """A strategy as one word: NAME, or NAME:OPTION=VALUE,OPTION=VALUE, where NAME may be python:MODULE:CLASS.
 
     Raises:
         UserError: an unknown name or option, or something that is no option.
     """
-    name, _, listed = text.partition(":")
+    parts = text.split(":")
+    words = 3 if text.startswith(PREFIX) else 1  # that make the name
+    name, listed = ":".join(parts[:words]), ":".join(parts[words:])
     known = [field.name for field in dataclasses.fields(find(name)) if field.init]  # type: ignore[arg-type]
     options = {}
     for word in filter(None, listed.split(",")):

@@ -97,7 +97,7 @@ SEARCH = {
     "run": "out device seed deterministic cuda_graphs threads validate_every stop_after",
 }
 TRAIN = {
-    "network": "genotype channels layers stem auxiliary backend",
+    "network": "genotype space channels layers stem auxiliary backend",
     "data": "data test validation pipeline batch_size image_size evaluated_share limit crop_padding crop_scale flip "
     "cutout brightness contrast saturation hue workers prefetch skip_unreadable download",
     "recipe": "epochs learning_rate learning_rate_min schedule learning_rate_decay learning_rate_warm_up "

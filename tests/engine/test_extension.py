@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from run_files import SMALL, events, same_bits
 
 import fastnas
-from fastnas import evaluate, export, search, spaces
+from fastnas import evaluate, export, search, spaces, strategies
 from fastnas.errors import UserError
 from fastnas.nn import DerivedNetwork, Supernet, register_primitive
 from fastnas.nn.primitives import PRIMITIVES
@@ -75,7 +76,7 @@ def test_search_resume_derive_retrain_count_export(own: Path, capsys: Any) -> No
     command = [sys.executable, "-m", "fastnas.train", "--genotype", "genotype.json", *words]
     refused = subprocess.run(command, cwd=own, capture_output=True, text=True, check=False)
     assert refused.returncode == 2
-    assert "--space python:MODULE:OBJECT" in refused.stderr
+    assert "--space python:MODULE:OBJECT" in refused.stderr.replace("\n", " ")
     subprocess.run([*command, "--space", SPACE], cwd=own, check=True, capture_output=True)
     assert evaluate.main([str(trained), "--data", "digits", "--limit", "60", "--space", SPACE]) == 0
     assert export.main([str(trained), "--save", str(own / "net.json"), "--space", SPACE]) == 0
@@ -117,6 +118,31 @@ def test_registering() -> None:
     register_primitive("subsample", build)
     register_primitive("subsample", build)  # a module that is loaded again
     assert set(primitive_names()) == set(PRIMITIVES)
+
+
+def test_strategy_of_ones_own_is_found_again_when_its_run_goes_on(own: Path, capsys: Any) -> None:
+    (own / "own_strategy.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from fastnas.strategies.darts import DARTS\n\n"
+        "@dataclass\n"
+        "class Slow(DARTS):\n"
+        "    name = 'slow'\n"
+        "    patience: int = 3\n"
+        '    """Steps."""\n'
+    )
+    run, spec = own / "run", "python:own_strategy:Slow"
+    few = ["--data", "digits", "--limit", "60", "--image-size", "8", "--channels", "4", "--layers", "3"]
+    few += ["--batch-size", "10", "--epochs", "2", "--warm-up", "0", "--patience", "5", "--device", "cpu"]
+    assert search.main(["--strategy", spec, *few, "--stop-after", "1", "--out", str(run)]) == 0
+    assert yaml.safe_load((run / "config.yaml").read_text())["strategy"]["name"] == spec
+    assert search.main(["--resume", str(run)]) == 0
+    assert [event["epoch"] for event in events(run) if event["event"] == "epoch"] == [0, 1]
+    found = strategies.parse(f"{spec}:patience=7,warm_up=1")
+    assert (type(found).name, found.patience, found.warm_up) == ("slow", 7, 1)  # type: ignore[attr-defined]
+    for text, message in (("python:own_strategy:dataclass", "no class derived"), ("python:x", "names no object")):
+        with pytest.raises(UserError, match=message):
+            strategies.create(text)
+    capsys.readouterr()
 
 
 def test_spaces_that_cannot_be_imported(own: Path) -> None:
