@@ -136,7 +136,7 @@ class SearchCell(nn.Module):
         them, as `nn.DataParallel` does with its copies."""
         if "_planned_for" not in self.__dict__:
             return False  # by what pickled the cell
-        planned = cast(CellLayout, self.layout).active
+        planned = self.layout.active
         if planned is not active and (planned is None or active is None or not planned.equal(active)):
             return False
         parts, inner = self._planned_for

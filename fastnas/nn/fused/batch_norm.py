@@ -32,7 +32,7 @@ class BatchStats(NamedTuple):
 
     mean: Tensor  # [norms, P, C]
     variance: Tensor  # [norms, P, C], biased
-    count: int  # values of a channel; 0 for running averages
+    values: int  # of a channel; 0 for running averages
 
 
 class Affine(NamedTuple):
@@ -177,7 +177,7 @@ class Normalizer:
             mean = stats.mean[:, 0]  # [norms, C]
             if any(shift is not None for shift in shifts):
                 mean = mean + _stacked(shifts, torch.zeros_like(mean))
-            self._taken.append((norms, BatchStats(mean, stats.variance[:, 0], stats.count)))
+            self._taken.append((norms, BatchStats(mean, stats.variance[:, 0], stats.values)))
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -198,7 +198,7 @@ class Normalizer:
                 [cast(Tensor, each["num_batches_tracked"]) for each in buffers],
                 [stats.mean for _, stats in taken],
                 [stats.variance for _, stats in taken],
-                [stats.count for _, stats in taken],
+                [stats.values for _, stats in taken],
                 momentum,
             )
 

@@ -111,8 +111,9 @@ def run_forward(
                 rows[slot.row] = y
         if settings.batch and plan.stat_rows is not None:
             places = indices[plan.stat_places]
-            of_rows = [torch.cat([each[i] for each in stats]).index_select(0, places) for i in (0, 1)]
-            table[:, indices[plan.stat_rows]] = _entries(*of_rows, settings.eps)
+            of_rows = torch.cat([each.mean for each in stats]).index_select(0, places)
+            variances = torch.cat([each.variance for each in stats]).index_select(0, places)
+            table[:, indices[plan.stat_rows]] = _entries(of_rows, variances, settings.eps)
         if keep:
             kept.append(outputs)
         if settings.parts > 1 and (source < 2 or edge_weights is not None):

@@ -39,7 +39,7 @@ class Term:
     """One candidate of the sum, or its gradients."""
 
     states: list[Tensor]  # [N, C, H, W], what it reads; several are side by side in the channels
-    weights: list[Tensor]  # of its branch
+    weights: list[Tensor]  # of its branch; None, as below, where nothing is learned
     affine: list[Tensor]  # γ, β and the shift of its last BatchNorm, see `Affine`; none where it has none
 
     @property
@@ -169,7 +169,7 @@ def _normalization(
         place = branch.stat_places()[1][0]
         for each in stats:
             if place < len(each.mean):
-                own = BatchStats(each.mean[place : place + 1], each.variance[place : place + 1], each.count)
+                own = BatchStats(each.mean[place : place + 1], each.variance[place : place + 1], each.values)
                 break
             place -= len(each.mean)
     return normalizer.normalization([norm], own, [Affine(*affine)])
@@ -195,7 +195,8 @@ def _sums(
     wanted = [k for k, branch in enumerate(branches) if all_of_them or branch.last_norms[0] is not None]
     for grad in {id(grads[k]): grads[k] for k in wanted}.values():
         group = [k for k in wanted if grads[k] is grad]
-        mean, rstd = (torch.cat([norms[k][i] for k in group]) for i in (0, 1))  # [K, 1, C]
+        mean = torch.cat([norms[k].mean for k in group])  # [K, 1, C]
+        rstd = torch.cat([norms[k].rstd for k in group])  # [K, 1, C]
         _, total, products, _ = _node_sum_grad(grad, [raws[k] for k in group], mean, rstd, [])
         for k, product in zip(group, products, strict=True):
             sum_dy[k], sum_dy_xhat[k] = total[None], product[None]

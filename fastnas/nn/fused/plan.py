@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -210,7 +210,8 @@ class CellLayout(nn.Module):
         """The parameters as they are now."""
         return CellWeights(
             preprocess=[matrices_of(pattern) for pattern in self.preprocess],
-            branches=[[branch.weights() for branch in state.branches] for state in self.states],
+            # None stands for what a BatchNorm does not learn; those of cells learn nothing.
+            branches=[[cast(list[Tensor], branch.weights()) for branch in state.branches] for state in self.states],
         )
 
 
