@@ -62,6 +62,7 @@ class IndexTensors(nn.Module):
         """To be called once, after the last `add`."""
         with torch.inference_mode(False):
             self.packed = self._written().to(device)
+            self._views = self._split(self.packed)
 
     def _written(self) -> Tensor:
         return torch.tensor([index for values in self._values for index in values], dtype=torch.int64, device="cpu")
@@ -69,16 +70,19 @@ class IndexTensors(nn.Module):
     def tensors(self) -> tuple[Tensor, ...]:
         """int64, in the order of `add`, on the device of the module."""
         packed = cast(Tensor, self.packed)
-        if not self._views or self._views[0].device != packed.device:
-            self._views = packed.split([len(values) for values in self._values])
+        if self._views[0].device != packed.device:
+            self._views = self._split(packed)
         return self._views
+
+    def _split(self, packed: Tensor) -> tuple[Tensor, ...]:
+        return packed.split([len(values) for values in self._values])
 
     def _apply(self, fn: Any, recurse: bool = True) -> IndexTensors:
         """`to_empty` gives memory without values."""
         super()._apply(fn, recurse)
         if self.packed is not None:
             self.packed.copy_(self._written())
-            self._views = ()
+            self._views = self._split(self.packed)
         return self
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fastnas.nn.batch_norm import BatchNorm
 from fastnas.nn.fused.branch import CONVOLUTION, Branch, EdgeTerm, IndexTensors, Slot
 from fastnas.nn.fused.branches import KINDS, matrices_of
-from fastnas.nn.fused.patterns import CellPattern, Pattern, ZeroPattern
+from fastnas.nn.fused.patterns import CellPattern, Pattern, PointwisePattern, ZeroPattern
 from fastnas.nn.fused.separable import SeparableBranch
 
 # What the operators take in one call.
@@ -97,6 +97,7 @@ class CellLayout(nn.Module):
         columns: list[int] = []
         of_states: list[_Sorted] = [_Sorted(pattern.stride), _Sorted(pattern.stride)]  # each node but the last adds one
         self.known = all(len(edge) == candidates for edge in pattern.edges)
+        self.known &= all(isinstance(each, PointwisePattern) for each in pattern.preprocess)
         taking_part = None if active is None else active.tolist()
         edge = 0
         while edge < len(pattern.edges):
