@@ -6,11 +6,9 @@ To add a kind, write a class like these and enter it in `KINDS`; CONTRIBUTING.md
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
@@ -44,7 +42,6 @@ from fastnas.nn.primitives import FactorizedReduce, ReLUConvNorm, Zero
 
 _pool = torch.ops.fastnas.pool.default
 _preprocess = torch.ops.fastnas.preprocess.default
-_conv_grad = torch.ops.aten.convolution_backward.default
 _preprocess_grad = torch.ops.fastnas.preprocess_grad.default
 
 
@@ -211,73 +208,10 @@ class ZeroBranch(Branch):
         raise NotImplementedError
 
 
-@dataclass(frozen=True, eq=False)
-class ConvPattern:
-    """ReLU, 3×3 convolution of padding 1, normalisation."""
-
-    convolution: nn.Conv2d
-    norm: nn.BatchNorm2d
-
-    @property
-    def stride(self) -> int:
-        return self.convolution.stride[0]
-
-    @property
-    def convolutions(self) -> tuple[nn.Conv2d, ...]:
-        return (self.convolution,)
-
-    @property
-    def norms(self) -> tuple[nn.BatchNorm2d, ...]:
-        return (self.norm,)
-
-
-class ConvBranch(Branch):
-    """Plain 3×3 convolutions: torch convolves, the sum of the node normalises."""
-
-    @staticmethod
-    def match(module: nn.Module) -> Pattern | None:
-        if not isinstance(module, ReLUConvNorm):
-            return None
-        conv = module.conv
-        plain = (conv.kernel_size, conv.padding, conv.dilation, conv.groups) == ((3, 3), (1, 1), (1, 1), 1)
-        return ConvPattern(conv, cast(nn.BatchNorm2d, module.norm)) if plain else None
-
-    def weights(self) -> list[Tensor | None]:
-        return [slot.pattern.convolution.weight for slot in self.slots]
-
-    def forward(self, run: ForwardPass, states: Tensors, weights: Tensors) -> Forward:
-        rectified = states[0].relu()  # [N, C, H, W]
-        raws = [F.conv2d(rectified, weight.to(rectified.dtype), None, self.stride, 1) for weight in weights]
-        if not run.normalizer.batch:
-            return BranchOutput(raws), []
-        by_individual = [y.detach().unflatten(0, (run.individuals, -1)).to(weights[0].dtype) for y in raws]
-        moments = [torch.var_mean(each, (1, 3, 4), correction=0) for each in by_individual]  # [P, C] each
-        variance, mean = (torch.stack(part) for part in zip(*moments, strict=True))  # [slots, P, C]
-        return BranchOutput(raws), [BatchStats(mean, variance, count_values(raws[0]))]
-
-    def raw(self, output: BranchOutput, x: Tensor) -> list[Tensor]:
-        return output.first
-
-    def backward(self, back: BackwardPass, output: BranchOutput, weights: Tensors) -> list[Tensor]:
-        (x,) = back.states
-        rectified = x.relu()
-        rows = taken(back.coeffs, self.rows, back.indices)[..., None, None]  # [slots, 4, C, 1, 1]
-        total, grad_weights = None, []
-        for slot, y, weight, (a, b, mean, c) in zip(self.slots, output.first, weights, rows, strict=True):
-            grad = torch.addcmul(c - b * mean, y, b).addcmul_(back.grads[slot.node], a).to(y.dtype)
-            arguments = [self.stride] * 2, [1, 1], [1, 1], False, [0, 0], 1, [True, True, False]
-            grad_x, grad_weight, _ = _conv_grad(grad, rectified, weight.to(y.dtype), None, *arguments)
-            total = grad_x if total is None else total + grad_x
-            grad_weights.append(grad_weight.to(weight.dtype))
-        back.grad_states.append(cast(Tensor, total) * (x > 0))
-        return grad_weights
-
-
 KINDS: dict[type[Pattern], type[Branch]] = {
     PoolPattern: PoolBranch,
     SeparablePattern: SeparableBranch,
     PointwisePattern: PointwiseBranch,
-    ConvPattern: ConvBranch,
     IdentityPattern: IdentityBranch,
     ZeroPattern: ZeroBranch,
 }

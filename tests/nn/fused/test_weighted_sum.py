@@ -24,7 +24,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "plain": functools.partial(BatchNorm, affine=False),
     "no statistics": functools.partial(nn.BatchNorm2d, affine=False, track_running_stats=False),
 }
-NAMES = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5", "conv_7x1_1x7")
+NAMES = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3", "dil_conv_5x5", "nor_conv_3x3")
 
 
 def candidates(norm: str, stride: int, pool_norm: bool) -> nn.ModuleList:
