@@ -91,7 +91,7 @@ class Cell(ForwardPlan):
         self.pattern = CellPattern(
             cast(Any, tuple(each.pattern for each in preprocess)), patterns, self.stride, mixed[0].parts
         )
-        self.plan = CellLayout(module, self.pattern)
+        self.plan = CellLayout(self.pattern)
         if not self.plan.known:
             raise Unsupported(
                 "its normalisations are affine or without running statistics, or its edges differ in size"

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from fastnas.nn.fused.branches import match_op
 from fastnas.nn.fused.cell import fused_cell
-from fastnas.nn.fused.patterns import CellPattern, PointwisePattern, match_op
+from fastnas.nn.fused.patterns import CellPattern, PointwisePattern
 from fastnas.nn.fused.plan import CellLayout
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.primitives import FactorizedReduce, Norm, ReLUConvNorm
 from fastnas.spaces import CellSpace
+
+PARTS = ("preprocess0", "preprocess1", "edges")
 
 
 class SearchCell(nn.Module):
@@ -68,7 +70,7 @@ class SearchCell(nn.Module):
             )
             for source, _ in space.edges
         )
-        self._plan = self._planned()
+        self._plan()
 
     def forward(
         self,
@@ -108,13 +110,14 @@ class SearchCell(nn.Module):
         self, s0: Tensor, s1: Tensor, weights: Tensor, edge_weights: Tensor | None, active: Tensor | None
     ) -> Tensor | None:
         # torch.compile traces with the modules that there are, and guards them itself.
-        if not torch.compiler.is_compiling():
-            if not self._plan.is_of(self, active):
-                self._plan = self._planned(active)
-            self._plan.to(s0.device)
-        return fused_cell(self._plan, s0, s1, weights, edge_weights) if self._plan.known else None
+        if not torch.compiler.is_compiling() and not self._is_planned(active):
+            self._plan(active)
+        layout = self._modules.get("layout")
+        if not isinstance(layout, CellLayout) or not layout.known:
+            return None
+        return fused_cell(layout, s0, s1, weights, edge_weights)
 
-    def _planned(self, active: Tensor | None = None) -> CellLayout:
+    def _plan(self, active: Tensor | None = None) -> None:
         preprocess = tuple(match_op(module) for module in (self.preprocess0, self.preprocess1))
         edges = tuple(tuple(map(match_op, cast(MixedOp, edge).candidates)) for edge in self.edges)
         pattern = CellPattern(
@@ -123,17 +126,20 @@ class SearchCell(nn.Module):
             1 + self.reduction,
             self.partial_channels,
         )
-        return CellLayout(self, pattern, active)
+        self.layout = CellLayout(pattern, active)
+        parts = [cast(nn.Module, self._modules[name]) for name in PARTS]
+        inner = [(m._modules, list(m._modules.values())) for part in parts for m in part.modules() if m._modules]
+        self._planned_for = parts, inner
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SearchCell:
-        """What `to(device)` calls: the plan moves along."""
-        super()._apply(fn, recurse)
-        self._plan.to(next(self.parameters()).device)
-        return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_plan"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._plan = self._planned()  # of the copy's own modules
+    def _is_planned(self, active: Tensor | None) -> bool:
+        """Whether the layout is of these candidates, and of the modules that there are now: other code may replace
+        them, as `nn.DataParallel` does with its copies."""
+        if "_planned_for" not in self.__dict__:
+            return False  # by what pickled the cell
+        planned = self.layout.active
+        if planned is not active and (planned is None or active is None or not planned.equal(active)):
+            return False
+        parts, inner = self._planned_for
+        return all(self._modules[name] is part for name, part in zip(PARTS, parts, strict=True)) and all(
+            list(modules.values()) == known for modules, known in inner
+        )

@@ -1,9 +1,10 @@
-"""The limit of fused backward passes: they are not differentiable themselves."""
+"""What fused autograd functions share: their limit, and the way in which tensors reach their backward pass."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -28,3 +29,22 @@ def first_order(backward: Backward) -> Backward:
         return backward(ctx, *grads)
 
     return checked
+
+
+def structure_of(lists: list[Any]) -> Any:
+    """How tensors are nested in lists, without the tensors: autograd keeps those, and wants them side by side."""
+    nested = bool(lists) and isinstance(lists[0], list)
+    return [structure_of(each) for each in lists] if nested else len(lists)
+
+
+def flattened(lists: list[Any]) -> list[Any]:
+    """The tensors of nested lists, side by side."""
+    nested = bool(lists) and isinstance(lists[0], list)
+    return [tensor for each in lists for tensor in flattened(each)] if nested else lists
+
+
+def nested(structure: Any, tensors: Iterator[Any]) -> list[Any]:
+    """Nested lists of the next tensors, in the order of `flattened`."""
+    if isinstance(structure, int):
+        return list(itertools.islice(tensors, structure))
+    return [nested(each, tensors) for each in structure]

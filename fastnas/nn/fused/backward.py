@@ -1,220 +1,191 @@
-"""The backward pass of a fused cell; see `fused_cell`."""
+"""The backward pass of a fused cell; see `cell`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.nn.fused.forward import Outputs, Settings, bypass, count, incoming
-from fastnas.nn.fused.plan import CellLayout, CellWeights, StatePlan
+from fastnas.nn.fused.autograd import flattened, nested, structure_of
+from fastnas.nn.fused.batch_norm import bn_backward_coeffs, count_values
+from fastnas.nn.fused.branch import BackwardPass, BranchOutput
+from fastnas.nn.fused.forward import Settings, bypass, incoming
+from fastnas.nn.fused.plan import CellLayout, CellWeights
 
-_stage_grad = torch.ops.fastnas.stage_grad.default
-_pool_grad = torch.ops.fastnas.pool_grad.default
 _preprocess_grad = torch.ops.fastnas.preprocess_grad.default
 _node_sum_grad = torch.ops.fastnas.node_sum_grad.default
 _bypass_grad = torch.ops.fastnas.bypass_grad.default
 _halve_grad = torch.ops.fastnas.halve_grad.default
 
 
-class Backward:
-    """The gradients of a cell: those of the inputs, of the weights of the rows [1, K] and of the convolutions.
+@dataclass
+class SavedCell:
+    """What the backward pass of a cell needs of its forward pass, of one individual."""
 
-    Args:
-        states: of the forward pass, all of them; inputs: as they came.
-        mean, rstd: [K, 1, C/k] of the rows.
-        grad: [N, nodes·C, H', W'].
-    """
+    inputs: list[Tensor]  # as they came [N, C_i, H_i, W_i]
+    op_weights: Tensor  # [1, K], of the rows
+    edge_weights: Tensor | None  # [1, E]
+    weights: CellWeights
+    mean: Tensor  # [K, 1, C/k] of the rows
+    rstd: Tensor  # [K, 1, C/k]
+    preprocess_rstd: list[Tensor]  # [1, C]
+    preprocessed: list[Tensor]  # the states of the inputs [N, C, H, W]
+    output: Tensor  # [N, nodes·C, H', W']; the other states are slices of it
+    branches: list[list[BranchOutput]]  # by state
 
-    def __init__(
-        self,
-        plan: CellLayout,
-        settings: Settings,
-        inputs: Sequence[Tensor],
-        states: Sequence[Tensor],
-        outputs: Sequence[Outputs],
-        op_weights: Tensor,
-        edge_weights: Tensor | None,
-        weights: CellWeights,
-        mean: Tensor,
-        rstd: Tensor,
-        preprocess_rstd: Sequence[Tensor],
-        grad: Tensor,
-    ) -> None:
-        self.plan, self.settings, self.weights = plan, settings, weights
-        self.states, self.outputs, self.mean, self.rstd = states, outputs, mean, rstd
-        channels = mean.shape[-1]
-        self.rows: list[Tensor | None] = [None] * len(plan.row_norms)
-        for state, part, out in zip(states, plan.states, outputs, strict=False):
-            out.place(self.rows, part, state.narrow(1, 0, channels))
-        self.scale = op_weights[0, :, None] * rstd[:, 0]  # [K, C/k]
-        # How much of the gradient goes to the statistics: none where they are constants.
-        self.share = self.scale * plan.has_norm if settings.batch else torch.zeros_like(self.scale)  # [K, C/k]
-        self.table = mean.new_zeros(len(plan.row_norms), 4, channels)  # (a, b, mean, c) of each row
-        self.table[:, 0] = self.scale
-        self.table[:, 2] = mean[:, 0]
-        self.edge_weights = edge_weights  # [1, E]
-        self.grad_edge_weights = None if edge_weights is None else torch.zeros_like(edge_weights)
-        self.grad_op_weights = torch.zeros_like(op_weights)  # [1, K]
-        self.grad_weights = plan.arrange(weights.flat())  # replaced one after the other
+    def save(self, ctx: Any) -> None:
+        """Gives the tensors to autograd."""
+        tensors = [self.op_weights, self.edge_weights, self.mean, self.rstd, self.output]
+        outputs = [[[each.first, each.second, each.norm] for each in state] for state in self.branches]
+        lists = [tensors, self.inputs, self.preprocess_rstd, self.preprocessed, list(self.weights), outputs]
+        ctx.structure = structure_of(lists)
+        ctx.save_for_backward(*flattened(lists))
+
+    @classmethod
+    def restore(cls, ctx: Any) -> SavedCell:
+        """What `save` has kept."""
+        tensors, inputs, preprocess_rstd, preprocessed, weights, outputs = nested(
+            ctx.structure, iter(ctx.saved_tensors)
+        )
+        op_weights, edge_weights, mean, rstd, output = tensors
+        branches = [[BranchOutput(*each) for each in state] for state in outputs]
+        return cls(
+            inputs,
+            op_weights,
+            edge_weights,
+            CellWeights(*weights),
+            mean,
+            rstd,
+            preprocess_rstd,
+            preprocessed,
+            output,
+            branches,
+        )
+
+
+@dataclass
+class CellGrads:
+    inputs: list[Tensor]  # [N, C_i, H_i, W_i]
+    op_weights: Tensor  # [1, K]
+    edge_weights: Tensor | None  # [1, E]
+    weights: CellWeights
+
+
+def run_backward(layout: CellLayout, settings: Settings, saved: SavedCell, grad: Tensor) -> CellGrads:
+    """The gradients of a cell from that of its output [N, nodes·C, H', W'], which is channels-last."""
+    width = saved.preprocessed[0].shape[1]
+    way = _Way(layout, settings, saved, [*saved.preprocessed, *saved.output.split(width, 1)])
+    grad_inputs = [grad, grad]
+    for source in reversed(range(len(way.states))):
+        from_outside = [grad.narrow(1, (source - 2) * width, width)] if source >= 2 else []
+        total = way.through_state(source, from_outside) if source < len(layout.states) else from_outside[0]
+        if source >= 2:
+            way.through_node(source, total)
+        else:
+            grad_inputs[source] = way.through_preprocess(source, total)
+    return CellGrads(grad_inputs, way.grad_op_weights, way.grad_edge_weights, way.grad_weights)
+
+
+class _Way:
+    """Where the backward pass has come to: from the last state to the first."""
+
+    def __init__(self, layout: CellLayout, settings: Settings, saved: SavedCell, states: list[Tensor]) -> None:
+        self.layout, self.settings, self.saved, self.states = layout, settings, saved, states
+        self.indices = layout.indices.tensors()
+        self.seen = saved.mean.shape[-1]  # channels that candidates see, C/k
+        self.mean, self.rstd = saved.mean[:, 0], saved.rstd[:, 0]  # [K, C/k]
+        self.scale = saved.op_weights[0, :, None] * self.rstd  # [K, C/k]
+        # Statistics of the batch take a share of the gradient.
+        self.has_stats = self.indices[layout.has_norm][:, None] if settings.batch else None  # [K, 1]
+        self.coeffs = saved.mean.new_zeros(len(layout.row_norms), 4, self.seen)  # (a, b, mean, c) of each row
+        self.grad_op_weights = torch.zeros_like(saved.op_weights)
+        self.grad_edge_weights = None if saved.edge_weights is None else torch.zeros_like(saved.edge_weights)
+        self.grad_weights = CellWeights([[], []], [[] for _ in layout.states])
         self.grads: dict[int, Tensor] = {}  # of each node [N, C, H', W']
-        self.processed: dict[int, Tensor] = {}  # the part of it that the candidates contributed to [N, C/k, H', W']
-        self.inputs: list[Tensor] = [grad, grad]
-        width = states[2].shape[1]
-        for source in reversed(range(len(states))):
-            from_outside = [grad.narrow(1, (source - 2) * width, width)] if source >= 2 else []
-            if source < len(plan.states):
-                total = self._state(source, plan.states[source], from_outside)  # [N, C, H, W]
-            else:
-                total = from_outside[0]
-            if source >= 2:
-                self._node(source, total)
-            else:
-                self.inputs[source] = self._preprocess(source, inputs[source], preprocess_rstd[source], total)
+        self.grads_group0: dict[int, Tensor] = {}  # the part of it that candidates contributed to [N, C/k, H', W']
+        self.rows: list[Tensor | None] = [None] * len(layout.row_norms)  # raw outputs of the candidates
+        for state, plan, outputs in zip(states, layout.states, saved.branches, strict=False):
+            x = state.narrow(1, 0, self.seen)
+            for branch, output in zip(plan.branches, outputs, strict=True):
+                for slot, y in zip(branch.slots, branch.raw(output, x), strict=True):
+                    self.rows[slot.row] = y
 
-    def _node(self, node: int, grad: Tensor) -> None:
-        """From the gradient of a node to those of its weights, and to the numbers of its rows.
+    def through_node(self, node: int, grad: Tensor) -> None:
+        """From the gradient of a node to those of its weights, and to the coefficients of its rows.
 
         It is that of all nodes behind it as well, in the channels in which it passes on what bypassed it.
         """
-        part = slice(*self.plan.first_row[node - 2 : node])
-        passing = []
-        if self.edge_weights is not None:
-            sources = zip(self.states, self.plan.states[:node], strict=False)
-            passing = [bypass(state, self.mean.shape[-1], plan.stride) for state, plan in sources]
-        own = self.processed.get(node, grad)
-        processed, sums, dots, edge_dots = _node_sum_grad(
-            own, self.rows[part], self.mean[part], self.rstd[part], passing
+        part = slice(*self.layout.first_row[node - 2 : node])
+        bypasses = []
+        if self.grad_edge_weights is not None:
+            sources = zip(self.states, self.layout.states[:node], strict=False)
+            bypasses = [bypass(state, self.seen, plan.stride) for state, plan in sources]
+        known = self.grads_group0.get(node, grad)
+        group0, sum_dy, sum_dy_xhat, of_edges = _node_sum_grad(
+            known, self.rows[part], self.saved.mean[part], self.saved.rstd[part], bypasses
         )
         if self.grad_edge_weights is not None:
-            self.grad_edge_weights[0, incoming(node - 2)] = edge_dots
+            self.grad_edge_weights[0, incoming(node - 2)] = of_edges
         self.grads[node] = grad
-        self.processed[node] = processed if own.shape[1] > self.mean.shape[-1] else own
-        self.grad_op_weights[0, part] = dots.sum(1)
-        share = self.share[part] / max(1, count(grad))  # [K, C/k]
-        self.table[part, 1] = -share * self.rstd[part, 0] * dots
-        self.table[part, 3] = -share * sums
+        self.grads_group0[node] = group0 if known.shape[1] > self.seen else known
+        self.grad_op_weights[0, part] = sum_dy_xhat.sum(1)
+        coeffs = bn_backward_coeffs(
+            sum_dy, sum_dy_xhat, self.mean[part], self.rstd[part], self.scale[part], self._count(grad)
+        )
+        self.coeffs[part] = coeffs
 
-    def _state(self, source: int, plan: StatePlan, from_outside: list[Tensor]) -> Tensor:
-        """The gradient of a state, from all candidates that read it."""
-        state, out = self.states[source], self.outputs[source]
-        channels = self.mean.shape[-1]
-        x = state.narrow(1, 0, channels)
-        grads = [self.processed[node] for node in plan.nodes]
-        addends = list(from_outside) if self.settings.parts == 1 else []
-        if plan.stages:
-            addends.append(self._stages(source, plan, x, grads))
-        if plan.reduces:
-            numbers = self.table[plan.reduce_rows].transpose(0, 1).flatten(1)  # [4, reduces·C/k]
-            (grad_x,), self.grad_weights.reduce[source] = _preprocess_grad(
-                [grads[node] for node, *_ in plan.reduces],
-                out.reduces[0],
-                numbers,
-                [x],
-                self.weights.reduce[source],
-                [0, 1] * len(plan.reduces),
-                2,
+    def through_state(self, source: int, from_outside: list[Tensor]) -> Tensor:
+        """The gradient of a state [N, C, H, W], from all candidates that read it."""
+        plan, state, parts = self.layout.states[source], self.states[source], self.settings.parts
+        back = BackwardPass(
+            states=[state.narrow(1, 0, self.seen)],
+            grads=[self.grads_group0[node] for node in plan.nodes],
+            coeffs=self.coeffs,
+            batch=self.settings.batch,
+            indices=self.indices,
+            grad_states=list(from_outside) if parts == 1 else [],
+        )
+        self.grad_weights.branches[source] = [
+            branch.backward(back, output, weights)
+            for branch, output, weights in zip(
+                plan.branches, self.saved.branches[source], self.saved.weights.branches[source], strict=True
             )
-            addends.append(grad_x)
-        total = self._pools(plan, x, out, grads, addends)
-        if self.settings.parts == 1:
+        ]
+        total = back.total(plan.stride)
+        if parts == 1:
             return total
-        if self.edge_weights is None:
-            next_node = max(2, source + 1)
-            whole, factors = [self.grads[next_node]], self.mean.new_ones(1)
+        edge_weights = self.saved.edge_weights
+        if edge_weights is None:
+            whole, factors = [self.grads[max(2, source + 1)]], self.scale.new_ones(1)
         else:
-            whole, factors = [self.grads[node] for node in plan.nodes], self.edge_weights[0, plan.edge_index]
+            whole, factors = [self.grads[node] for node in plan.nodes], edge_weights[0, self.indices[plan.edges]]
         if plan.stride == 1:
-            passes_on = source >= 2 and self.edge_weights is None
-            grad, own = _bypass_grad(total, whole, factors, from_outside, channels, passes_on)
+            passes_on = source >= 2 and edge_weights is None
+            grad, group0 = _bypass_grad(total, whole, factors, from_outside, self.seen, passes_on)
             if passes_on:
-                self.processed[source] = own
+                self.grads_group0[source] = group0
             return grad
-        halved, _ = _bypass_grad(None, whole, factors, [], channels)  # [N, C, H', W']
+        halved, _ = _bypass_grad(None, whole, factors, [], self.seen)  # [N, C, H', W']
         # Only inputs are halved: nothing comes from outside.
-        return _halve_grad(halved.narrow(1, channels, halved.shape[1] - channels), state, total)
+        return _halve_grad(halved.narrow(1, self.seen, halved.shape[1] - self.seen), state, total)
 
-    def _stages(self, source: int, plan: StatePlan, x: Tensor, grads: list[Tensor]) -> Tensor:
-        out, weights = self.outputs[source], self.weights
-        into = self.grad_weights
-        stage_grads = [x] * len(plan.stages)
-        for stage, node, _ in plan.targets:
-            stage_grads[stage] = grads[node]
-        numbers = self.table[plan.stage_rows]
-        if plan.seconds:
-            mean, rstd = out.first  # [seconds, 1, C/k]
-            seconds, into.second_depthwise[source], into.second_pointwise[source], sums = _stage_grad(
-                [grads[node] for _, node, *_ in plan.seconds],
-                out.seconds,
-                self.table[plan.second_rows],
-                [out.stages[first] for first in plan.firsts],
-                mean,
-                rstd,
-                weights.second_depthwise[source],
-                weights.second_pointwise[source],
-                plan.second_dilations,
-                1,
-            )
-            for first, grad in zip(plan.firsts, seconds, strict=True):
-                stage_grads[first] = grad
-            numbers[plan.first_index] = normalisation_numbers(mean[:, 0], rstd[:, 0], sums, self._count(out.stages[0]))
-        (grad_x,), into.depthwise[source], into.pointwise[source], _ = _stage_grad(
-            stage_grads,
-            out.stages,
-            numbers,
-            [x],
-            None,
-            None,
-            weights.depthwise[source],
-            weights.pointwise[source],
-            plan.dilations,
-            plan.stride,
-        )
-        return grad_x
-
-    def _pools(self, plan: StatePlan, x: Tensor, out: Outputs, grads: list[Tensor], addends: list[Tensor]) -> Tensor:
-        """Everything that flows back through pools and identities, added to `addends`."""
-        if not plan.pools and not plan.skips and len(addends) == 1:
-            return addends[0]
-        nodes, channels = len(grads), x.shape[1]
-        scale = self.table[:, 0]  # [K, C/k]
-        scales = self.table.new_zeros(2 * nodes, channels).index_add_(0, plan.pool_slots, scale[plan.pool_rows])
-        skip = None
-        if plan.skips:
-            skip = self.table.new_zeros(nodes, channels).index_add_(0, plan.skip_nodes, scale[plan.skip_rows])
-        outputs, corrections = [], None
-        if self.settings.batch and plan.pools_normalised:
-            rows, kinds = self.table[plan.normalised_pool_rows], plan.normalised_pool_kinds
-            numbers = self.table.new_zeros(2, 4, channels).index_add_(0, kinds, rows)
-            numbers[:, 2].index_copy_(0, kinds, rows[:, 2])  # one mean, whatever the edge
-            outputs, corrections = out.pools, numbers[:, 1:]
-        scales = scales.unflatten(0, (2, nodes))  # [2, nodes, C/k]
-        return _pool_grad(x, grads, scales, outputs, corrections, skip, addends, plan.stride)
-
-    def _preprocess(self, index: int, x: Tensor, rstd: Tensor, grad: Tensor) -> Tensor:
-        state, matrices = self.states[index], self.weights.preprocess[index]
+    def through_preprocess(self, index: int, grad: Tensor) -> Tensor:
+        """The gradient of an input [N, C_i, H_i, W_i]."""
+        state, rstd, x = self.states[index], self.saved.preprocess_rstd[index], self.saved.inputs[index]
         zeros, ones = rstd.new_zeros(1, 1, state.shape[1]), rstd.new_ones(1, 1, state.shape[1])
-        _, sums, dots, _ = _node_sum_grad(grad, [state], zeros, ones, [])
+        _, sum_dy, sum_dy_xhat, _ = _node_sum_grad(grad, [state], zeros, ones, [])
         # The normalised state stands for the raw output here: its mean is 0, and its slope has one factor rstd less.
-        numbers = normalisation_numbers(zeros[0], rstd, torch.stack([sums, dots[0]])[None], self._count(state))[0]
-        numbers[1] /= rstd[0]
-        offsets, stride = ([0], 1) if len(matrices) == 1 else ([0, 1], 2)
+        coeffs = bn_backward_coeffs(sum_dy, sum_dy_xhat[0], zeros[0, 0], rstd[0], rstd[0], self._count(state))
+        coeffs[1] /= rstd[0]
+        pattern, matrices = self.layout.preprocess[index], self.saved.weights.preprocess[index]
         (grad_x,), self.grad_weights.preprocess[index] = _preprocess_grad(
-            [grad], state, numbers, [x], matrices, offsets, stride
+            [grad], state, coeffs, [x], matrices, list(range(pattern.stride)), pattern.stride
         )
-        return grad_x
+        return cast(Tensor, grad_x)
 
     def _count(self, images: Tensor) -> int:
         """Values of a channel that its statistics were taken of; 0 where they are constants."""
-        return count(images) if self.settings.batch else 0
-
-
-def normalisation_numbers(mean: Tensor, rstd: Tensor, sums: Tensor, values: int) -> Tensor:
-    """The numbers [I, 4, C] by which the gradient of x̂ = (x - mean)·rstd becomes that of x.
-
-    mean, rstd [I, C]; sums [I, 2, C]: Σ grad and Σ grad·x̂ over `values` values, 0 where mean and rstd are constants.
-    """
-    share = rstd / values if values else torch.zeros_like(rstd)
-    return torch.stack([rstd, -share * rstd * sums[:, 1], mean, -share * sums[:, 0]], 1)
+        return count_values(images) if self.settings.batch else 0

@@ -7,32 +7,78 @@ cells of a supernet, where many more candidates share what they read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.nn.fused.autograd import first_order
-from fastnas.nn.fused.branches import (
-    Branch,
-    IdentityBranch,
-    Moments,
-    PointwiseBranch,
-    Raw,
-    Statistics,
-    ZeroBranch,
-    branch_of,
+from fastnas.nn.fused.autograd import first_order, flattened, nested, structure_of
+from fastnas.nn.fused.batch_norm import (
+    Affine,
+    BatchStats,
+    Normalization,
+    Normalizer,
+    bn_backward_coeffs,
+    count_values,
     uses_batch,
-    values_of,
 )
-from fastnas.nn.fused.patterns import match_op
+from fastnas.nn.fused.branch import BackwardPass, Branch, BranchOutput, ForwardPass, Slot
+from fastnas.nn.fused.branches import IdentityBranch, PointwiseBranch, ZeroBranch, branch_of, match_op
+from fastnas.nn.fused.patterns import IdentityPattern
 from fastnas.ops.layout import DEVICE_TYPES, accumulate_dtype, computation_dtype
 
 _node_sum = torch.ops.fastnas.node_sum.default
 _node_sum_grad = torch.ops.fastnas.node_sum_grad.default
+
+
+@dataclass
+class Term:
+    """One candidate of the sum, or its gradients."""
+
+    states: list[Tensor]  # [N, C, H, W], what it reads; several are side by side in the channels
+    weights: list[Tensor]  # of its branch; None, as below, where nothing is learned
+    affine: list[Tensor]  # γ, β and the shift of its last BatchNorm, see `Affine`; none where it has none
+
+    @property
+    def lists(self) -> list[list[Tensor]]:
+        return [self.states, self.weights, self.affine]
+
+
+@dataclass
+class SavedNode:
+    """What the backward pass of a sum needs of its forward pass."""
+
+    weights: Tensor | None  # [K]
+    terms: list[Term]
+    norms: list[Normalization]
+    outputs: list[BranchOutput]
+    raws: list[Tensor]  # [N, C', H', W'] of each
+    masks: list[Tensor | None]  # [N] each
+
+    def save(self, ctx: Any) -> None:
+        """Gives the tensors to autograd."""
+        terms = [term.lists for term in self.terms]
+        norms = [[tensor for tensor in norm if tensor is not None] for norm in self.norms]
+        outputs = [[each.first, each.second, each.norm] for each in self.outputs]
+        lists = [[self.weights], terms, norms, outputs, self.raws, self.masks]
+        ctx.structure = structure_of(lists)
+        ctx.save_for_backward(*flattened(lists))
+
+    @classmethod
+    def restore(cls, ctx: Any) -> SavedNode:
+        """What `save` has kept."""
+        (weights,), terms, norms, outputs, raws, masks = nested(ctx.structure, iter(ctx.saved_tensors))
+        return cls(
+            weights,
+            [Term(*each) for each in terms],
+            [Normalization(*each) for each in norms],
+            [BranchOutput(*each) for each in outputs],
+            raws,
+            masks,
+        )
 
 
 class _FusedSum(torch.autograd.Function):
@@ -40,110 +86,121 @@ class _FusedSum(torch.autograd.Function):
     def forward(
         ctx: Any,
         branches: list[Branch],
-        sizes: list[tuple[int, int]],
-        statistics: Statistics,
+        normalizer: Normalizer,
+        structure: Any,
         masks: list[Tensor | None],
-        shares: Tensor | None,
+        weights: Tensor | None,
         *tensors: Tensor | None,
     ) -> Tensor:
-        raws, moments = [], []
-        for branch, (states, weights) in zip(
-            branches, _parts(iter(cast(Sequence[Tensor], tensors)), sizes), strict=True
-        ):
-            raw = branch.forward(states, _own(branch, weights), statistics)
-            raws.append(raw)
-            if branch.norm is None:
-                one = torch.ones(raw.y.shape[1], dtype=statistics.dtype, device=raw.y.device)  # [C]
-                moments.append(Moments(torch.zeros_like(one), one, one, torch.zeros_like(one)))
-            else:
-                moments.append(statistics.moments(branch.norm, raw, weights[-3:]))
-        ctx.branches, ctx.sizes, ctx.batch = branches, sizes, statistics.batch
-        ctx.kept = [len(raw.kept) for raw in raws]
-        ctx.save_for_backward(
-            shares,
-            *tensors,
-            *(number for each in moments for number in each),
-            *(tensor for raw in raws for tensor in (raw.y, *raw.kept)),
-            *masks,
-        )
-        folded = [each.folded() for each in moments]
-        shifts, scales = (torch.stack([pair[i] for pair in folded])[:, None] for i in (0, 1))  # [K, 1, C]
-        outputs = [raw.y for raw in raws]
-        if shares is None:
-            shares = scales.new_ones(len(raws))  # [K]
+        terms = [Term(*each) for each in nested(structure, iter(tensors))]
+        norms: list[Normalization] = []  # [1, 1, C'] each
+        outputs: list[BranchOutput] = []
+        raws: list[Tensor] = []  # [N, C', H', W'] each
+        for branch, term in zip(branches, terms, strict=True):
+            output, stats = branch.forward(ForwardPass(normalizer), term.states, term.weights)
+            outputs.append(output)
+            raws += branch.raw(output, term.states[0])
+            norms.append(_normalization(branch, normalizer, stats, term.affine, raws[-1]))
+        ctx.branches, ctx.batch = branches, normalizer.batch
+        SavedNode(weights, terms, norms, outputs, raws, masks).save(ctx)
+        means, scales = (
+            torch.cat(parts) for parts in zip(*(norm.folded() for norm in norms), strict=True)
+        )  # [K, 1, C]
+        if weights is None:
+            weights = scales.new_ones(len(raws))  # [K]
         if all(mask is None for mask in masks):
-            return _node_sum(outputs, shifts, scales, shares[None], [], None, 1)
+            return _node_sum(raws, means, scales, weights[None], [], None, 1)
         # Every image is an individual of its own, with weights of its own.
-        images = outputs[0].shape[0]
+        images = raws[0].shape[0]
         ones = scales.new_ones(images)  # [N]
-        of_images = shares * torch.stack([ones if mask is None else mask for mask in masks], 1)  # [N, K]
-        shifts, scales = (table.expand(-1, images, -1).contiguous() for table in (shifts, scales))  # [K, N, C]
-        return _node_sum(outputs, shifts, scales, of_images, [], None, images, 1)
+        of_images = weights * torch.stack([ones if mask is None else mask for mask in masks], 1)  # [N, K]
+        means, scales = (table.expand(-1, images, -1).contiguous() for table in (means, scales))  # [K, N, C]
+        return _node_sum(raws, means, scales, of_images, [], None, images, 1)
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        shares, *rest = ctx.saved_tensors
-        saved = iter(rest)
-        parts = _parts(saved, ctx.sizes)
-        moments = [Moments(*islice(saved, 4)) for _ in parts]
-        raws = [Raw(y := next(saved), y, y, list(islice(saved, kept))) for kept in ctx.kept]
-        masks = list(saved)
+        saved = SavedNode.restore(ctx)
+        weights, raws = saved.weights, saved.raws
         if grad.stride(1) != 1:  # the channels of one pixel are neighbours also in a slice of the channels
             grad = grad.contiguous(memory_format=torch.channels_last)  # [N, C, H', W']
-        own = [
-            grad if mask is None else grad * mask.to(grad.dtype).view(-1, 1, 1, 1) for mask in masks
-        ]  # [N, C, H', W']
-        totals, dots = _sums(ctx.branches, own, raws, moments, shares is not None)
-        grad_shares = None
-        if shares is not None:
-            products = [each.gamma * dots[k] + each.beta * totals[k] for k, each in enumerate(moments)]  # [C] each
-            grad_shares = torch.stack([product.sum() for product in products])  # [K]
-            totals = [share * total for share, total in zip(shares, totals, strict=True)]
-            dots = [share * dot for share, dot in zip(shares, dots, strict=True)]
+        masked = [
+            grad if mask is None else grad * mask.to(grad.dtype).view(-1, 1, 1, 1) for mask in saved.masks
+        ]  # [N, C, H', W'] each
+        sum_dy, sum_dy_xhat = _sums(ctx.branches, masked, raws, saved.norms, weights is not None)  # [1, C] each
+        grad_weights = None
+        if weights is not None:
+            products = [_of_output(norm, *sums) for norm, *sums in zip(saved.norms, sum_dy, sum_dy_xhat, strict=True)]
+            grad_weights = torch.stack([product.sum() for product in products])  # [K]
+            sum_dy = [weight * each for weight, each in zip(weights, sum_dy, strict=True)]
+            sum_dy_xhat = [weight * each for weight, each in zip(weights, sum_dy_xhat, strict=True)]
         grads: list[Tensor | None] = []
-        for k, (branch, (states, weights), raw) in enumerate(zip(ctx.branches, parts, raws, strict=True)):
-            normalised = branch.norm is not None
-            values = values_of(raw.y) if ctx.batch and normalised else 0
-            numbers = moments[k].numbers(totals[k], moments[k].gamma * dots[k], values)  # [4, C]
-            if shares is not None:
-                numbers[0] *= shares[k]
-                if isinstance(branch, IdentityBranch):
-                    own[k] = own[k] * shares[k].to(grad.dtype)
-            of_states, of_weights = branch.backward(own[k], numbers, states, raw, _own(branch, weights), ctx.batch)
-            affine = moments[k].affine_grads(totals[k], dots[k], ctx.batch) if normalised else []
-            pairs = zip((*states, *weights), (*of_states, *of_weights, *affine), strict=True)
+        for k, (branch, term, norm) in enumerate(zip(ctx.branches, saved.terms, saved.norms, strict=True)):
+            normalised = branch.last_norms[0] is not None
+            if isinstance(branch, IdentityBranch):
+                grad_x = masked[k] if weights is None else masked[k] * weights[k].to(grad.dtype)
+                of_term = Term([grad_x], [], [])
+            else:
+                count = count_values(raws[k]) if ctx.batch and normalised else 0
+                mean, rstd, scale = norm.mean[:, 0], norm.rstd[:, 0], norm.scale[:, 0]  # [1, C]
+                coeffs = bn_backward_coeffs(sum_dy[k], sum_dy_xhat[k], mean, rstd, scale, count)  # [1, 4, C]
+                if weights is not None:
+                    coeffs[:, 0] *= weights[k]
+                back = BackwardPass(term.states, [masked[k]], coeffs, ctx.batch)
+                of_weights = branch.backward(back, saved.outputs[k], term.weights)
+                of_states = back.grad_states or [back.total(branch.stride)]
+                affine = norm.affine_grads(sum_dy[k], sum_dy_xhat[k], ctx.batch) if normalised else []
+                of_term = Term(of_states, of_weights, affine)
+            pairs = zip(flattened(term.lists), flattened(of_term.lists), strict=True)
             grads += [None if tensor is None else gradient for tensor, gradient in pairs]
-        return None, None, None, None, grad_shares, *grads
+        return None, None, None, None, grad_weights, *grads
+
+
+def _normalization(
+    branch: Branch, normalizer: Normalizer, stats: list[BatchStats], affine: list[Tensor], raw: Tensor
+) -> Normalization:
+    """Of the last BatchNorm of a lone candidate [1, 1, C']."""
+    norm = branch.last_norms[0]
+    if norm is None:
+        one = torch.ones(1, 1, raw.shape[1], dtype=normalizer.acc_dtype, device=raw.device)
+        return Normalization(torch.zeros_like(one), one)
+    own = None
+    if normalizer.batch:
+        place = branch.stat_places()[1][0]
+        for each in stats:
+            if place < len(each.mean):
+                own = BatchStats(each.mean[place : place + 1], each.variance[place : place + 1], each.values)
+                break
+            place -= len(each.mean)
+    return normalizer.normalization([norm], own, [Affine(*affine)])
+
+
+def _of_output(norm: Normalization, sum_dy: Tensor, sum_dy_xhat: Tensor) -> Tensor:
+    """Σ dy·(γ·x̂ + β) [1, C]."""
+    if norm.gamma is None or norm.beta is None:
+        return sum_dy_xhat
+    return norm.gamma[:, 0] * sum_dy_xhat + norm.beta[:, 0] * sum_dy
 
 
 def _sums(
     branches: Sequence[Branch],
     grads: Sequence[Tensor],
-    raws: Sequence[Raw],
-    moments: Sequence[Moments],
+    raws: Sequence[Tensor],
+    norms: Sequence[Normalization],
     all_of_them: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Σ G and Σ G·ŷ [C] of every candidate, or 0 where it is not normalised; one reading of a G that several share."""
-    totals, dots = ([torch.zeros_like(each.mean) for each in moments] for _ in range(2))
-    wanted = [k for k, branch in enumerate(branches) if all_of_them or branch.norm is not None]
+    """Σ dy and Σ dy·x̂ [1, C] of every candidate, or 0 where it is not normalised; one reading of a dy that several
+    share."""
+    sum_dy, sum_dy_xhat = ([torch.zeros_like(norm.mean[:, 0]) for norm in norms] for _ in range(2))
+    wanted = [k for k, branch in enumerate(branches) if all_of_them or branch.last_norms[0] is not None]
     for grad in {id(grads[k]): grads[k] for k in wanted}.values():
         group = [k for k in wanted if grads[k] is grad]
-        mean, rstd = (torch.stack([moments[k][i] for k in group])[:, None] for i in (0, 1))  # [K, 1, C]
-        _, total, of_group, _ = _node_sum_grad(grad, [raws[k].y for k in group], mean, rstd, [])
-        for k, dot in zip(group, of_group, strict=True):
-            totals[k], dots[k] = total, dot
-    return totals, dots
-
-
-def _own(branch: Branch, weights: list[Tensor]) -> list[Tensor]:
-    """Without the affine numbers of the last BatchNorm, which belong to the sum."""
-    return weights if branch.norm is None else weights[:-3]
-
-
-def _parts(tensors: Iterator[Tensor], sizes: Sequence[tuple[int, int]]) -> list[tuple[list[Tensor], list[Tensor]]]:
-    """Of each candidate: its states; the weights of its chain, with the affine numbers of the last BatchNorm."""
-    return [(list(islice(tensors, states)), list(islice(tensors, weights))) for states, weights in sizes]
+        mean = torch.cat([norms[k].mean for k in group])  # [K, 1, C]
+        rstd = torch.cat([norms[k].rstd for k in group])  # [K, 1, C]
+        _, total, products, _ = _node_sum_grad(grad, [raws[k] for k in group], mean, rstd, [])
+        for k, product in zip(group, products, strict=True):
+            sum_dy[k], sum_dy_xhat[k] = total[None], product[None]
+    return sum_dy, sum_dy_xhat
 
 
 States = Tensor | tuple[Tensor, ...]
@@ -174,7 +231,7 @@ def fused_sum(
         inputs: [N, C, H, W] each, or its parts.
         masks: [N] each, None for ones: what drop path makes of the images; already divided by the share that it keeps.
         weights: [K], differentiable; ones by default.
-        chains: how the operators compute each candidate, None where they do not know it; by default what the modules'
+        branches: how the operators compute each candidate, None where they do not know it; by default what the modules'
             classes say.
 
     Returns:
@@ -193,29 +250,28 @@ def fused_sum(
     if len(batch) > 1 or (batch == {True} and smallest <= 1):
         return None  # mixed modes, or perhaps one value per channel, which BatchNorm refuses
     dtype = computation_dtype(x)
-    numbers = accumulate_dtype(dtype)
-    terms: list[Branch] = []
-    sizes: list[tuple[int, int]] = []
-    tensors: list[Tensor | None] = []
+    acc_dtype = accumulate_dtype(dtype)
+    known: list[Branch] = []
+    tensors: list[list[list[Tensor | None]]] = []  # as in `Term`
     for k in live:
-        known, given = branches[k], inputs[k]
-        if not isinstance(known, PointwiseBranch):
+        branch, given = branches[k], inputs[k]
+        if not isinstance(branch, PointwiseBranch):
             given = joined(given)
-        if known is None:
-            given = modules[k](cast(Tensor, given))
-        parts = given if isinstance(given, tuple) else (given,)  # [N, C, H, W] each
-        branch = IdentityBranch() if known is None else known
-        learned = [None if each is None else each.to(numbers) for each in (*branch.weights(), *branch.affine())]
-        terms.append(branch)
-        sizes.append((len(parts), len(learned)))
-        tensors += [part.to(dtype).contiguous(memory_format=torch.channels_last) for part in parts]
-        tensors += learned
-    statistics = Statistics(batch == {True}, numbers)
-    dropped = [None if masks is None or (mask := masks[k]) is None else mask.to(numbers) for k in live]
-    shares = None if weights is None else weights.to(numbers)
-    if shares is not None and len(live) < len(modules):
-        columns = shares.unbind()
-        shares = torch.stack([columns[k] for k in live])  # not by index, which would have to be copied to the device
-    output: Tensor = _FusedSum.apply(terms, sizes, statistics, dropped, shares, *tensors)
-    statistics.follow()
+        if branch is None:
+            branch, given = IdentityBranch([Slot(IdentityPattern())]), modules[k](cast(Tensor, given))
+        states = given if isinstance(given, tuple) else (given,)  # [N, C, H, W] each
+        affine = [] if branch.last_norms[0] is None else branch.affine()
+        learned = [
+            [None if each is None else each.to(acc_dtype) for each in some] for some in (branch.weights(), affine)
+        ]
+        known.append(branch)
+        tensors.append([[x.to(dtype).contiguous(memory_format=torch.channels_last) for x in states], *learned])
+    normalizer = Normalizer(batch == {True}, acc_dtype)
+    dropped = [None if masks is None or (mask := masks[k]) is None else mask.to(acc_dtype) for k in live]
+    of_live = None if weights is None else weights.to(acc_dtype)
+    if of_live is not None and len(live) < len(modules):
+        columns = of_live.unbind()
+        of_live = torch.stack([columns[k] for k in live])  # not by index, which would have to be copied to the device
+    output: Tensor = _FusedSum.apply(known, normalizer, structure_of(tensors), dropped, of_live, *flattened(tensors))
+    normalizer.follow()
     return output

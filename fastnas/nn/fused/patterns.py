@@ -1,16 +1,27 @@
 """What a candidate computes, in the terms of the operators, whoever wrote its module.
 
-A form holds the layers of the candidate, never their parameters or buffers, which other code may replace.
+A pattern holds the layers of the candidate, never their parameters or buffers, which other code may replace.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias, cast
+from typing import NamedTuple, Protocol
 
 from torch import nn
 
-from fastnas.nn.primitives import DepthwiseStage, FactorizedReduce, ReLUConvNorm, SeparableConv, Zero
+
+class Pattern(Protocol):
+    """What the patterns of all kinds tell."""
+
+    @property
+    def stride(self) -> int: ...
+
+    @property
+    def convolutions(self) -> tuple[nn.Conv2d, ...]: ...
+
+    @property
+    def norms(self) -> tuple[nn.BatchNorm2d, ...]: ...
 
 
 class Stage(NamedTuple):
@@ -88,9 +99,6 @@ class ZeroPattern:
     norms: tuple[nn.BatchNorm2d, ...] = ()
 
 
-Pattern: TypeAlias = SeparablePattern | PointwisePattern | PoolPattern | IdentityPattern | ZeroPattern
-
-
 @dataclass(frozen=True, eq=False)
 class CellPattern:
     """A cell of two inputs whose nodes sum what mixed operations make of all earlier states.
@@ -106,30 +114,6 @@ class CellPattern:
     edges: tuple[tuple[Pattern | None, ...], ...]
     stride: int
     parts: int
-
-
-def match_op(module: nn.Module) -> Pattern | None:
-    """Of a module of `fastnas.nn.primitives`; None where the operators do not know it."""
-    if isinstance(module, SeparableConv):
-        return SeparablePattern(tuple(_stage(cast(DepthwiseStage, stage)) for stage in module))
-    if isinstance(module, DepthwiseStage):
-        return SeparablePattern((_stage(module),))
-    if isinstance(module, FactorizedReduce):
-        return PointwisePattern((module.conv_even, module.conv_odd), cast(nn.BatchNorm2d, module.norm))
-    if isinstance(module, ReLUConvNorm):
-        plain = (module.conv.kernel_size, module.conv.stride) == ((1, 1), (1, 1))
-        return PointwisePattern((module.conv,), cast(nn.BatchNorm2d, module.norm)) if plain else None
-    if isinstance(module, Zero):
-        return ZeroPattern(module.stride)
-    if isinstance(module, nn.Identity):
-        return IdentityPattern()
-    if isinstance(module, nn.Sequential) and len(module) == 2:
-        return match_pool(module[0], module[1])
-    return match_pool(module)
-
-
-def _stage(module: DepthwiseStage) -> Stage:
-    return Stage(module.depthwise, module.pointwise, cast(nn.BatchNorm2d, module.norm))
 
 
 def match_pool(pool: nn.Module, norm: nn.Module | None = None) -> PoolPattern | None:

@@ -4,31 +4,24 @@ The edges are looked at from both ends. A state is read once for the candidates 
 the candidates of all edges that enter it. Each candidate that contributes has a row: in the tables of statistics and of
 gradient coefficients, and among the weights of its node. The rows of a node follow each other.
 
-A plan is made once, of the form of a cell (see `patterns`); it holds layers, never parameters or buffers, which other
-code may replace. Its index tensors lie where the weights do, so that no step copies anything to a GPU or waits for it.
+A layout is made once, of the pattern of a cell (see `patterns`); it holds layers, never parameters or buffers, which
+other code may replace.
 """
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, cast
 
-import torch
 from torch import Tensor, nn
 
 from fastnas.nn.batch_norm import BatchNorm
-from fastnas.nn.fused.patterns import (
-    CellPattern,
-    IdentityPattern,
-    Pattern,
-    PointwisePattern,
-    PoolPattern,
-    SeparablePattern,
-    Stage,
-    ZeroPattern,
-)
+from fastnas.nn.fused.branch import CONVOLUTION, Branch, EdgeTerm, IndexTensors, Slot
+from fastnas.nn.fused.branches import KINDS, matrices_of
+from fastnas.nn.fused.patterns import CellPattern, Pattern, PointwisePattern, ZeroPattern
+from fastnas.nn.fused.separable import SeparableBranch
 
 # What the operators take in one call.
 MOST_STAGES = 64
@@ -37,221 +30,178 @@ MOST_EDGES = 16
 MOST_CONVOLUTIONS = 8
 
 
-@dataclass
-class CellWeights:
+class CellWeights(NamedTuple):
     """The weights of a cell, or their gradients, as the operators take them."""
 
     preprocess: list[list[Tensor]]  # [C, channels of the input] for each input; two halves of C where it reduces
-    depthwise: list[list[Tensor]]  # of the stages that read each state, [C, 1, k, k]
-    pointwise: list[list[Tensor]]  # [C, C, 1, 1]
-    second_depthwise: list[list[Tensor]]
-    second_pointwise: list[list[Tensor]]
-    reduce: list[list[Tensor]]  # [C/2, C]: even and odd of each factorized reduction that reads a state
-
-    def flat(self) -> list[Tensor]:
-        return [weight for table in vars(self).values() for group in table for weight in group]
+    branches: list[list[list[Tensor]]]  # by state, by branch, see `Branch.weights`
 
 
-def _index(values: Iterable[int]) -> Tensor:
-    return torch.tensor(list(values), dtype=torch.int64, device="cpu")
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.dtype == torch.int64
-
-
-@dataclass
+@dataclass(frozen=True)
 class SumPlan:
     """How the edges that leave a state are summed by `edge_sum`, which wants the same kinds of candidates on all."""
 
+    branch: int | None  # of the state, to which the convolutions belong
     depths: list[int]  # [J], stages of each convolutional candidate
     dilations: list[int]  # [S]
-    stages: list[tuple[bool, int]]  # [E·S]: whether among the second ones, and which
-    rows: Tensor  # [E, M], of each term; the number of all rows where an edge has no such candidate
+    stages: list[tuple[int, int]]  # [E·S]: taps and matrix among the weights of the branch
+    edges: int  # E
+    rows: int  # index [E·M] of each term; the number of all rows where an edge has no such candidate
 
-    def arrange(self, weights: CellWeights, source: int) -> tuple[list[Tensor], list[Tensor]]:
+    def weights(self, branches: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
         """The depthwise and pointwise weights, edge after edge, candidate after candidate."""
-        depthwise = (weights.depthwise[source], weights.second_depthwise[source])
-        pointwise = (weights.pointwise[source], weights.second_pointwise[source])
-        return [depthwise[second][i] for second, i in self.stages], [pointwise[second][i] for second, i in self.stages]
+        weights = [] if self.branch is None else branches[self.branch]
+        return [weights[taps] for taps, _ in self.stages], [weights[matrix] for _, matrix in self.stages]
 
 
-@dataclass
+@dataclass(frozen=True)
 class StatePlan:
-    """The candidates of all edges that leave one state.
-
-    `node` counts among the nodes that the state leads to, `row` among those of the cell.
-    """
+    """The candidates of all edges that leave one state. Indices are places in the `IndexTensors` of the cell."""
 
     stride: int
-    nodes: list[int] = field(default_factory=list)  # that the edges lead to
-    edges: list[int] = field(default_factory=list)  # their numbers
-    pools: list[tuple[int, int, int]] = field(default_factory=list)  # (0 average or 1 maximum, node, row)
-    skips: list[tuple[int, int]] = field(default_factory=list)  # (node, row): identities
-    reduces: list[tuple[int, int, PointwisePattern]] = field(default_factory=list)  # (node, row, candidate)
-    stages: list[Stage] = field(default_factory=list)  # that read the state
-    targets: list[tuple[int, int, int]] = field(default_factory=list)  # (stage, node, row): candidates of one stage
-    seconds: list[tuple[int, int, int, Stage]] = field(default_factory=list)  # (first stage, node, row, stage)
-
-    def finish(self, norms: Sequence[nn.BatchNorm2d | None]) -> None:
-        """Works out what every pass over the cell needs. norms: of all rows."""
-        self.edge_index = _index(self.edges)
-        self.firsts = [first for first, *_ in self.seconds]
-        self.first_index = _index(self.firsts)
-        self.first_norms = [self.stages[first].norm for first in self.firsts]
-        self.dilations = [stage.depthwise.dilation[0] for stage in self.stages]
-        self.second_dilations = [stage.depthwise.dilation[0] for *_, stage in self.seconds]
-        # Rows of the coefficients that the gradient of each stage has; a first stage gets numbers of its own.
-        rows = {stage: row for stage, _, row in self.targets}
-        self.stage_rows = _index(rows.get(stage, 0) for stage in range(len(self.stages)))
-        self.second_rows = _index(row for _, _, row, _ in self.seconds)
-        self.reduce_rows = _index(row for _, row, _ in self.reduces)
-        self.pool_rows = _index(row for *_, row in self.pools)
-        self.pool_slots = _index(kind * len(self.nodes) + node for kind, node, _ in self.pools)
-        self.skip_rows = _index(row for _, row in self.skips)
-        self.skip_nodes = _index(node for node, _ in self.skips)
-        normalised = [(kind, row) for kind, _, row in self.pools if norms[row] is not None]
-        self.pools_normalised = bool(normalised)
-        self.normalised_pool_kinds = _index(kind for kind, _ in normalised)
-        self.normalised_pool_rows = _index(row for _, row in normalised)
-        # Statistics come as pools (if normalised), stages, second stages, reductions, one after the other.
-        entries = [(row, kind) for kind, row in normalised]
-        place = 2 if normalised else 0
-        entries += [(row, place + stage) for stage, _, row in self.targets]
-        place += len(self.stages)
-        entries += [(row, place + index) for index, (_, _, row, _) in enumerate(self.seconds)]
-        place += len(self.seconds)
-        entries += [(row, place + index) for index, (_, row, _) in enumerate(self.reduces)]
-        self.sums = self._sum_plan(len(norms))
-        self.entry_rows = _index(row for row, _ in entries)
-        self.entry_places = _index(place for _, place in entries)
-
-    def _sum_plan(self, rows: int) -> SumPlan | None:
-        """None where edges differ in their candidates, or have more than `edge_sum` takes."""
-        convolutions: list[list[tuple[int, int]]] = [[] for _ in self.nodes]  # of each edge: (first stage, row)
-        for stage, node, row in self.targets:
-            convolutions[node].append((stage, row))
-        for stage, node, row, _ in self.seconds:
-            convolutions[node].append((stage, row))
-        seconds = {first: index for index, first in enumerate(self.firsts)}
-        kinds, stages, table = [], [], []
-        for node, found in enumerate(convolutions):
-            found.sort()
-            kind, places = [], []
-            for first, _ in found:
-                places.append((False, first))
-                kind.append([_geometry(self.stages[first])])
-                if first in seconds:
-                    places.append((True, seconds[first]))
-                    kind[-1].append(_geometry(self.seconds[seconds[first]][3]))
-            others = [[row for of, at, row in self.pools if (of, at) == (pool, node)] for pool in (0, 1)]
-            others += [[row for at, row in self.skips if at == node]] * (self.stride == 1)
-            if any(len(found) > 1 for found in others):
-                return None
-            kinds.append(kind)
-            stages += places
-            table.append([row for _, row in found] + [found[0] if found else rows for found in others])
-        if any(kind != kinds[0] for kind in kinds) or len(kinds[0]) > MOST_CONVOLUTIONS or len(kinds) > MOST_EDGES:
-            return None
-        depths = [len(kind) for kind in kinds[0]]
-        dilations = [dilation for kind in kinds[0] for _, dilation in kind]
-        return SumPlan(depths, dilations, stages, _index(row for rows in table for row in rows).view(len(table), -1))
+    nodes: tuple[int, ...]  # that the edges lead to
+    edges: int  # index: their numbers
+    branches: tuple[Branch, ...]
+    stat_rows: int | None  # index: of the candidates that are normalised; None where there is none
+    stat_places: int  # index: where their statistics are among those that the branches give
+    sum_plan: SumPlan | None  # None where `edge_sum` cannot compute it
 
 
-def _geometry(stage: Stage) -> tuple[int, int]:
-    return stage.depthwise.kernel_size[0], stage.depthwise.dilation[0]
-
-
-class CellLayout:
+class CellLayout(nn.Module):
     """See the module.
 
     Attributes:
         states: one plan for each state that an edge leaves.
         first_row: of each node; and the number of rows K.
-        device: of the index tensors.
-        columns: [K], where the weight of each row is in the flattened table [E·O].
         active: [E, O] booleans, the candidates that take part; None for all.
         row_norms: of each row; None where a candidate is not normalised.
-        has_norm: [K, 1], 1 where it is.
-        sum_rows: of each node, the rows of what `edge_sum` and reductions give it, state by state; K for an edge's sum.
-        norms: all of them: of the preprocessings, of first stages state by state, of the rows.
+        norms: all of them: of the preprocessings, between stages state by state, of the rows.
+        known: whether the operators can compute the cell.
+        indices: of the tables:
+            columns: [K], where the weight of each row is in the flattened table [E·O].
+            normalised_rows: that have a normalisation.
+            has_norm: [K], 1 where there is one.
+            sum_rows: of each node, the rows of what `edge_sum` and others give it, state by state; K for an edge's sum.
     """
 
-    def __init__(self, cell: nn.Module, pattern: CellPattern, active: Tensor | None = None) -> None:
+    def __init__(self, pattern: CellPattern, active: Tensor | None = None) -> None:
+        super().__init__()
         self.active = active
         self.parts = pattern.parts
         self.preprocess = pattern.preprocess
-        self.device = torch.device("cpu")
-        self._indices: list[tuple[Any, Any, Tensor]] = []
-        taking_part = None if active is None else active.tolist()
-        candidates = len(pattern.edges[0])
+        self.indices = IndexTensors()
         self.row_norms: list[nn.BatchNorm2d | None] = []
         self.first_row = [0]
-        self.known = all(len(edge) == candidates for edge in pattern.edges)
-        # Of the inputs; each node but the last adds one.
-        self.states = [StatePlan(pattern.stride), StatePlan(pattern.stride)]
+        self.states: list[StatePlan] = []
+        candidates = len(pattern.edges[0])
         columns: list[int] = []
+        of_states: list[_Sorted] = [_Sorted(pattern.stride), _Sorted(pattern.stride)]  # each node but the last adds one
+        self.known = all(len(edge) == candidates for edge in pattern.edges)
+        self.known &= all(isinstance(each, PointwisePattern) for each in pattern.preprocess)
+        taking_part = None if active is None else active.tolist()
         edge = 0
         while edge < len(pattern.edges):
-            node = len(self.first_row) + 1
-            if node > 2:
-                self.states.append(StatePlan(1))
-            for state in self.states:
-                state.nodes.append(node)
+            if edge > 0:
+                of_states.append(_Sorted(1))
+            for state in of_states:
+                state.nodes.append(len(self.first_row) + 1)
                 state.edges.append(edge)
                 for column, candidate in enumerate(pattern.edges[edge]):
                     if not isinstance(candidate, ZeroPattern) and (taking_part is None or taking_part[edge][column]):
-                        self.known &= self._sort(state, candidate)
+                        self.known &= state.enter(candidate, len(columns))
                         columns.append(edge * candidates + column)
                 edge += 1
             self.first_row.append(len(columns))
-        self.columns = _index(columns)
-        # A shallow copy takes a plan along that is not its own; and other code may replace modules.
-        self._cell = weakref.ref(cell)
-        self._children = [(m._modules, list(m._modules.values())) for m in cell.modules() if m._modules]
         if not self.known:
             return
-        for state in self.states:
-            state.finish(self.row_norms)
-        self.sums = all(state.sums is not None for state in self.states)
+        self.row_norms += [None] * len(columns)
+        self.states += [self._state_plan(state) for state in of_states]
+        self.sums = all(state.sum_plan is not None for state in self.states)
         self.norms = [preprocess.norm for preprocess in self.preprocess]
-        self.norms += [norm for state in self.states for norm in state.first_norms]
+        self.norms += [norm for branch in self._branches() for norm in branch.inner_norms]
         self.norms += [norm for norm in self.row_norms if norm is not None]
-        self.normalised_rows = _index(row for row, norm in enumerate(self.row_norms) if norm is not None)
-        self.has_norm = _index(int(norm is not None) for norm in self.row_norms)[:, None]
-        self.sum_rows = [_index(self._sum_rows(node)) for node in range(2, len(self.states) + 1)]
+        self.columns = self.indices.add(columns)
+        self.normalised_rows = self.indices.add(row for row, norm in enumerate(self.row_norms) if norm is not None)
+        self.has_norm = self.indices.add(int(norm is not None) for norm in self.row_norms)
+        self.sum_rows = [self.indices.add(self._sum_rows(node)) for node in range(2, len(self.states) + 1)]
         self.known = self._fits()
-        # Where each index tensor is held, and itself, on the CPU.
-        owners = [self, *self.states, *(state.sums for state in self.states if state.sums)]
-        entries: list[Any] = [(vars(owner), key, value) for owner in owners for key, value in vars(owner).items()]
-        self._indices = [entry for entry in entries if _is_index(entry[-1])]
-        self._indices += [(self.sum_rows, node, rows) for node, rows in enumerate(self.sum_rows)]
-        self.to(self.preprocess[0].convolutions[0].weight.device)
+        self.indices.pack(self.preprocess[0].convolutions[0].weight.device)
 
-    def to(self, device: torch.device) -> None:
-        """Brings the index tensors to where the weights are, all in one copy."""
-        if device == self.device or not self._indices:
-            return
-        tensors = [tensor for *_, tensor in self._indices]
-        moved = torch.cat([tensor.flatten() for tensor in tensors]).to(device)
-        parts = moved.split([tensor.numel() for tensor in tensors])
-        for (holder, key, tensor), part in zip(self._indices, parts, strict=True):
-            holder[key] = part.view(tensor.shape)
-        self.device = device
+    def _branches(self) -> Iterator[Branch]:
+        return (branch for state in self.states for branch in state.branches)
 
-    def is_of(self, cell: nn.Module, active: Tensor | None = None) -> bool:
-        """Whether these candidates take part, and the cell still consists of the modules that were sorted."""
-        if self.active is not active and (self.active is None or active is None or not self.active.equal(active)):
-            return False
-        return self._cell() is cell and all(list(modules.values()) == known for modules, known in self._children)
+    def _state_plan(self, found: _Sorted) -> StatePlan:
+        branches = tuple(
+            kind(slots, self.indices, len(found.nodes)) for kind in KINDS.values() if (slots := found.slots.get(kind))
+        )
+        # Statistics come branch by branch, one after the other.
+        entries: list[tuple[int, int]] = []  # (row, place)
+        first = 0
+        for branch in branches:
+            number, places = branch.stat_places()
+            for i, (slot, norm) in enumerate(zip(branch.slots, branch.last_norms, strict=True)):
+                self.row_norms[slot.row] = norm
+                if norm is not None:
+                    entries.append((slot.row, first + places[i]))
+            first += number
+        return StatePlan(
+            stride=found.stride,
+            nodes=tuple(found.nodes),
+            edges=self.indices.add(found.edges),
+            branches=branches,
+            stat_rows=self.indices.add(row for row, _ in entries) if entries else None,
+            stat_places=self.indices.add(place for _, place in entries),
+            sum_plan=self._sum_plan(found, branches),
+        )
+
+    def _sum_plan(self, found: _Sorted, branches: Sequence[Branch]) -> SumPlan | None:
+        """None where edges differ in their candidates, or have more than `edge_sum` takes."""
+        kinds, stages, table = [], [], []
+        for node in range(len(found.nodes)):
+            terms = [term for branch in branches for term in branch.edge_terms(node)]
+            convolutions = [term for term in terms if term.kind == CONVOLUTION]
+            others: list[list[EdgeTerm]] = [[] for _ in range(3 if found.stride == 1 else 2)]
+            for term in terms:
+                if term.kind != CONVOLUTION:
+                    others[term.kind].append(term)
+            if any(len(same) > 1 for same in others):
+                return None
+            kinds.append([[stage[2:] for stage in term.stages] for term in convolutions])
+            stages += [stage[:2] for term in convolutions for stage in term.stages]
+            table += [term.row for term in convolutions]
+            table += [same[0].row if same else len(self.row_norms) for same in others]
+        if any(kind != kinds[0] for kind in kinds) or len(kinds[0]) > MOST_CONVOLUTIONS or len(kinds) > MOST_EDGES:
+            return None
+        return SumPlan(
+            branch=next((i for i, branch in enumerate(branches) if isinstance(branch, SeparableBranch)), None),
+            depths=[len(kind) for kind in kinds[0]],
+            dilations=[dilation for kind in kinds[0] for _, dilation in kind],
+            stages=stages,
+            edges=len(kinds),
+            rows=self.indices.add(table),
+        )
 
     def _sum_rows(self, node: int) -> list[int]:
         rows: list[int] = []
         for state in self.states:
             if node in state.nodes:
                 rows.append(len(self.row_norms))
-                rows += [row for place, row, _ in state.reduces if state.nodes[place] == node]
+                apart = [branch for branch in state.branches if not branch.in_edge_sum]
+                rows += [slot.row for branch in apart for slot in branch.slots if state.nodes[slot.node] == node]
         return rows
+
+    def _fits(self) -> bool:
+        plain = all(
+            type(norm) in (BatchNorm, nn.BatchNorm2d) and norm.weight is None and norm.running_mean is not None
+            for norm in self.norms
+        )
+        rows = [last - first for first, last in itertools.pairwise(self.first_row)]
+        separable = [branch for branch in self._branches() if isinstance(branch, SeparableBranch)]
+        return (
+            plain
+            and all(1 <= count <= MOST_CANDIDATES for count in rows)
+            and all(len(branch.slots) <= MOST_STAGES for branch in separable)
+        )
 
     def normalised(self, batch: bool) -> list[int]:
         """Of each row: 1 where statistics of the batch normalise it."""
@@ -260,76 +210,24 @@ class CellLayout:
     def weights(self) -> CellWeights:
         """The parameters as they are now."""
         return CellWeights(
-            preprocess=[_matrices(pattern) for pattern in self.preprocess],
-            depthwise=[[_weight(stage.depthwise) for stage in state.stages] for state in self.states],
-            pointwise=[[_weight(stage.pointwise) for stage in state.stages] for state in self.states],
-            second_depthwise=[[_weight(stage.depthwise) for *_, stage in state.seconds] for state in self.states],
-            second_pointwise=[[_weight(stage.pointwise) for *_, stage in state.seconds] for state in self.states],
-            reduce=[[w for *_, pattern in state.reduces for w in _matrices(pattern)] for state in self.states],
+            preprocess=[matrices_of(pattern) for pattern in self.preprocess],
+            # None stands for what a BatchNorm does not learn; those of cells learn nothing.
+            branches=[[cast(list[Tensor], branch.weights()) for branch in state.branches] for state in self.states],
         )
 
-    def arrange(self, flat: Iterable[Tensor]) -> CellWeights:
-        """The structure of `weights`, from what its `flat` gives."""
-        rest = iter(flat)
 
-        def take(counts: Iterable[int]) -> list[list[Tensor]]:
-            return [[next(rest) for _ in range(count)] for count in counts]
+class _Sorted:
+    """The candidates of a state by kind, while a layout is made."""
 
-        stages = [len(state.stages) for state in self.states]
-        seconds = [len(state.seconds) for state in self.states]
-        return CellWeights(
-            preprocess=take(len(pattern.convolutions) for pattern in self.preprocess),
-            depthwise=take(stages),
-            pointwise=take(stages),
-            second_depthwise=take(seconds),
-            second_pointwise=take(seconds),
-            reduce=take(2 * len(state.reduces) for state in self.states),
-        )
+    def __init__(self, stride: int) -> None:
+        self.stride = stride
+        self.nodes: list[int] = []
+        self.edges: list[int] = []
+        self.slots: dict[type[Branch], list[Slot]] = {}
 
-    def _sort(self, state: StatePlan, pattern: Pattern | None) -> bool:
-        """Enters a candidate of the edge to the last of the state's nodes; whether the operators know it."""
-        node, row = len(state.nodes) - 1, len(self.row_norms)
-        norm: nn.BatchNorm2d | None = None
-        match pattern:
-            case SeparablePattern((first, second)):
-                state.seconds.append((len(state.stages), node, row, second))
-                state.stages.append(first)
-                norm = second.norm
-            case SeparablePattern((stage,)):
-                state.targets.append((len(state.stages), node, row))
-                state.stages.append(stage)
-                norm = stage.norm
-            case PointwisePattern((_, _), norm):
-                state.reduces.append((node, row, pattern))
-            case IdentityPattern():
-                state.skips.append((node, row))
-            case PoolPattern():
-                state.pools.append((int(pattern.maximum), node, row))
-                norm = pattern.norm
-            case _:
-                return False
-        self.row_norms.append(norm)
+    def enter(self, pattern: Pattern | None, row: int) -> bool:
+        """Enters a candidate of the edge to the last of the nodes; whether the operators know it."""
+        if pattern is None or pattern.stride != self.stride:
+            return False
+        self.slots.setdefault(KINDS[type(pattern)], []).append(Slot(pattern, len(self.nodes) - 1, row))
         return True
-
-    def _fits(self) -> bool:
-        plain = all(
-            type(norm) in (BatchNorm, nn.BatchNorm2d) and norm.weight is None and norm.running_mean is not None
-            for norm in self.norms
-        )
-        rows = [last - first for first, last in zip(self.first_row, self.first_row[1:], strict=False)]
-        return (
-            plain
-            and all(1 <= count <= MOST_CANDIDATES for count in rows)
-            and all(len(state.stages) <= MOST_STAGES for state in self.states)
-        )
-
-
-def _weight(convolution: nn.Conv2d) -> Tensor:
-    """Its weight, which modules find slowly among everything that they hold; parametrised, it is no parameter."""
-    weight = convolution._parameters.get("weight")
-    return convolution.weight if weight is None else weight
-
-
-def _matrices(pattern: PointwisePattern) -> list[Tensor]:
-    """[C_out, C_in] of each 1×1 convolution."""
-    return [convolution.weight.flatten(1) for convolution in pattern.convolutions]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from fastnas import Genotype
 from fastnas.nn import DerivedNetwork
 from fastnas.nn.derived_cell import DerivedCell
-from fastnas.nn.fused.branches import LEAST_GAMMA, branch_of
+from fastnas.nn.fused.batch_norm import LEAST_GAMMA
+from fastnas.nn.fused.branches import branch_of, match_op
 from fastnas.nn.fused.node import fused_sum
-from fastnas.nn.fused.patterns import match_op
 from fastnas.nn.primitives import PRIMITIVES, make_primitive
 
 pytestmark = [pytest.mark.usefixtures("backend"), pytest.mark.emulated_cases(6)]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.nn.batch_norm import BatchNorm
-from fastnas.nn.fused.branches import Branch, branch_of
+from fastnas.nn.fused.branch import Branch
+from fastnas.nn.fused.branches import branch_of
 from fastnas.nn.fused.node import fused_sum
 from fastnas.nn.fused.patterns import PointwisePattern, SeparablePattern, Stage
 from fastnas.nn.primitives import FactorizedReduce, Zero, make_primitive

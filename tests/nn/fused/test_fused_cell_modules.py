@@ -134,13 +134,11 @@ def test_a_change_after_the_first_step_is_honoured(
     agree(histories[0], histories[1])
 
 
-def test_plans_follow_their_cell_to_another_device() -> None:
+def test_layouts_follow_their_cell_to_another_device() -> None:
     network, reference = pair()
     network.to("meta")
     for cell in cells(network):
-        state = cell._plan.states[0]
-        indices = (cell._plan.columns, cell._plan.sum_rows[-1], state.pool_rows, state.edge_index, state.sums.rows)
-        assert {index.device.type for index in indices} == {"meta"}
+        assert {index.device.type for index in cell.layout.indices.tensors()} == {"meta"}
     network.to_empty(device="cpu")
     network.load_state_dict(reference.state_dict())
     x = images()

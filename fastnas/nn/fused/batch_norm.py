@@ -1,0 +1,220 @@
+"""BatchNorm in the terms of the operators: statistics, folding, the backward pass, running averages.
+
+Nothing normalised is written out. Whoever reads a raw output y next normalises it on the way, as (y - mean)·rstd: the
+second stage of a separable convolution (`stage`), or the sum of a node (`node_sum`). Scale γ and shift β fold into the
+two: γ·(y - mean)·rstd + β is (y - mean')·rstd' with rstd' = γ·rstd and mean' = mean - β / rstd'.
+
+In the backward pass the gradient of y is a·dy + b·(y - mean) + c, where dy is the gradient of what was normalised and
+a, b, c are coefficients of each channel that follow from Σ dy and Σ dy·x̂, x̂ = (y - mean)·rstd. It is not written out
+either: the operators are given dy, y and a row (a, b, mean, c).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
+from fastnas.nn.batch_norm import BatchNorm
+from fastnas.ops.running_statistics import running_statistics
+
+_node_sum_grad = torch.ops.fastnas.node_sum_grad.default
+
+LEAST_SCALE = 1e-20  # |γ·rstd| below it counts as this much: the output is β then, in every digit
+LEAST_GAMMA = 2.0**-4  # where |γ| is smaller, Σ dy·(γ·x̂ + β) does not tell Σ dy·x̂ precisely enough
+
+
+class BatchStats(NamedTuple):
+    """Statistics of the channels of raw outputs, of each individual's images."""
+
+    mean: Tensor  # [norms, P, C]
+    variance: Tensor  # [norms, P, C], biased
+    values: int  # of a channel; 0 for running averages
+
+
+class Affine(NamedTuple):
+    """What is learned of a BatchNorm, [C] each: γ (None for ones), β and a shift (None for zeros).
+
+    shift: what biases of convolutions add to all that it normalises, which the operators leave out. Statistics of the
+    batch follow it, so that it changes nothing then.
+    """
+
+    gamma: Tensor | None
+    beta: Tensor | None
+    shift: Tensor | None
+
+    @property
+    def is_empty(self) -> bool:
+        return self.gamma is None and self.beta is None and self.shift is None
+
+
+class Normalization(NamedTuple):
+    """What BatchNorms do to their channels: γ·(y - mean)·rstd + β."""
+
+    mean: Tensor  # [norms, P, C]
+    rstd: Tensor  # [norms, P, C]
+    gamma: Tensor | None = None  # [norms, 1, C]; None for ones, β being zeros then
+    beta: Tensor | None = None  # [norms, 1, C]
+
+    @property
+    def scale(self) -> Tensor:
+        """γ·rstd [norms, P, C], by which y is multiplied."""
+        return self.rstd if self.gamma is None else self.gamma * self.rstd
+
+    def folded(self) -> tuple[Tensor, Tensor]:
+        """mean' and rstd' [norms, P, C], see the module."""
+        if self.gamma is None or self.beta is None:
+            return self.mean, self.rstd
+        scale = self.scale
+        scale = torch.where(scale.abs() < LEAST_SCALE, torch.full_like(scale, LEAST_SCALE).copysign(scale), scale)
+        return self.mean - self.beta / scale, scale
+
+    def unfold_sums(self, sums: Tensor, grads: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Σ dy and Σ dy·x̂ [norms, C] of one individual, from sums [norms, 2, C]: Σ dy and Σ dy·(γ·x̂ + β).
+
+        grads, outputs: dy and y [N, C, H, W] of each.
+        """
+        sum_dy, sum_dy_xhat = sums.unbind(1)
+        if self.gamma is None or self.beta is None:
+            return sum_dy, sum_dy_xhat
+        # To ask a GPU for the smallest |γ| would be to wait for it.
+        if sums.is_cpu and self.gamma.abs().amin() >= LEAST_GAMMA:
+            return sum_dy, (sum_dy_xhat - self.beta[:, 0] * sum_dy) / self.gamma[:, 0]
+        products = [
+            _node_sum_grad(grad, [y], self.mean[i : i + 1], self.rstd[i : i + 1], [])[2]  # [1, C]
+            for i, (grad, y) in enumerate(zip(grads, outputs, strict=True))
+        ]
+        return sum_dy, torch.cat(products)
+
+    def affine_grads(self, sum_dy: Tensor, sum_dy_xhat: Tensor, batch: bool) -> list[Tensor]:
+        """The gradients of γ, β and the shift of each norm, from sums [norms, C] of one individual."""
+        shifts = torch.zeros_like(sum_dy) if batch else self.scale[:, 0] * sum_dy  # [norms, C]
+        return [part[i] for i in range(len(sum_dy)) for part in (sum_dy_xhat, sum_dy, shifts)]
+
+
+def bn_backward_coeffs(
+    sum_dy: Tensor, sum_dy_xhat: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, count: int
+) -> Tensor:
+    """The row (a, b, mean, c) [..., 4, C] by which dy becomes the gradient a·dy + b·(y - mean) + c of y.
+
+    Args:
+        sum_dy, sum_dy_xhat: Σ dy and Σ dy·x̂ [..., C], x̂ = (y - mean)·rstd.
+        mean, rstd: [..., C].
+        scale: [..., C], by which (y - mean) was multiplied: γ·rstd, times the weight of a candidate where it has one.
+        count: values of a channel that mean and rstd were taken of; 0 where they are constants.
+
+    Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, section 3.
+    """
+    share = scale / count if count else torch.zeros_like(scale)
+    return torch.stack([scale, -share * rstd * sum_dy_xhat, mean, -share * sum_dy], -2)
+
+
+def count_values(images: Tensor) -> int:
+    """Values of a channel of [N, C, H, W]."""
+    return images.numel() // max(1, images.shape[1])
+
+
+def is_known(norm: nn.BatchNorm2d) -> bool:
+    """Whether it normalises whole batches, or by running averages."""
+    return type(norm) is nn.BatchNorm2d or (type(norm) is BatchNorm and norm.images is None)
+
+
+def uses_batch(norm: nn.BatchNorm2d) -> bool:
+    """Whether the batch's statistics normalise."""
+    return norm.training or norm.running_mean is None
+
+
+class Normalizer:
+    """Where the BatchNorms of one pass take mean and variance from, and how their running averages follow.
+
+    Args:
+        batch: from the batch, as in training; else from the running averages.
+        acc_dtype: of statistics, in which sums are accumulated.
+        follows: whether running averages will be moved.
+    """
+
+    def __init__(self, batch: bool, acc_dtype: torch.dtype, follows: bool = True) -> None:
+        self.batch, self.acc_dtype, self.follows = batch, acc_dtype, batch and follows
+        self._taken: list[tuple[Sequence[nn.BatchNorm2d], BatchStats]] = []
+
+    def running(self, norms: Sequence[nn.BatchNorm2d]) -> BatchStats:
+        """Their running averages [norms, 1, C], of one or more."""
+        mean = torch.stack([cast(Tensor, norm.running_mean) for norm in norms])
+        variance = torch.stack([cast(Tensor, norm.running_var) for norm in norms])
+        return BatchStats(mean[:, None].to(self.acc_dtype), variance[:, None].to(self.acc_dtype), 0)
+
+    def normalization(
+        self,
+        norms: Sequence[nn.BatchNorm2d],
+        batch_stats: BatchStats | None,
+        affine: Sequence[Affine] = (),
+        individuals: int = 1,
+    ) -> Normalization:
+        """How norms of one ε normalise; affine: of each, none where nothing is learned."""
+        shifts = [each.shift for each in affine]
+        if self.batch:
+            stats = cast(BatchStats, batch_stats)
+            self.record(norms, stats, shifts)
+            mean, variance = stats.mean, stats.variance
+        else:
+            mean, variance, _ = self.running(norms)  # [norms, 1, C]
+            if any(shift is not None for shift in shifts):
+                mean = mean - _stacked(shifts, torch.zeros_like(mean))
+            mean, variance = mean.expand(-1, individuals, -1), variance.expand(-1, individuals, -1)
+        rstd = torch.rsqrt(variance + norms[0].eps)
+        if all(each.gamma is None and each.beta is None for each in affine):
+            return Normalization(mean.contiguous(), rstd)
+        gamma = _stacked([each.gamma for each in affine], torch.ones_like(mean[:, :1]))
+        beta = _stacked([each.beta for each in affine], torch.zeros_like(mean[:, :1]))
+        return Normalization(mean, rstd, gamma, beta)
+
+    def record(self, norms: Sequence[nn.BatchNorm2d], stats: BatchStats, shifts: Sequence[Tensor | None] = ()) -> None:
+        """Notes the batch's statistics of norms, which `follow` will move their running averages towards."""
+        if self.follows and norms[0].running_mean is not None:
+            mean = stats.mean[:, 0]  # [norms, C]
+            if any(shift is not None for shift in shifts):
+                mean = mean + _stacked(shifts, torch.zeros_like(mean))
+            self._taken.append((norms, BatchStats(mean, stats.variance[:, 0], stats.values)))
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """Moves running averages towards the batch's statistics, as BatchNorm does while training."""
+        groups: dict[tuple[float | None, torch.dtype], list[tuple[Sequence[nn.BatchNorm2d], BatchStats]]] = {}
+        for norms, stats in self._taken:
+            key = norms[0].momentum, cast(Tensor, norms[0]._buffers["running_mean"]).dtype
+            groups.setdefault(key, []).append((norms, stats))
+        for (momentum, _), taken in groups.items():
+            if momentum is None:
+                _follow_cumulatively(taken)
+                continue
+            # Not norm.running_mean: attributes that modules look for in several places take ten times as long.
+            buffers = [norm._buffers for norms, _ in taken for norm in norms]
+            running_statistics(
+                [cast(Tensor, each["running_mean"]) for each in buffers],
+                [cast(Tensor, each["running_var"]) for each in buffers],
+                [cast(Tensor, each["num_batches_tracked"]) for each in buffers],
+                [stats.mean for _, stats in taken],
+                [stats.variance for _, stats in taken],
+                [stats.values for _, stats in taken],
+                momentum,
+            )
+
+
+def _stacked(tensors: Sequence[Tensor | None], default: Tensor) -> Tensor:
+    """[C] each as [norms, ..., C] of the default's shape, whose rows stand for None."""
+    rows = [row if tensor is None else tensor.expand_as(row) for tensor, row in zip(tensors, default, strict=True)]
+    return torch.stack(rows)
+
+
+def _follow_cumulatively(taken: Sequence[tuple[Sequence[nn.BatchNorm2d], BatchStats]]) -> None:
+    """Without a momentum the average is that of all batches so far."""
+    for norms, (means, variances, count) in taken:
+        unbiased = variances * (count / max(1, count - 1))  # [norms, C]
+        for norm, mean, variance in zip(norms, means, unbiased, strict=True):
+            batches = cast(Tensor, norm.num_batches_tracked).add_(1)  # []
+            for buffer, value in ((norm.running_mean, mean), (norm.running_var, variance)):
+                dtype = cast(Tensor, buffer).dtype
+                cast(Tensor, buffer).lerp_(value.to(dtype), cast(Any, batches.to(dtype).reciprocal()))

@@ -1,0 +1,206 @@
+"""What all kinds of candidates have in common: how candidates that read the same state are computed together.
+
+A `Branch` is a list of candidates of one kind. A cell of a supernet has one for every kind that leaves a state, a node
+of a derived network one for every candidate. `branches` has the kinds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
+from fastnas.nn.fused.batch_norm import Affine, BatchStats, Normalizer
+from fastnas.nn.fused.patterns import Pattern
+
+_pool_grad = torch.ops.fastnas.pool_grad.default
+
+
+class Slot(NamedTuple):
+    """A candidate, and where its output goes."""
+
+    pattern: Any  # of the kind that the branch computes
+    node: int = 0  # among the nodes that the state leads to
+    row: int = 0  # among the candidates of the cell: in tables of statistics, weights and coefficients
+
+
+class EdgeTerm(NamedTuple):
+    """A candidate as a term of `edge_sum`."""
+
+    kind: int  # CONVOLUTION, or a place behind the convolutions: AVERAGE, MAXIMUM, ITSELF
+    row: int
+    stages: tuple[tuple[int, int, int, int], ...] = ()  # (index of taps, of matrix among the weights, kernel, dilation)
+
+
+CONVOLUTION, AVERAGE, MAXIMUM, ITSELF = -1, 0, 1, 2
+
+
+class IndexTensors(nn.Module):
+    """The indices by which the tables of a cell are read and written, as tensors that lie where its weights do.
+
+    No step copies anything to a GPU or waits for it. All are parts of one buffer, which moves in one copy.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._values: list[list[int]] = []
+        self._views: tuple[Tensor, ...] = ()
+        self.packed: Tensor | None
+        self.register_buffer("packed", None, persistent=False)
+
+    def add(self, values: Iterable[int]) -> int:
+        """A new list of indices; its place in `tensors`."""
+        self._values.append(list(values))
+        return len(self._values) - 1
+
+    def pack(self, device: torch.device) -> None:
+        """To be called once, after the last `add`."""
+        with torch.inference_mode(False):
+            self.packed = self._written().to(device)
+            self._views = self._split(self.packed)
+
+    def _written(self) -> Tensor:
+        return torch.tensor([index for values in self._values for index in values], dtype=torch.int64, device="cpu")
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """int64, in the order of `add`, on the device of the module."""
+        packed = cast(Tensor, self.packed)
+        if self._views[0].device != packed.device:
+            self._views = self._split(packed)
+        return self._views
+
+    def _split(self, packed: Tensor) -> tuple[Tensor, ...]:
+        return packed.split([len(values) for values in self._values])
+
+    def _apply(self, fn: Any, recurse: bool = True) -> IndexTensors:
+        """`to_empty` gives memory without values."""
+        super()._apply(fn, recurse)
+        if self.packed is not None:
+            self.packed.copy_(self._written())
+            self._views = self._split(self.packed)
+        return self
+
+
+@dataclass
+class BranchOutput:
+    """What the candidates of a branch give before their last BatchNorm, and what lies between."""
+
+    first: list[Tensor]  # of the operator that reads the state, [N, C', H', W'] each
+    second: list[Tensor] = field(default_factory=list)  # of one that reads some of `first`, normalised
+    norm: list[Tensor] = field(default_factory=list)  # the `Normalization` on the way from first to second
+
+
+@dataclass(frozen=True)
+class ForwardPass:
+    """How the branches of one pass are computed."""
+
+    normalizer: Normalizer
+    individuals: int = 1  # P
+    indices: Sequence[Tensor] = ()  # of the cell; none for a lone candidate
+
+
+@dataclass
+class BackwardPass:
+    """The way back to one state: what comes to the branches that read it, and what they make of it.
+
+    Average pools, maximum pools and identities are linear in what comes back to them but for scales of each channel,
+    so that one pass computes their gradients and adds all others.
+    """
+
+    states: Sequence[Tensor]  # one [N, C, H, W]; where a lone candidate reads several, side by side in the channels
+    grads: Sequence[Tensor]  # of each node that the state leads to, [N, C', H', W']
+    coeffs: Tensor  # (a, b, mean, c) [K, 4, C'] of each row, see `batch_norm`
+    batch: bool  # whether the batch's statistics normalised
+    indices: Sequence[Tensor] = ()  # of the cell; none for a lone candidate
+    grad_states: list[Tensor] = field(default_factory=list)  # finished, to be added up where there is one state
+    pool_scales: Tensor | None = None  # [2, nodes, C]: of the average's and the maximum's gradient, by node
+    pooled: list[Tensor] = field(default_factory=list)  # average and maximum, where the batch normalises them
+    pool_coeffs: Tensor | None = None  # (b, mean, c) [2, 3, C] of the two
+    skip_scales: Tensor | None = None  # [nodes, C], of identities
+
+    def total(self, stride: int) -> Tensor:
+        """The gradient [N, C, H, W] of the state."""
+        (x,) = self.states
+        scales = self.pool_scales
+        if scales is None:
+            if self.skip_scales is None and len(self.grad_states) == 1:
+                return self.grad_states[0]
+            scales = self.coeffs.new_zeros(2, len(self.grads), x.shape[1])
+        return _pool_grad(
+            x, self.grads, scales, self.pooled, self.pool_coeffs, self.skip_scales, self.grad_states, stride
+        )
+
+
+Tensors = Sequence[Tensor]
+Forward = tuple[BranchOutput, list[BatchStats]]
+
+
+class Branch(ABC):
+    """The candidates of one kind that read the same state.
+
+    Args:
+        slots: the candidates.
+        indices: of a cell, to which the branch adds its own; without, there is one candidate and a table of one row.
+        nodes: that the state leads to.
+    """
+
+    in_edge_sum: ClassVar[bool] = False
+    """Whether `edge_sum` computes the candidates in evaluation mode; else their raw outputs join the sum of a node."""
+
+    def __init__(self, slots: Sequence[Slot], indices: IndexTensors | None = None, nodes: int = 1) -> None:
+        self.slots = tuple(slots)
+        self.stride: int = slots[0].pattern.stride
+        norms = [slot.pattern.norms for slot in slots]
+        self.last_norms: list[nn.BatchNorm2d | None] = [each[-1] if each else None for each in norms]
+        self.inner_norms: list[nn.BatchNorm2d] = []  # before those
+        self.rows = None if indices is None else indices.add(slot.row for slot in slots)
+
+    @staticmethod
+    def match(module: nn.Module) -> Pattern | None:
+        """What a module of `fastnas.nn.primitives` computes, if it is of this kind."""
+        return None
+
+    def norms(self) -> list[nn.BatchNorm2d]:
+        return [*self.inner_norms, *(norm for norm in self.last_norms if norm is not None)]
+
+    def weights(self) -> list[Tensor | None]:
+        """Of the convolutions, and what is learned of the BatchNorms between them."""
+        return []
+
+    def affine(self) -> Affine:
+        """What is learned of the last BatchNorm of a lone candidate."""
+        norm = self.last_norms[0]
+        return Affine(None, None, None) if norm is None else Affine(norm.weight, norm.bias, None)
+
+    @abstractmethod
+    def forward(self, run: ForwardPass, states: Tensors, weights: Tensors) -> Forward:
+        """Raw outputs, and their statistics where the batch's normalise.
+
+        states: one [N, C, H, W]; some kinds take any number, side by side in the channels.
+        """
+
+    @abstractmethod
+    def raw(self, output: BranchOutput, x: Tensor) -> list[Tensor]:
+        """What each candidate contributes to its node, before its last BatchNorm [N, C', H', W']."""
+
+    def stat_places(self) -> tuple[int, list[int]]:
+        """How many statistics `forward` gives, and the place of each candidate's among them."""
+        return len(self.slots), list(range(len(self.slots)))
+
+    @abstractmethod
+    def backward(self, back: BackwardPass, output: BranchOutput, weights: Tensors) -> list[Tensor]:
+        """Enters the gradient of the state into `back`; gives those of the weights."""
+
+    def edge_terms(self, node: int) -> list[EdgeTerm]:
+        """Of the candidates that lead to a node, for `edge_sum`."""
+        return []
+
+
+def taken(table: Tensor, index: int | None, indices: Tensors) -> Tensor:
+    """Rows of a table; all of it for a lone candidate."""
+    return table if index is None else table[indices[index]]
