@@ -89,8 +89,8 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
             for (int j = 0; j < Width; ++j) sum[g][j] += weight * value.values[j];
           }
         }
-        if (args.previous.data) {
-          const T* x = args.previous.data + (args.previous.shared ? pixel : own) * args.previous.stride;
+        if (args.prev_node.data) {
+          const T* x = args.prev_node.data + (args.prev_node.shared ? pixel : own) * args.prev_node.stride;
           A groups[kTogether<Groups>][Width];
           read_shuffled<Groups>(x, c, q, s.groups, groups);
 #pragma unroll
@@ -226,7 +226,7 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
        i += int64_t(gridDim.x) * kThreads) {
     const int64_t pixel = divide(i, vectors), c = (i - pixel * vectors) * Width;
     const auto g = read<Width>(processed.data + pixel * processed.stride + c);
-    const auto sum = read<Width>(grads.sums + c);
+    const auto sum = read<Width>(grads.sum_dy + c);
 #pragma unroll 2
     for (int64_t k = 0; k < args.candidate_count; ++k) {
       const auto rstd = read<Width>(args.rstd + k * C + c);
@@ -236,7 +236,7 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
         const NodePixels<T>& from = args.candidates[k];
         const auto y = read<Width>(from.data + pixel * from.stride + c);
         const auto mean = read<Width>(args.mean + k * C + c);
-        const auto dot = read<Width>(grads.dots + k * C + c);
+        const auto dot = read<Width>(grads.sum_dy_xhat + k * C + c);
 #pragma unroll
         for (int j = 0; j < Width; ++j) {
           const A normal = (y.values[j] - mean.values[j]) * rstd.values[j];
@@ -272,8 +272,8 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
           for (int j = 0; j < Width; ++j) sum[g][j] += value.values[j];
         }
       }
-      if (q == 0 && args.processed.data) {
-        const auto value = read<Width>(args.processed.data + pixel * args.processed.stride + c);
+      if (q == 0 && args.seen_grad.data) {
+        const auto value = read<Width>(args.seen_grad.data + pixel * args.seen_grad.stride + c);
 #pragma unroll
         for (int j = 0; j < Width; ++j) sum[0][j] += value.values[j];
       }
@@ -288,7 +288,7 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
 #pragma unroll
           for (int j = 0; j < Width; ++j) sum[g][j] += weight * groups[g][j];
         }
-        if (!args.previous) continue;
+        if (!args.of_prev_node) continue;
 #pragma unroll
         for (int g = 0; g < kTogether<Groups>; ++g) {
           const int64_t channel = (q + g) * C + c;
@@ -303,8 +303,8 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
         write(result + pixel * s.groups * C + channel, sum[g]);
 #pragma unroll
         for (int j = 0; j < Width; ++j) {
-          if (args.previous && (channel + j) % s.groups == 0) {
-            args.own[pixel * C + divide(channel + j, s.groups)] = T(sum[g][j]);
+          if (args.of_prev_node && (channel + j) % s.groups == 0) {
+            args.grad_group0[pixel * C + divide(channel + j, s.groups)] = T(sum[g][j]);
           }
         }
       }
@@ -332,7 +332,7 @@ void node_sum_forward(const NodeSum<T>& args, T* result, int64_t stride, CUstrea
   Alignment alignment;
   add_all(alignment, args.candidates, args.candidate_count);
   add_all(alignment, args.bypass, args.bypass_count);
-  if (args.previous.data) alignment.add(args.previous.data, args.previous.stride);
+  if (args.prev_node.data) alignment.add(args.prev_node.data, args.prev_node.stride);
   alignment.add(result, stride);
   alignment.add_numbers(args.mean, args.rstd);
   for_width<T>(alignment, s.channels, [&]<int Width>() {
@@ -386,7 +386,7 @@ void node_sum_grad_candidates(const NodeSum<T>& args, const NodePixels<T>& proce
   add_all(alignment, args.candidates, args.candidate_count);
   alignment.add(processed.data, processed.stride);
   for (int64_t k = 0; k < args.candidate_count; ++k) alignment.add(grads.candidates[k], s.channels);
-  alignment.add_numbers(args.mean, args.rstd, grads.sums, grads.dots);
+  alignment.add_numbers(args.mean, args.rstd, grads.sum_dy, grads.sum_dy_xhat);
   for_width<T>(alignment, s.channels, [&]<int Width>() {
     launch("node_sum_grad_candidates", candidates_kernel<T, Width>, flat_grid(s, Width), kThreads, 0, stream, args,
            processed, grads);
@@ -400,7 +400,7 @@ void bypass_grad(const BypassGrad<T>& args, T* result, CUstream_st* stream) {
   Alignment alignment;
   add_all(alignment, args.grads, args.grad_count);
   add_all(alignment, args.addends, args.addend_count);
-  if (args.processed.data) alignment.add(args.processed.data, args.processed.stride);
+  if (args.seen_grad.data) alignment.add(args.seen_grad.data, args.seen_grad.stride);
   alignment.add(result, s.groups * s.channels);
   for_width<T>(alignment, s.channels, [&]<int Width>() {
     auto kernel = bypass_kernel<T, Width, 0>;

@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
   const int64_t C = args.shape.channels, height = args.shape.height, width = args.shape.width, G = args.grad_count;
   const int stride = static_cast<int>(args.shape.stride), lanes = tiles.lanes;
   const int64_t windows_high = ceil_div(height, stride), windows_wide = ceil_div(width, stride);
-  const bool pooled = G > 0 || args.corrections;
+  const bool pooled = G > 0 || args.bn_coeffs;
   A* const averages = dynamic_shared<A>();                         // [windows, lanes, Width], gradients of averages
   A* const maxima = averages + tiles.windows * lanes * Width;      // the same of maxima
   A* const skipped = maxima + tiles.windows * lanes * Width;       // [pixels, lanes, Width], where there is a skip
@@ -176,11 +176,11 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
           for (int j = 0; j < Width; ++j) past[j] += g.values[j] * of_skip.values[j];
         }
       }
-      if (args.corrections) {
+      if (args.bn_coeffs) {
 #pragma unroll
         for (int kind = 0; kind < 2; ++kind) {
           const auto output = read<Width>(args.outputs[kind].pixels + at * args.outputs[kind].stride + c);
-          const A* const table = args.corrections + kind * 3 * C + c;
+          const A* const table = args.bn_coeffs + kind * 3 * C + c;
           const auto slope = read<Width>(table), mean = read<Width>(table + C), offset = read<Width>(table + 2 * C);
 #pragma unroll
           for (int j = 0; j < Width; ++j) {
@@ -320,10 +320,10 @@ void pool_grad(const PoolGrad<T>& args, int64_t images, T* result, CUstream_st* 
   alignment.add(result, s.channels);
   for (int64_t n = 0; n < args.grad_count; ++n) alignment.add(args.grads[n].pixels, args.grads[n].stride);
   for (int64_t n = 0; n < args.addend_count; ++n) alignment.add(args.addends[n].pixels, args.addends[n].stride);
-  if (args.corrections) {
+  if (args.bn_coeffs) {
     for (const auto& output : args.outputs) alignment.add(output.pixels, output.stride);
   }
-  alignment.add_numbers(args.scales, args.corrections, args.skip);
+  alignment.add_numbers(args.scales, args.bn_coeffs, args.skip);
   for_width<T>(alignment, s.channels, [&]<int Width>() {
     using A = accumulate_t<T>;
     const PoolTiles tiles = tiles_of(s, images, s.channels / Width);

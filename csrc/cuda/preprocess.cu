@@ -267,11 +267,11 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
         A value = 0;
         if (begin + pixel < count && columns[column].weights) {
           value = A(grad_columns[column].data[(begin + pixel) * grad_columns[column].stride]);
-          if (grad.coefficients) {
+          if (grad.bn_coeffs) {
             const int64_t c = columns[column].output, all = args.outputs;
             const A y = A(grad.output[(begin + pixel) * all + c]);
-            value = grad.coefficients[c] * value + grad.coefficients[all + c] * (y - grad.coefficients[2 * all + c]) +
-                    grad.coefficients[3 * all + c];
+            value = grad.bn_coeffs[c] * value + grad.bn_coeffs[all + c] * (y - grad.bn_coeffs[2 * all + c]) +
+                    grad.bn_coeffs[3 * all + c];
           }
         }
         g[pixel * kGradRow + column] = value;

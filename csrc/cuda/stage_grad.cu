@@ -57,9 +57,9 @@ __device__ __forceinline__ Vec<accumulate_t<T>, W> output_gradient(const StageGr
                                                                    int c, int channels) {
   using A = accumulate_t<T>;
   auto value = load_wide<W>(grads.grad[j] + pixel * grads.grad_stride[j] + c);
-  if (!grads.coefficients) return value;
+  if (!grads.bn_coeffs) return value;
   const auto y = load_wide<W>(grads.y[j] + pixel * grads.y_stride[j] + c);
-  const A* const of_stage = grads.coefficients + j * 4 * channels + c;
+  const A* const of_stage = grads.bn_coeffs + j * 4 * channels + c;
   const auto scale = load<W>(of_stage), slope = load<W>(of_stage + channels);
   const auto mean = load<W>(of_stage + 2 * channels), offset = load<W>(of_stage + 3 * channels);
 #pragma unroll
@@ -421,10 +421,10 @@ struct Plan {
   int64_t prepared, scratch, partial;  // bytes of the workspace
 
   Plan(const Stage<T>& given, const StageGrads<T>& grads) : args(within_reach(given)), wide(wide_inputs(args)) {
-    wide = wide && aligned16(grads.coefficients);
+    wide = wide && aligned16(grads.bn_coeffs);
     for (int j = 0; j < args.stages; ++j) {
       wide = wide && wide_at(grads.grad[j], grads.grad_stride[j]);
-      wide = wide && (!grads.coefficients || wide_at(grads.y[j], grads.y_stride[j]));
+      wide = wide && (!grads.bn_coeffs || wide_at(grads.y[j], grads.y_stride[j]));
     }
     weights = weights_of(args, false);
     int64_t bytes = lay_out(wide ? kWide<T> : 1);

@@ -282,7 +282,7 @@ Tensor sum(const char* op, std::optional<Tensor> given, const Tensors& candidate
                     args.weights = w.const_data_ptr<A>();
                     const Tensor bw = bypass_weights ? stored(*bypass_weights, Order::row_major) : w;
                     if (bypass_weights) args.bypass_weights = bw.const_data_ptr<A>();
-                    if (previous) args.previous = view<scalar_t>(before, P > 1 && before.size(0) == B);
+                    if (previous) args.prev_node = view<scalar_t>(before, P > 1 && before.size(0) == B);
                     backend.forward(args, result.mutable_data_ptr<scalar_t>(), pixel_stride(result));
                   }),
                   FASTNAS_FLOATING_TYPES);
@@ -385,8 +385,8 @@ Tensors grad_candidates(const Tensor& processed, Tensors candidates, const Tenso
                     args.weights = w.const_data_ptr<A>();
                     const NodePixels<scalar_t> from = view<scalar_t>(g);
                     NodeSumGrads<scalar_t> grads{};
-                    grads.sums = a.const_data_ptr<A>();
-                    grads.dots = d.const_data_ptr<A>();
+                    grads.sum_dy = a.const_data_ptr<A>();
+                    grads.sum_dy_xhat = d.const_data_ptr<A>();
                     for (int64_t k = 0; k < K; ++k) {
                       grads.normalized[k] = normalized[k] != 0;
                       grads.candidates[k] = results[k].mutable_data_ptr<scalar_t>();
@@ -425,9 +425,9 @@ std::tuple<Tensor, Tensor> bypass(std::optional<Tensor> processed, Tensors grads
                      previous ? Order::channels_last : Order::row_major, like.scalar_type());
   THO_DISPATCH_V2(like.scalar_type(), op, AT_WRAP([&] {
                     BypassGrad<scalar_t> args{};
-                    args.previous = previous;
-                    if (previous) args.own = own.mutable_data_ptr<scalar_t>();
-                    if (processed) args.processed = view<scalar_t>(front);
+                    args.of_prev_node = previous;
+                    if (previous) args.grad_group0 = own.mutable_data_ptr<scalar_t>();
+                    if (processed) args.seen_grad = view<scalar_t>(front);
                     set(args.grads, from, shape);
                     set(args.addends, plus, shape);
                     args.weights = w.const_data_ptr<accumulate_t<scalar_t>>();

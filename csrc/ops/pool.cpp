@@ -187,7 +187,7 @@ Tensor grad(const Tensor& x, std::vector<Tensor> grads, const Tensor& scales, st
                     args.grad_count = count;
                     args.addend_count = static_cast<int64_t>(addends.size());
                     args.scales = scale_table.const_data_ptr<A>();
-                    if (corrections) args.corrections = corrections->const_data_ptr<A>();
+                    if (corrections) args.bn_coeffs = corrections->const_data_ptr<A>();
                     if (skip && count > 0) args.skip = skip->const_data_ptr<A>();
                     if (x.numel() == 0) return;
                     backend.grad(args, x.size(0), result.mutable_data_ptr<scalar_t>());

@@ -271,7 +271,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> backward(std::vector<Tensor
                     }
                     if (coefficients) {
                       grad->output = dense_output->const_data_ptr<scalar_t>();
-                      grad->coefficients = dense_coefficients->const_data_ptr<A>();
+                      grad->bn_coeffs = dense_coefficients->const_data_ptr<A>();
                     }
                     std::vector<A*> to;
                     for (const Tensor& t : grad_weights) to.push_back(t.mutable_data_ptr<A>());

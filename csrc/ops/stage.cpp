@@ -277,7 +277,7 @@ Gradients gradient(const Call& call, const Tensors& grads, const Tensors& output
                       all.grad_depthwise[j] = grad_depthwise[j].mutable_data_ptr<A>();
                       all.grad_pointwise[j] = grad_pointwise[j].mutable_data_ptr<A>();
                     }
-                    all.coefficients = corrections ? corrections->const_data_ptr<A>() : nullptr;
+                    all.bn_coeffs = corrections ? corrections->const_data_ptr<A>() : nullptr;
                     for (size_t i = 0; i < grad_inputs.size(); ++i) {
                       all.grad_x[i] = grad_inputs[i].mutable_data_ptr<scalar_t>();
                     }
