@@ -20,7 +20,7 @@ def computation_dtype(images: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if lowered else images.dtype
 
 
-def accumulate_dtype(images: torch.dtype) -> torch.dtype:
+def acc_dtype(images: torch.dtype) -> torch.dtype:
     """The dtype of weights and statistics, and of all sums: float64 for float64 images, else float32."""
     return torch.float64 if images == torch.float64 else torch.float32
 

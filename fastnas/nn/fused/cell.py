@@ -24,7 +24,7 @@ from fastnas.nn.fused.backward import Backward
 from fastnas.nn.fused.evaluation import evaluate
 from fastnas.nn.fused.forward import Batch, Forward, Moments, Outputs, Running, Settings
 from fastnas.nn.fused.plan import CellLayout
-from fastnas.ops.layout import DEVICE_TYPES, accumulate_dtype, computation_dtype
+from fastnas.ops.layout import DEVICE_TYPES, acc_dtype, computation_dtype
 from fastnas.ops.running_statistics import running_statistics
 
 
@@ -127,7 +127,7 @@ def fused_cell(
     if differentiable and individuals > 1:
         return None
     dtype = computation_dtype(s0)
-    numbers = accumulate_dtype(dtype)
+    numbers = acc_dtype(dtype)
     inputs = [s.flatten(0, -4).to(dtype).contiguous(memory_format=torch.channels_last) for s in (s0, s1)]
     shared = individuals > 1 and s0.shape[0] == 1, individuals > 1 and s1.shape[0] == 1
     settings = Settings(batch, individuals, shared, plan.parts, eps)

@@ -29,7 +29,7 @@ from fastnas.nn.fused.branches import (
     values_of,
 )
 from fastnas.nn.fused.patterns import match_op
-from fastnas.ops.layout import DEVICE_TYPES, accumulate_dtype, computation_dtype
+from fastnas.ops.layout import DEVICE_TYPES, acc_dtype, computation_dtype
 
 _node_sum = torch.ops.fastnas.node_sum.default
 _node_sum_grad = torch.ops.fastnas.node_sum_grad.default
@@ -193,7 +193,7 @@ def fused_sum(
     if len(batch) > 1 or (batch == {True} and smallest <= 1):
         return None  # mixed modes, or perhaps one value per channel, which BatchNorm refuses
     dtype = computation_dtype(x)
-    numbers = accumulate_dtype(dtype)
+    numbers = acc_dtype(dtype)
     terms: list[Branch] = []
     sizes: list[tuple[int, int]] = []
     tensors: list[Tensor | None] = []
