@@ -109,7 +109,7 @@ class _MixedSum(torch.autograd.Function):
 
 
 def _dense_like(like: Tensor, leading: Sequence[int]) -> Tensor:
-    """What the operators allocate: channels-last where the image dimensions of `like` are stored so, else row-major."""
+    """What the operators allocate: channels-last where the image dimensions of `like` are, else contiguous."""
     sizes = like.shape[len(leading) :]
     first = like[0] if leading and len(like) else like
     if first.dim() == 4 and not first.is_contiguous() and first.is_contiguous(memory_format=torch.channels_last):

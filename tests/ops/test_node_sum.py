@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fastnas._library import _C
 from fastnas.ops import node_sum, node_sum_reference
+from fastnas.ops.layout import acc_dtype
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -66,8 +67,8 @@ class Inputs:
         )
 
     def to(self, dtype: torch.dtype, leaves: bool = False) -> Inputs:
-        """A copy in which images have this dtype, and numbers that of its statistics; memory orders are kept."""
-        numbers = number_dtype(dtype)
+        """A copy in which images have this dtype, statistics and weights that of sums; strides stay."""
+        summed = acc_dtype(dtype)
 
         def leaf(t: Tensor) -> Tensor:
             return t.requires_grad_() if leaves else t
@@ -77,11 +78,11 @@ class Inputs:
             candidates=[leaf(kept(t, dtype)) for t in self.candidates],
             bypass=[leaf(kept(t, dtype)) for t in self.bypass],
             prev_node=None if self.prev_node is None else leaf(kept(self.prev_node, dtype)),
-            mean=self.mean.to(numbers),
-            rstd=self.rstd.to(numbers),
-            weights=leaf(self.weights.detach().to(numbers, copy=True)),
+            mean=self.mean.to(summed),
+            rstd=self.rstd.to(summed),
+            weights=leaf(self.weights.detach().to(summed, copy=True)),
             bypass_weights=(
-                None if self.bypass_weights is None else leaf(self.bypass_weights.detach().to(numbers, copy=True))
+                None if self.bypass_weights is None else leaf(self.bypass_weights.detach().to(summed, copy=True))
             ),
         )
 
@@ -94,10 +95,6 @@ def kept(t: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy with the same strides."""
     copy = torch.empty_strided(t.size(), t.stride(), dtype=dtype)
     return copy.copy_(t.detach())
-
-
-def number_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def image(images: int, channels: int, height: int, width: int, kind: str, first: int = 0) -> Tensor:
@@ -183,7 +180,7 @@ def assert_close(ours: list[Tensor], expected: list[Tensor], dtype: torch.dtype)
 
 
 def check(inputs: Inputs, dtype: torch.dtype, grad: Tensor | None = None) -> None:
-    """Against the reference in float64, on the same rounded numbers."""
+    """Against the reference in float64, on the same rounded values."""
     inputs = inputs.to(dtype)
     if grad is None:
         grad = torch.randn(inputs(node_sum).shape, dtype=dtype)
@@ -207,7 +204,7 @@ def test_a_node_passes_on_what_bypassed_it(groups):
     """Three nodes of a cell, with lists of all earlier states and with the prev_node node, forward and backward."""
     channels, double = 4, torch.float64
     of_nodes = [[torch.randn(2, channels, 5, 7, dtype=double) for _ in range(3)] for _ in range(3)]
-    numbers = torch.zeros(3, 1, channels, dtype=double), torch.ones(3, 1, channels, dtype=double)
+    statistics = torch.zeros(3, 1, channels, dtype=double), torch.ones(3, 1, channels, dtype=double)
     first = [torch.randn(2, groups * channels, 5, 7, dtype=double) for _ in range(2)]
 
     def cell(passed_on: bool) -> list[Tensor]:
@@ -218,7 +215,7 @@ def test_a_node_passes_on_what_bypassed_it(groups):
             known = {"prev_node": states[-1]} if passed_on and len(states) > 2 else {}
             options = {**known, "normalized": [False] * 3}
             weights = torch.ones(3, dtype=double)
-            states.append(node_sum(candidates, *numbers, weights, [] if known else bypass, **options))
+            states.append(node_sum(candidates, *statistics, weights, [] if known else bypass, **options))
         output = torch.cat(states[2:], 1)
         return [output.detach(), *torch.autograd.grad(output.square().sum(), leaves)]
 
@@ -443,7 +440,7 @@ def check_bypass_grad(channels: int, groups: int, dtype: torch.dtype, seen: bool
     kinds = ["channels_last", "sliced", "contiguous"]
     grads = [image(*size, kind=kind).to(dtype) for kind in kinds]
     others = [image(*size, kind=kind).to(dtype) for kind in kinds[:addends]]
-    weights = torch.randn(3, dtype=number_dtype(dtype))
+    weights = torch.randn(3, dtype=acc_dtype(dtype))
     front = image(2, channels, 11, 7, "sliced").to(dtype) if seen else None
     result, nothing = OPS.bypass_grad(front, grads, weights, others, channels)
     assert nothing.numel() == 0
@@ -497,8 +494,8 @@ def test_opcheck(size, kind):
             torch.library.opcheck(OPS.bypass_grad.default, arguments)
             torch.library.opcheck(OPS.bypass_grad.default, (*arguments, True))
     population = make(size, individuals=2, shared=(True,)).to(torch.float32)
-    numbers = (population.mean, population.rstd, population.weights, population.bypass, population.bypass_weights)
-    torch.library.opcheck(OPS.node_sum.default, (population.candidates, *numbers, 2, size[0]))
+    tables = (population.mean, population.rstd, population.weights, population.bypass, population.bypass_weights)
+    torch.library.opcheck(OPS.node_sum.default, (population.candidates, *tables, 2, size[0]))
 
 
 @pytest.mark.parametrize("normalized", [None, [True, False, True, False]], ids=str)
@@ -539,7 +536,7 @@ def test_compile_has_no_graph_break(normalized):
         ({"individuals": 0}, r"individuals is 0"),
         ({"normalized": [True]}, r"normalized has 1 entries, but there are 4 candidates"),
     ],
-    ids=lambda value: value if isinstance(value, str) else ",".join(value),  # not the numbers: they are random
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),  # not the tensors: they are random
 )
 def test_errors(change, message):
     with pytest.raises(RuntimeError, match=message):
@@ -569,6 +566,14 @@ def test_errors_of_the_raw_operators():
         OPS.bypass_grad(grad, [grad], torch.rand(1), [], 4)
     with pytest.raises(RuntimeError, match=r"bypass_grad: weights has shape \[2\], expected \[1\]"):
         OPS.bypass_grad(None, [grad], torch.rand(2), [], 4)
+
+
+def test_the_former_name_of_prev_node_warns():
+    inputs = make(prev_node=True).to(torch.float32)
+    arguments = (inputs.candidates, inputs.mean, inputs.rstd, inputs.weights, inputs.bypass, inputs.bypass_weights)
+    with pytest.warns(DeprecationWarning, match="previous is called prev_node now"):
+        ours = node_sum(*arguments, previous=inputs.prev_node)
+    assert torch.equal(ours, node_sum(*arguments, prev_node=inputs.prev_node))
 
 
 def test_double_backward_says_so():

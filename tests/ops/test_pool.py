@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastnas._library import _C
 from fastnas.ops import pool, pool_reference
+from fastnas.ops.layout import acc_dtype
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -32,10 +33,6 @@ SHAPES = [
     (2, 20, 6, 7),
     (1, 64, 8, 8),
 ]
-
-
-def accumulate(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def images(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, kind: str = "channels_last") -> Tensor:
@@ -87,7 +84,7 @@ def check(x: Tensor, stride: int, individuals: int = 1, kind: str = "channels_la
     expected = run(pool_reference, x.double(), stride, [grad.double() for grad in grads], **options)
     forward, backward = TOLERANCE[x.dtype]
     assert ours[0].is_contiguous(memory_format=torch.channels_last)
-    assert [result.dtype for result in ours] == [x.dtype] * 2 + [accumulate(x.dtype)] * 2 + [x.dtype]
+    assert [result.dtype for result in ours] == [x.dtype] * 2 + [acc_dtype(x.dtype)] * 2 + [x.dtype]
     assert torch.equal(ours[1].double(), expected[1])  # a maximum is one of the values
     for index, tolerance in enumerate([forward, 0, forward, forward, backward]):
         assert_close(ours[index], expected[index], tolerance)
@@ -227,9 +224,9 @@ def check_grad(
     # One wider tensor holds the gradients of all nodes, as that of a concatenation does.
     joined = layout(torch.randn(shape[0], max(count, 1) * channels, *average.shape[2:]).to(dtype), "channels_last")
     grads = list(joined.split(channels, 1))[:count]
-    scales = torch.randn(2, count, channels, dtype=accumulate(dtype))
-    bn_coeffs = torch.randn(2, 3, channels, dtype=accumulate(dtype)) if corrected else None
-    skips = torch.randn(count, channels, dtype=accumulate(dtype)) if skip else None
+    scales = torch.randn(2, count, channels, dtype=acc_dtype(dtype))
+    bn_coeffs = torch.randn(2, 3, channels, dtype=acc_dtype(dtype)) if corrected else None
+    skips = torch.randn(count, channels, dtype=acc_dtype(dtype)) if skip else None
     added = [layout(torch.randn(shape).to(dtype), kind) for _ in range(addends)]
     result = OPS.pool_grad.default(x, grads, scales, outputs if corrected else [], bn_coeffs, skips, added, stride)
 

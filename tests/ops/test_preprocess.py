@@ -15,6 +15,7 @@ from torch import Tensor
 from fastnas._library import _C
 from fastnas.nn.primitives import FactorizedReduce
 from fastnas.ops import preprocess, preprocess_reference
+from fastnas.ops.layout import acc_dtype
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -42,7 +43,7 @@ class Case:
     def make(self, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Inputs, channels-last, weights, and a gradient of the output."""
         inputs = [channels_last(torch.randn(self.images, c, self.height, self.width)).to(dtype) for c in self.channels]
-        weights = [torch.randn(rows, sum(self.channels), dtype=weight_dtype(dtype)) for rows in self.rows]
+        weights = [torch.randn(rows, sum(self.channels), dtype=acc_dtype(dtype)) for rows in self.rows]
         height, width = -(-self.height // self.stride), -(-self.width // self.stride)
         grad = channels_last(torch.randn(self.images, sum(self.rows), height, width).to(dtype))
         return inputs, weights, grad
@@ -65,10 +66,6 @@ CASES = [
     Case((12, 3), (2, 17, 5, 1), (1, 0, 1, 0), 2, images=3, height=9, width=6),
     Case((32, 32), (32, 32), (0, 1), 2, images=18, height=16, width=15),  # more images than chunks
 ]
-
-
-def weight_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -104,7 +101,7 @@ def check(case: Case, dtype: torch.dtype) -> None:
     assert_close(ours, exact(case, inputs, weights, grad), dtype)
     assert ours[0].is_contiguous(memory_format=torch.channels_last)
     assert [t.dtype for t in ours] == (
-        [dtype, *[weight_dtype(dtype)] * 2, *[dtype] * len(inputs), *[weight_dtype(dtype)] * len(weights)]
+        [dtype, *[acc_dtype(dtype)] * 2, *[dtype] * len(inputs), *[acc_dtype(dtype)] * len(weights)]
     )
 
 
@@ -220,7 +217,7 @@ def test_grads_in_parts_and_bn_coeffs(case, dtype):
     output = preprocess(inputs, weights, case.offsets, case.stride)[0]
     cut = torch.randint(1, grad.shape[1], ()).item()
     parts = [slice_of_wider(grad[:, :cut]), slice_of_wider(grad[:, cut:])]
-    bn_coeffs = torch.randn(4, grad.shape[1], dtype=weight_dtype(dtype))
+    bn_coeffs = torch.randn(4, grad.shape[1], dtype=acc_dtype(dtype))
     scale, slope, mean, offset = (t.double()[None, :, None, None] for t in bn_coeffs)
     folded = scale * grad.double() + slope * (output.double() - mean) + offset
     plain = OPS.preprocess_grad(parts, None, None, inputs, weights, case.offsets, case.stride)

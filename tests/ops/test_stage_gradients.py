@@ -12,13 +12,13 @@ from stage_cases import (
     TOLERANCE,
     Arguments,
     Case,
+    acc_dtype,
     assert_close,
     fused,
     gradients_like,
     layout,
     make,
     run,
-    weight_dtype,
 )
 from torch import Tensor
 
@@ -74,7 +74,7 @@ def test_bn_coeffs(dtype, channels, stride, shared):
     a = make(Case(MIXED, channels, count=3, stride=stride, shared=shared, raw=True, dtype=dtype))
     y = OPS.stage(*a.raw())[0]
     grads = gradients_like(y)
-    bn_coeffs = torch.randn(7, 4, channels, dtype=weight_dtype(dtype))  # scale, slope, mean, offset
+    bn_coeffs = torch.randn(7, 4, channels, dtype=acc_dtype(dtype))  # scale, slope, mean, offset
     arguments = (a.inputs, a.mean, a.rstd, a.depthwise, a.pointwise, a.dilations, stride)
     for kind in ("channels_last", "offset"):  # others: test_layouts_of_gradients
         strided = [layout(g, kind) for g in grads], [layout(t, kind) for t in y]
