@@ -280,8 +280,8 @@ def test_nan_and_infinity_spread_as_in_plain_torch(channels, shared, raw, capabi
 
 
 ERRORS = [
-    ({"depthwise": []}, r"fastnas::stage: depthwise must hold 1 to 64 weights, got 0"),
-    ({"depthwise": [torch.rand(4, 1, 3, 3)] * 65}, r"depthwise must hold 1 to 64 weights, got 65"),
+    ({"depthwise": []}, r"fastnas::stage: depthwise must hold 1 to 64 tensors, got 0"),
+    ({"depthwise": [torch.rand(4, 1, 3, 3)] * 65}, r"depthwise must hold 1 to 64 tensors, got 65"),
     ({"pointwise": [torch.rand(4, 4, 1, 1)]}, r"got 2 depthwise weights, but 1 pointwise weights and 2 dilations"),
     ({"dilations": [1]}, r"but 2 pointwise weights and 1 dilations; each stage has one of each"),
     ({"inputs": [torch.rand(2, 4, 5, 5)] * 3}, r"inputs must be one that all 2 stages read, or one for each; got 3"),
