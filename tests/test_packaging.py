@@ -45,6 +45,8 @@ def test_every_operator_has_its_files():
         stem = source.stem
         if stem in ("layout", "running_statistics"):  # no kernel
             continue
+        if stem in ("node_sum_grad", "bypass_grad"):  # parts of node_sum
+            continue
         layers = ["csrc/ops/{}.h", "csrc/cpu/{}.cpp", "fastnas/ops/{}.py", "tests/ops/test_{}.py",
                   "benchmarks/ops/{}.py"]  # fmt: skip
         assert [layer for layer in layers if not (ROOT / layer.format(stem)).exists()] == []

@@ -48,19 +48,19 @@ NARROW: dict[tuple[str, str], dict[str, str]] = {
         "loads": "a column of partial sums for each block",
         "stores": "one sum for each block",
     },
-    ("node_sum", "bypass_dots_kernel"): {
+    ("node_sum_grad", "bypass_weights_kernel"): {
         "loads": "the channels of a group are shuffled: neighbouring threads read neighbouring values",
         "stores": "one sum for each block",
     },
-    ("node_sum", "merge_kernel"): {"loads": "columns of partial sums", "stores": "one sum for each column"},
+    ("node_sum_grad", "merge_kernel"): {"loads": "columns of partial sums", "stores": "one sum for each column"},
     ("philox", "philox_kernel"): {"loads": "one position for each 32 bytes that are written"},
     ("pool", "forward_kernel"): {
         "half loads": "4 channels of a thread: of 8, sums and statistics take more registers than two blocks have",
         "half stores": "4 channels of a thread",
     },
     ("preprocess", "forward_kernel"): {"half stores": "4 results of a thread; neighbours fill the sector"},
-    ("preprocess", "grad_kernel"): {"half stores": "4 results of a thread; neighbours fill the sector"},
-    ("preprocess", "merge_kernel"): {"loads": "columns of partial sums", "stores": "one sum for each column"},
+    ("preprocess_grad", "grad_kernel"): {"half stores": "4 results of a thread; neighbours fill the sector"},
+    ("preprocess_grad", "merge_kernel"): {"loads": "columns of partial sums", "stores": "one sum for each column"},
     ("stage_grad", "merge_kernel"): {"loads": "columns of partial sums", "stores": "one sum for each column"},
     ("", "merge_statistics_kernel"): {"loads": "columns of statistics", "stores": "a mean for each column"},
     ("", "prepare_kernel"): {"loads": "a transposition of weights", "stores": "neighbours write neighbouring weights"},

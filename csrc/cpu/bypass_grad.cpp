@@ -40,9 +40,9 @@ void bypass_grad(const BypassGrad<T>& args, T* result, int64_t first, int64_t la
         add_channels(data, x.stride, A(1), W, tile.count, sum, W);
       }
     }
-    if (args.processed.data) {
-      const T* data = tile_data(args.processed, s, image, tile);
-      add_channels(data, args.processed.stride, A(1), C, tile.count, sum, W);
+    if (args.seen_grad.data) {
+      const T* data = tile_data(args.seen_grad, s, image, tile);
+      add_channels(data, args.seen_grad.stride, A(1), C, tile.count, sum, W);
     }
     for (int64_t i = 0; i < args.grad_count; ++i) {
       const NodePixels<T>& grad = args.grads[i];
@@ -53,10 +53,10 @@ void bypass_grad(const BypassGrad<T>& args, T* result, int64_t first, int64_t la
         gather(data, grad.stride, W, tile.count, b.input);
         add_rest<A>(b.input, W, C, s.groups, tile.count, args.weights[i], sum + C, W);
       }
-      if (args.previous) add_groups(data, grad.stride, C, s.groups, tile.count, sum, W);
+      if (args.of_prev_node) add_groups(data, grad.stride, C, s.groups, tile.count, sum, W);
     }
-    if (args.previous) {
-      T* const own = args.own + (image * s.pixels + tile.begin) * C;
+    if (args.of_prev_node) {
+      T* const own = args.grad_group0 + (image * s.pixels + tile.begin) * C;
       for (int64_t j = 0; j < tile.count * C; ++j) own[j] = T(sum[j * s.groups]);
     }
     if constexpr (!kInPlace) write(sum, tile.count * W, out);

@@ -206,7 +206,7 @@ void node_sum_forward(const NodeSum<T>& args, T* result, int64_t stride, int64_t
       if (sum == b.sum) write_pixels(sum, C, tile.count, out, stride);
       continue;
     }
-    const NodePixels<T>& before = args.previous;
+    const NodePixels<T>& before = args.prev_node;
     const T* previous = before.data ? tile_data(before, s, before.shared ? image : own, tile) : nullptr;
     const A* rest = b.rest;
     int64_t rest_stride = R;
@@ -337,8 +337,8 @@ void node_sum_grad_candidates(const NodeSum<T>& args, const NodePixels<T>& proce
       const double rstd = args.rstd[from], scale = args.weights[k] * rstd;
       repeat(args.mean[from], b.mean + to, c, C, period);
       repeat(A(scale), b.scale + to, c, C, period);
-      repeat(A(grads.sums[c] / count), b.shift + to, c, C, period);
-      repeat(A(scale * rstd * grads.dots[from] / count), b.slope + to, c, C, period);
+      repeat(A(grads.sum_dy[c] / count), b.shift + to, c, C, period);
+      repeat(A(scale * rstd * grads.sum_dy_xhat[from] / count), b.slope + to, c, C, period);
     }
   }
 

@@ -181,7 +181,7 @@ void pool_grad(const PoolGrad<T>& args, T* result, int64_t first, int64_t last) 
   const auto [channels, height, width, stride] = args.shape;
   const int64_t windows_high = pool_windows(height, stride), windows_wide = pool_windows(width, stride);
   const int64_t values = windows_wide * channels;
-  const bool pooled = args.grad_count > 0 || args.corrections;
+  const bool pooled = args.grad_count > 0 || args.bn_coeffs;
   Layout count(nullptr);
   PoolingGrad<A>(count, args.shape, args.grad_count);
   Layout layout(cpu::scratch(count.bytes()));
@@ -191,7 +191,7 @@ void pool_grad(const PoolGrad<T>& args, T* result, int64_t first, int64_t last) 
   fill(p.x + p.run, -A(__builtin_inf()), channels);
   fill(p.right - channels, A(0), channels);
   repeat(args.scales, 2 * args.grad_count, channels, p.scales);
-  if (args.corrections) repeat(args.corrections, 6, channels, p.corrections);
+  if (args.bn_coeffs) repeat(args.bn_coeffs, 6, channels, p.corrections);
   if (args.skip) repeat(args.skip, args.grad_count, channels, p.skip);
   fill(p.no_windows, A(0), p.pitch);
 
@@ -210,12 +210,12 @@ void pool_grad(const PoolGrad<T>& args, T* result, int64_t first, int64_t last) 
         for (int64_t n = 0; n < args.grad_count; ++n) {
           read_row(args.grads[n], row, windows_wide, channels, p.grads + n * p.pitch);
         }
-        for (int k = 0; args.corrections && k < 2; ++k) {
+        for (int k = 0; args.bn_coeffs && k < 2; ++k) {
           read_row(args.outputs[k], row, windows_wide, channels, p.outputs + k * p.pitch);
         }
         const A* inverse = p.inverse + (rows_of_window(centre, height) - 1) * p.pitch;
         A* const past = args.skip ? p.skipped[centre] : nullptr;
-        if (args.corrections) {
+        if (args.bn_coeffs) {
           p.template combine<true>(values, args.grad_count, inverse, averages, maxima, past);
         } else {
           p.template combine<false>(values, args.grad_count, inverse, averages, maxima, past);

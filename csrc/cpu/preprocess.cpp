@@ -140,10 +140,10 @@ void gather_grads(const Preprocess<T>& args, const PreprocessGrad<T>& grad, cons
   for (int64_t n = 0; n < grad.grads.count; ++n) {
     const int64_t channels = grad.grads.channels[n], stride = grad.grads.stride[n];
     const T* from = grad.grads.data[n] + begin * stride;
-    if (!grad.coefficients) {
+    if (!grad.bn_coeffs) {
       copy_pixels<A>(from, stride, block.pixels, channels, all + first, all_stride);
     } else {
-      const A *a = grad.coefficients + first, *b = a + args.outputs, *mean = b + args.outputs;
+      const A *a = grad.bn_coeffs + first, *b = a + args.outputs, *mean = b + args.outputs;
       const A* constant = mean + args.outputs;
       const T* output = grad.output + begin * args.outputs + first;
       const auto total = [=, outputs = args.outputs]<int W>(Run<A, W> value, int64_t p, int64_t c) {
@@ -189,7 +189,7 @@ template <typename T>
 void read_grads_ahead(const Preprocess<T>& args, const PreprocessGrad<T>& grad, const Block& block, Ahead& ahead) {
   const int64_t next = block.image * args.output_height * args.output_width + block.begin + block.pixels;
   add_ahead(grad.grads, next, block.pixels, ahead);
-  if (grad.coefficients) ahead.add(grad.output + next * args.outputs, block.pixels * args.outputs);
+  if (grad.bn_coeffs) ahead.add(grad.output + next * args.outputs, block.pixels * args.outputs);
   read_states_ahead(args, block, ahead);
   if (args.stride > 1) return;
   for (int64_t i = 0; i < grad.grad_states.count; ++i) {  // of this block: it is written after the products

@@ -20,10 +20,10 @@ void fill_gradient(const Stage<T>& args, const StageGrads<T>& grads, int stage, 
   using A = accumulate_t<T>;
   const int64_t channels = args.channels, stride = grads.grad_stride[stage];
   const T* grad = grads.grad[stage] + pixel * stride;
-  if (!grads.coefficients) return copy_pixels<A>(grad, stride, pixels, channels, out, lanes);
+  if (!grads.bn_coeffs) return copy_pixels<A>(grad, stride, pixels, channels, out, lanes);
   const int64_t y_stride = grads.y_stride[stage];
   const T* y = grads.y[stage] + pixel * y_stride;
-  const A* coefficients = grads.coefficients + stage * 4 * channels;
+  const A* coefficients = grads.bn_coeffs + stage * 4 * channels;
   for_runs(channels, [&]<int W>(int64_t first, int64_t last) {
     using R = Run<A, W>;
     for (int64_t c = first; c < last; c += W) {
@@ -47,16 +47,16 @@ bool weave_gradients(const Stage<T>& args, const StageGrads<T>& grads, const Sta
   for (int s = 0; s < group.size; ++s) {
     const int stage = plan.order[group.first + s];
     if (grads.grad_stride[stage] != channels) return false;
-    if (grads.coefficients && grads.y_stride[stage] != channels) return false;
+    if (grads.bn_coeffs && grads.y_stride[stage] != channels) return false;
   }
   return for_streams<A>(channels, pixels, [&]<int S>() {
     const T *grad[S] = {}, *y[S] = {};
     Vec<A> scale[S] = {}, slope[S] = {}, mean[S] = {}, offset[S] = {};
     plan.streams(group, images, [&](int stream, int copy, int stage) {
       grad[stream] = grads.grad[stage] + (pixel + copy * image) * channels;
-      if (!grads.coefficients) return;
+      if (!grads.bn_coeffs) return;
       y[stream] = grads.y[stage] + (pixel + copy * image) * channels;
-      const A* coefficients = grads.coefficients + stage * 4 * channels;
+      const A* coefficients = grads.bn_coeffs + stage * 4 * channels;
       scale[stream] = repeated(coefficients, channels);
       slope[stream] = repeated(coefficients + channels, channels);
       mean[stream] = repeated(coefficients + 2 * channels, channels);
@@ -243,7 +243,7 @@ class StageBackward {
     const auto pixel = [&](int copy) { return (image_ + copy) * image + top * args_.out_width; };
     plan_.streams(group, images_, [&](int, int copy, int stage) {
       ahead.add(grads_.grad[stage] + pixel(copy) * grads_.grad_stride[stage], pixels * grads_.grad_stride[stage]);
-      if (!grads_.coefficients) return;
+      if (!grads_.bn_coeffs) return;
       ahead.add(grads_.y[stage] + pixel(copy) * grads_.y_stride[stage], pixels * grads_.y_stride[stage]);
     });
     fill_.read_ahead(count, ahead);

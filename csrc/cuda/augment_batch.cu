@@ -7,11 +7,6 @@ namespace fastnas::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocksX = 1 << 20;  // grids stride, so any size fits
-constexpr int64_t kMaxBlocksY = 65535;
-
-template <typename T>
-constexpr int kWide = 16 / sizeof(T);
 
 // blockIdx.y strides over images, blockIdx.x over vectors of one image. Left to itself, the compiler spills for sm_100
 // to fit eight blocks.
@@ -67,9 +62,8 @@ void augment_batch(const AugmentBatch<T>& args, T* result, CUstream_st* stream) 
   const int64_t values = args.height * args.width * args.channels;
   if (values == 0 || args.count == 0) return;
   const bool vectors = values % kWide<T> == 0 && aligned16(result);
-  const int64_t per_block = kThreads * (vectors ? kWide<T> : 1), blocks = (values + per_block - 1) / per_block;
-  const dim3 grid(static_cast<unsigned>(blocks < kMaxBlocksX ? blocks : kMaxBlocksX),
-                  static_cast<unsigned>(args.count < kMaxBlocksY ? args.count : kMaxBlocksY));
+  const int64_t per_block = kThreads * (vectors ? kWide<T> : 1), blocks = ceil_div(values, per_block);
+  const dim3 grid(blocks_of(blocks), blocks_of(args.count, kMaxBlocksBeside));
   launch("augment_batch", vectors ? augment_kernel<T, kWide<T>> : augment_kernel<T, 1>, grid, kThreads, 0, stream, args,
          result);
 }

@@ -5,7 +5,6 @@ namespace fastnas::cuda {
 namespace {
 
 constexpr int kThreads = 512;
-constexpr int64_t kMaxBlocks = 1 << 20;  // the grid strides, so any B fits
 
 __device__ __forceinline__ Rgb read(const uint8_t* pixel) {
   return {float(pixel[0]), float(pixel[1]), float(pixel[2])};
@@ -41,9 +40,7 @@ __global__ void __launch_bounds__(kThreads)
 
 void color_jitter(const ColorJitter& args, uint8_t* result, CUstream_st* stream) {
   if (args.count == 0 || args.pixels == 0) return;
-  launch("color_jitter", color_jitter_kernel,
-         dim3(static_cast<unsigned>(args.count < kMaxBlocks ? args.count : kMaxBlocks)), kThreads, 0, stream, args,
-         result);
+  launch("color_jitter", color_jitter_kernel, dim3(blocks_of(args.count)), kThreads, 0, stream, args, result);
 }
 
 }  // namespace fastnas::cuda

@@ -17,6 +17,15 @@ namespace fastnas::cuda {
 constexpr int kWarp = 32;
 constexpr unsigned kFullMask = 0xffffffffu;
 constexpr size_t kDefaultSharedBytes = 48 << 10;  // of a block; more must be asked for
+constexpr int64_t kMaxBlocks = 1 << 20;           // in x; grids stride, so any size fits
+constexpr int64_t kMaxBlocksBeside = 65535;       // in y and z
+
+inline __host__ __device__ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/// Blocks along a side of a grid whose blocks stride over `count` pieces of work.
+inline unsigned blocks_of(int64_t count, int64_t most = kMaxBlocks) {
+  return static_cast<unsigned>(count < 1 ? 1 : count < most ? count : most);
+}
 
 /// Called with the name of every kernel that is launched, where set: tests see what has run, benchmarks count.
 inline void (*launch_observer)(const char* name) = nullptr;
@@ -60,6 +69,10 @@ __device__ __forceinline__ T* dynamic_shared() {
 #endif
   return reinterpret_cast<T*>(memory);
 }
+
+/// Values of one access of 16 bytes, the widest.
+template <typename T>
+constexpr int kWide = 16 / sizeof(T);
 
 /// `Width` values moved by one load or store.
 template <typename T, int Width>
@@ -113,6 +126,12 @@ __device__ __forceinline__ void store(T* target, const Vec<T, Width>& vec) {
 
 /// Whether a pointer may be read 16 bytes at a time.
 inline bool aligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+/// ReLU; NaN stays.
+template <typename A>
+__device__ __forceinline__ A rectify(A value) {
+  return value < 0 ? A(0) : value;
+}
 
 /// Sum over the block, valid in thread 0. `scratch` holds one value per warp and is free again when this returns.
 template <int Threads, typename A>

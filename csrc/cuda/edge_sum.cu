@@ -240,7 +240,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
 
 // What the launch needs to know beyond the arguments.
 template <typename T>
-struct Plan {
+struct LaunchPlan {
   using A = accumulate_t<T>;
 
   EdgeSum<T> args;
@@ -250,10 +250,10 @@ struct Plan {
   dim3 grid;
   int64_t prepared, scratch;  // bytes of the workspace
 
-  explicit Plan(const EdgeSum<T>& given) : args(given) {
-    wide = args.channels % kWide<T> == 0 && wide_at(args.x, args.x_stride) && aligned16(args.inner_scales) &&
+  explicit LaunchPlan(const EdgeSum<T>& given) : args(given) {
+    wide = args.channels % kVector<T> == 0 && wide_at(args.x, args.x_stride) && aligned16(args.inner_scales) &&
            aligned16(args.inner_offsets) && aligned16(args.scales) && aligned16(args.offsets);
-    const int vector = wide ? kWide<T> : 1, stride = static_cast<int>(args.stride);
+    const int vector = wide ? kVector<T> : 1, stride = static_cast<int>(args.stride);
     int64_t border = 0;
     geometry.between = -1;
     weights.stages = args.edges * args.stages;
@@ -312,14 +312,14 @@ struct Plan {
 
 template <typename T>
 int64_t edge_sum_workspace(const EdgeSum<T>& args) {
-  const Plan<T> plan(args);
+  const LaunchPlan<T> plan(args);
   return plan.prepared + plan.scratch;
 }
 
 template <typename T>
 void edge_sum(const EdgeSum<T>& args, void* workspace, CUstream_st* stream) {
   using A = accumulate_t<T>;
-  const Plan<T> plan(args);
+  const LaunchPlan<T> plan(args);
   A* const prepared = static_cast<A*>(workspace);
   A* const scratch = reinterpret_cast<A*>(static_cast<char*>(workspace) + plan.prepared);
   if (plan.weights.stages > 0) prepare_weights("edge_sum_prepare", plan.weights, prepared, stream);
@@ -328,7 +328,7 @@ void edge_sum(const EdgeSum<T>& args, void* workspace, CUstream_st* stream) {
            plan.shared ? plan.geometry.values * sizeof(A) : 0, stream, plan.args, plan.geometry, prepared, scratch);
   };
   if (plan.wide) {
-    run(plan.shared ? edge_sum_kernel<T, kWide<T>, true> : edge_sum_kernel<T, kWide<T>, false>);
+    run(plan.shared ? edge_sum_kernel<T, kVector<T>, true> : edge_sum_kernel<T, kVector<T>, false>);
   } else {
     run(plan.shared ? edge_sum_kernel<T, 1, true> : edge_sum_kernel<T, 1, false>);
   }

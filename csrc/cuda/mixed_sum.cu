@@ -5,11 +5,6 @@ namespace fastnas::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocksX = 1 << 20;  // grids stride, so any N fits
-constexpr int64_t kMaxBlocksY = 65535;
-
-template <typename T>
-constexpr int kWide = 16 / sizeof(T);
 
 // blockIdx.y strides over individuals, blockIdx.x over vectors of one individual.
 template <typename T, int Width>
@@ -137,12 +132,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-dim3 grid_of(int64_t blocks_x, int64_t blocks_y) {
-  return dim3(static_cast<unsigned>(blocks_x < kMaxBlocksX ? blocks_x : kMaxBlocksX),
-              static_cast<unsigned>(blocks_y < kMaxBlocksY ? blocks_y : kMaxBlocksY));
-}
+dim3 grid_of(int64_t blocks, int64_t beside) { return dim3(blocks_of(blocks), blocks_of(beside, kMaxBlocksBeside)); }
 
 // 16 bytes at a time only where every run of N elements begins and ends on such a boundary.
 template <typename T>
@@ -192,7 +182,7 @@ void mixed_sum_grad_weights(const MixedSum<T>& args, const T* grad, accumulate_t
   const int64_t chunks = ceil_div(args.elements, kMixedSumChunk);
   if (chunks > 0) {
     const bool vectors = wide(args, grad);
-    const dim3 grid(static_cast<unsigned>(chunks), grid_of(1, args.individuals).y);
+    const dim3 grid(static_cast<unsigned>(chunks), blocks_of(args.individuals, kMaxBlocksBeside));
     launch("mixed_sum_grad_weights", vectors ? partial_kernel<T, kWide<T>> : partial_kernel<T, 1>, grid, kThreads, 0,
            stream, args, grad, partial);
   }

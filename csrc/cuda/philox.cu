@@ -5,7 +5,6 @@ namespace fastnas::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int64_t kMaxBlocks = 1 << 20;  // the grid strides, so any n fits
 
 __global__ void __launch_bounds__(kThreads)
     philox_kernel(const __grid_constant__ Philox args, int64_t* __restrict__ words) {
@@ -21,9 +20,7 @@ __global__ void __launch_bounds__(kThreads)
 
 void philox(const Philox& args, int64_t* words, CUstream_st* stream) {
   if (args.count == 0) return;
-  const int64_t blocks = (args.count + kThreads - 1) / kThreads;
-  launch("philox", philox_kernel, dim3(static_cast<unsigned>(blocks < kMaxBlocks ? blocks : kMaxBlocks)), kThreads, 0,
-         stream, args, words);
+  launch("philox", philox_kernel, dim3(blocks_of(ceil_div(args.count, kThreads))), kThreads, 0, stream, args, words);
 }
 
 }  // namespace fastnas::cuda

@@ -14,31 +14,18 @@ constexpr int kThreads = 256;
 /// spills.
 template <typename T>
 constexpr int kResident = sizeof(T) == 8 ? 1 : 2;
-constexpr int64_t kMaxBlocks = 1 << 20;      // grids stride, so any number of pixels fits
-constexpr int64_t kMaxBlocksBeside = 65535;  // in y and z
-
-/// Channels of one access of 16 bytes.
-template <typename T>
-constexpr int kWide = 16 / sizeof(T);
 
 /// As many channels as make 16 bytes of what they are added up in.
 template <typename T>
 constexpr int kFew = 16 / sizeof(accumulate_t<T>);
 
-inline __host__ __device__ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-inline unsigned blocks_of(int64_t count, int64_t most = kMaxBlocks) {
-  return static_cast<unsigned>(count < 1 ? 1 : count < most ? count : most);
-}
-
-/// a / b for numbers that are not negative; the hardware's 32 bits where they do, which take a quarter of the time.
+/// a / b where neither is negative; the hardware's 32 bits where they do, which take a quarter of the time.
 inline __device__ int64_t divide(int64_t a, int64_t b) {
   if (((a | b) >> 32) == 0) return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
   return a / b;
 }
 
-// --- how wide
-// ---------------------------------------------------------------------------------------------------------
+// --- how wide --------------------------------------------------------------------------------------------------------
 
 /// What the addresses of a call have in common.
 class Alignment {
@@ -48,19 +35,19 @@ class Alignment {
   void add(const T* data, int64_t stride) {
     images_ |= reinterpret_cast<uintptr_t>(data) | static_cast<uintptr_t>(stride) * sizeof(T);
   }
-  /// Tables of numbers.
+  /// Tables of a value for each channel.
   template <typename... A>
-  void add_numbers(const A*... tables) {
-    ((numbers_ |= reinterpret_cast<uintptr_t>(tables)), ...);
+  void add_tables(const A*... tables) {
+    ((tables_ |= reinterpret_cast<uintptr_t>(tables)), ...);
   }
-  /// Whether `channels` can be read `width` at a time, with the numbers beside them.
+  /// Whether `channels` can be read `width` at a time, with the tables beside them.
   template <typename T>
   bool allows(int width, int64_t channels) const {
-    return channels % width == 0 && images_ % (width * sizeof(T)) == 0 && numbers_ % 16 == 0;
+    return channels % width == 0 && images_ % (width * sizeof(T)) == 0 && tables_ % 16 == 0;
   }
 
  private:
-  uintptr_t images_ = 0, numbers_ = 0;
+  uintptr_t images_ = 0, tables_ = 0;
 };
 
 /// Calls f.template operator()<Width>() with the widest access: 16 bytes, 8 for types of 2 bytes with few channels, or
@@ -74,10 +61,9 @@ void for_width(const Alignment& alignment, int64_t channels, const F& f) {
   f.template operator()<1>();
 }
 
-// --- runs of `Width` channels
-// -----------------------------------------------------------------------------------------
+// --- runs of `Width` channels ----------------------------------------------------------------------------------------
 
-/// Several accesses where one is too narrow, as for the numbers beside channels of 2 bytes.
+/// Several accesses where one is too narrow, as for float tables beside channels of 2 bytes.
 template <int Width, typename T>
 __device__ __forceinline__ Vec<accumulate_t<T>, Width> read(const T* from) {
   constexpr int kPart = Width < kWide<T> ? Width : kWide<T>;
@@ -103,8 +89,7 @@ __device__ __forceinline__ void write(T* to, const A (&values)[Width]) {
   }
 }
 
-// --- sums over the pixels of a block
-// ----------------------------------------------------------------------------------
+// --- sums over the pixels of a block ---------------------------------------------------------------------------------
 
 /// A block in which `lanes` neighbours take the channels of one pixel, the next `lanes` those of the next, and so on
 /// for `rows` pixels; threads that are left over stay idle.

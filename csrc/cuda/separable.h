@@ -1,197 +1,22 @@
-// What the kernels of separable convolutions (stage, edge_sum) share: tiles of an image, the depthwise and the
-// pointwise convolution of a strip, and weights in the order in which threads read them.
+// What the kernels of separable convolutions (stage, edge_sum) compute for a strip (cuda/tiles.h): the depthwise and
+// the pointwise convolution, from weights in the order in which threads read them.
 //
-// A strip is what one thread computes: W channels of kRows output pixels below each other. Threads run over the
-// channels of a pixel first, then along the row, so neighbours touch neighbouring memory. A depthwise convolution goes
-// down the columns of its window and uses each value it reads for every output row that it reaches. All channels of a
-// strip are in one warp, which exchanges them for the pointwise convolution without a barrier of the block.
+// A depthwise convolution goes down the columns of its window and uses each value it reads for every output row that it
+// reaches. The threads of a strip are in one warp and exchange its channels for the pointwise convolution without a
+// barrier of the block.
 #pragma once
 
-#include <cstdint>
-#include <stdexcept>
-
-#include "cuda/device.h"
-#include "ops/accumulate.h"
+#include "cuda/tiles.h"
 
 namespace fastnas::cuda {
 namespace {
 
-constexpr int kRows = 4;
-constexpr int kBlockThreads = 256;
-/// Of dynamic shared memory. sm_80 has 163 KiB for a block; a tile that needs more lies in a workspace.
-constexpr int64_t kMaxSharedBytes = 160 << 10;
-constexpr int64_t kScratchBytes = 256 << 20;  // of such a workspace, about
-
-/// Channels of a thread where memory allows: 16 bytes of float. One of double, whose vectors registers cannot hold.
-template <typename T>
-constexpr int kWide = sizeof(accumulate_t<T>) == sizeof(float) ? 4 : 1;
-
-/// Whether so many channels can be moved at once.
-template <typename T>
-bool wide_at(const T* pointer, int64_t stride) {
-  return stride % kWide<T> == 0 && reinterpret_cast<uintptr_t>(pointer) % (sizeof(T) * kWide<T>) == 0;
-}
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-/// Values that end at a boundary of 16 bytes, whatever their type.
-inline __host__ __device__ int64_t padded(int64_t values) { return (values + 3) / 4 * 4; }
-
-inline int power_of_two(int64_t at_least, int most) {
-  int result = 1;
-  while (result < at_least && result < most) result *= 2;
-  return result;
-}
-
-// --- tiles -----------------------------------------------------------------------------------------------------------
-
-struct Place {
-  int64_t image, top, left;  // of a tile: its first output pixel
-};
-
-/// How the output pixels of all images are cut into tiles, one for a block at a time.
-struct Tiling {
-  int lanes;          // threads side by side for the channels of a strip: a power of two, at most a warp
-  int threads;        // of a block
-  int rows, columns;  // of a tile; rows are a multiple of kRows
-  int stride;
-  int padding;                   // input pixels beyond a tile, on each side
-  int64_t height, width;         // of an output image
-  int64_t down, across, images;  // tiles of an image, images
-  // What follows from these; kernels read it from constant memory, which costs no registers.
-  int64_t tiles;
-  int strips, strips_at_once;  // of a tile; that a block has threads for
-  int in_rows, in_columns;     // input pixels that the outputs of a tile depend on
-
-  __device__ Place place(int64_t tile) const {
-    const int64_t in_image = tile % (down * across);
-    return {tile / (down * across), in_image / across * rows, in_image % across * columns};
-  }
-  /// Pixels of a tile that are in the image.
-  __device__ int64_t pixels(const Place& at) const {
-    return min(int64_t(rows), height - at.top) * min(int64_t(columns), width - at.left);
-  }
-};
-
-/// Tiles about as wide as they are high, for blocks of at most `most_threads`, `threads_of` for each lane of a strip.
-inline Tiling tiling_of(int64_t images, int64_t height, int64_t width, int64_t vectors, int stride, int64_t padding,
-                        int most_threads, int threads_of) {
-  Tiling result{};
-  result.lanes = power_of_two(vectors, kWarp);
-  const int most = most_threads / threads_of / result.lanes;
-  result.rows = kRows;
-  result.columns = 1;
-  for (;;) {
-    const bool wider = result.columns < width, higher = result.rows < height;
-    if (2 * (result.rows / kRows * result.columns) > most || !(wider || higher)) break;
-    (wider && (result.columns <= result.rows || !higher) ? result.columns : result.rows) *= 2;
-  }
-  if (result.columns > width) result.columns = width > 0 ? static_cast<int>(width) : 1;
-  result.stride = stride;
-  result.padding = static_cast<int>(padding);
-  result.height = height;
-  result.width = width;
-  result.images = height * width > 0 ? images : 0;
-  result.down = ceil_div(height, result.rows);
-  result.across = ceil_div(width, result.columns);
-  result.tiles = result.images * result.down * result.across;
-  result.strips = result.rows / kRows * result.columns;
-  result.threads = (result.strips * threads_of * result.lanes + kWarp - 1) / kWarp * kWarp;
-  result.strips_at_once = result.threads / result.lanes;
-  result.in_rows = result.rows * stride + 2 * result.padding;
-  result.in_columns = result.columns * stride + 2 * result.padding;
-  return result;
-}
-
-/// Rows of a strip that are in the image, of the `strips` of a tile.
-__device__ __forceinline__ int rows_in_image(const Tiling& tiling, const Place& at, int strip, int strips) {
-  if (strip >= strips || at.left + strip % tiling.columns >= tiling.width) return 0;
-  const int64_t left = tiling.height - at.top - strip / tiling.columns * kRows;
-  return left < 0 ? 0 : left < kRows ? static_cast<int>(left) : kRows;
-}
-
-inline __host__ __device__ int padding_of(int64_t kernel, int64_t dilation) {
-  return static_cast<int>(dilation * (kernel - 1) / 2);
-}
-
-/// A tap this far off reads zeros only, as any further one does.
-inline int64_t nearest_dilation(int64_t dilation, int64_t height, int64_t width) {
-  const int64_t most = height > width ? height : width;
-  return dilation > most && most > 0 ? most : dilation;
-}
-
-/// Where the tiles of a block lie: in shared memory, or where that is too small in its part of a workspace.
-template <bool Shared, typename A>
-__device__ __forceinline__ A* block_memory(A* scratch, int64_t size) {
-  if constexpr (Shared) return dynamic_shared<A>();
-  const int64_t block = blockIdx.x + int64_t(gridDim.x) * (blockIdx.y + int64_t(gridDim.y) * blockIdx.z);
-  return scratch + block * size;
-}
-
-/// Blocks in x, of `tiles` that each takes one after the other, so that the workspace stays bounded.
-inline int64_t scratch_blocks(int64_t tiles, int64_t others, int64_t bytes) {
-  const int64_t most = kScratchBytes / (others * bytes);
-  return most < 1 ? 1 : most < tiles ? most : tiles;
-}
-
-/// Fills `channels` values of rows × columns pixels, `pixel` values apart, with value(y, x, c), zeros outside of the
-/// image. (top, left): the image's pixel that comes first.
-template <int W, typename A, typename Value>
-__device__ __forceinline__ void fill_tile(A* tile, int rows, int columns, int pixel, int channels, int64_t top,
-                                          int64_t left, int64_t height, int64_t width, int lanes, const Value& value) {
-  for (int p = threadIdx.x / lanes; p < rows * columns; p += blockDim.x / lanes) {
-    const int64_t y = top + p / columns, x = left + p % columns;
-    const bool inside = y >= 0 && y < height && x >= 0 && x < width;
-    for (int c = threadIdx.x % lanes * W; c < channels; c += lanes * W) {
-      Vec<A, W> v = {};
-      if (inside) v = value(y, x, c);
-      store(tile + int64_t(p) * pixel + c, v);
-    }
-  }
-}
-
-// --- vectors ---------------------------------------------------------------------------------------------------------
-
-template <int W, typename T>
-__device__ __forceinline__ Vec<accumulate_t<T>, W> load_wide(const T* source) {
-  const auto stored = load<W>(source);
-  Vec<accumulate_t<T>, W> result;
-#pragma unroll
-  for (int i = 0; i < W; ++i) result.values[i] = accumulate_t<T>(stored.values[i]);
-  return result;
-}
-
-template <typename T, int W, typename A>
-__device__ __forceinline__ void store_narrow(T* target, const A (&values)[W]) {
-  Vec<T, W> result;
-#pragma unroll
-  for (int i = 0; i < W; ++i) result.values[i] = T(values[i]);
-  store(target, result);
-}
-
-template <int W, typename A>
-__device__ __forceinline__ void store_values(A* target, const A (&values)[W]) {
-  store_narrow<A, W, A>(target, values);
-}
-
-/// Zero where negative; NaN stays.
-template <typename A>
-__device__ __forceinline__ A rectify(A value) {
-  return value < 0 ? A(0) : value;
-}
-
-/// Sum over the lanes of a warp that are a multiple of `lanes` apart; every lane has it.
-template <typename A>
-__device__ __forceinline__ A sum_over_strips(A value, int lanes) {
-  for (int offset = lanes; offset < kWarp; offset *= 2) value += __shfl_xor_sync(kFullMask, value, offset);
-  return value;
-}
-
 // --- the depthwise convolution of a strip ----------------------------------------------------------------------------
 
 /// sum[r] += Σ taps ⊙ the window of row r. `window` is the first value of row 0's; `row` and `pixel` are the elements
-/// between rows and pixels. taps [K · K], `channels` values apart; Turned: by 180°, as the gradient has them.
-template <int K, int D, int S, bool Turned, int W, typename A>
+/// between rows and pixels. taps [K · K], `channels` values apart; Flipped: by 180°, for the gradient of
+/// the input.
+template <int K, int D, int S, bool Flipped, int W, typename A>
 __device__ __forceinline__ void slide(const A* window, int row, int pixel, const A* taps, int channels,
                                       A (&sum)[kRows][W]) {
 #pragma unroll 1
@@ -200,7 +25,7 @@ __device__ __forceinline__ void slide(const A* window, int row, int pixel, const
 #pragma unroll
     for (int ky = 0; ky < K; ++ky) {
       const int tap = ky * K + kx;
-      weight[ky] = load<W>(taps + (Turned ? K * K - 1 - tap : tap) * channels);
+      weight[ky] = load<W>(taps + (Flipped ? K * K - 1 - tap : tap) * channels);
     }
 #pragma unroll
     for (int i = 0; i <= (kRows - 1) * S + (K - 1) * D; ++i) {
@@ -219,12 +44,12 @@ __device__ __forceinline__ void slide(const A* window, int row, int pixel, const
 }
 
 /// The same for any geometry.
-template <bool Turned, int W, typename A>
+template <bool Flipped, int W, typename A>
 __device__ __forceinline__ void slide_any(const A* window, int row, int pixel, const A* taps, int channels, int kernel,
                                           int dilation, int stride, A (&sum)[kRows][W]) {
 #pragma unroll 1
   for (int tap = 0; tap < kernel * kernel; ++tap) {
-    const auto weight = load<W>(taps + (Turned ? kernel * kernel - 1 - tap : tap) * channels);
+    const auto weight = load<W>(taps + (Flipped ? kernel * kernel - 1 - tap : tap) * channels);
     const A* const first = window + tap / kernel * dilation * row + tap % kernel * dilation * pixel;
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
@@ -253,20 +78,20 @@ __device__ __forceinline__ bool for_usual(int kernel, int dilation, const Visit&
 }
 
 /// slide() where it fits, slide_any() elsewhere; that only, in less registers, where tiles are not Shared.
-template <bool Shared, bool Turned, int W, typename A>
+template <bool Shared, bool Flipped, int W, typename A>
 __device__ __forceinline__ void depthwise(const A* window, int row, int pixel, const A* taps, int channels, int kernel,
                                           int dilation, int stride, A (&sum)[kRows][W]) {
   bool done = false;
   if constexpr (Shared) {
     done = for_usual(kernel, dilation, [&]<int K, int D>() {
       if (stride == 1) {
-        slide<K, D, 1, Turned>(window, row, pixel, taps, channels, sum);
+        slide<K, D, 1, Flipped>(window, row, pixel, taps, channels, sum);
       } else {
-        slide<K, D, 2, Turned>(window, row, pixel, taps, channels, sum);
+        slide<K, D, 2, Flipped>(window, row, pixel, taps, channels, sum);
       }
     });
   }
-  if (!done) slide_any<Turned>(window, row, pixel, taps, channels, kernel, dilation, stride, sum);
+  if (!done) slide_any<Flipped>(window, row, pixel, taps, channels, kernel, dilation, stride, sum);
 }
 
 // --- the pointwise convolution of a strip ----------------------------------------------------------------------------
@@ -298,8 +123,7 @@ __device__ __forceinline__ void pointwise(const A* pixels, int64_t row, const A*
   }
 }
 
-// --- weights in the order in which threads read them: [stages, taps + C, C]
-// -------------------------------------------
+// --- weights in the order in which threads read them, [stages, taps + C, C] ------------------------------------------
 
 constexpr int kMaxSeparable = 256;
 

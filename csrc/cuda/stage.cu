@@ -5,7 +5,7 @@
 // other and is never written; outputs are written once, and their mean and variance are taken from the registers.
 // Weights come from the L1 cache in the order of prepare_kernel. Where a tile does not fit into shared memory (large
 // windows of many channels), a block has its part of a workspace instead.
-#include "cuda/moments.h"
+#include "cuda/batch_stats.h"
 #include "cuda/stage_input.h"
 
 namespace fastnas::cuda {
@@ -14,17 +14,17 @@ namespace {
 constexpr int64_t kEnoughBlocks = 1024;  // to fill a GPU several times
 constexpr int64_t kMostBlocks = 1 << 20;
 
-// Of a block: the input's tile, the values that threads exchange, and the moments that warps found.
+// Of a block: the input's tile, the values that threads exchange, and the statistics that warps found.
 struct Memory {
-  int64_t input, exchanged, moments, all;
+  int64_t input, exchanged, stats, all;
 
   template <typename A>
   static Memory of(const Tiling& tiling, int channels, A) {
     Memory result{};
     result.input = padded(int64_t(tiling.in_rows) * tiling.in_columns * channels);
     result.exchanged = padded(int64_t(kRows) * tiling.strips * channels);
-    result.moments = padded(int64_t(tiling.threads / kWarp) * 2 * channels * (sizeof(double) / sizeof(A)));
-    result.all = result.input + result.exchanged + result.moments;
+    result.stats = padded(int64_t(tiling.threads / kWarp) * 2 * channels * (sizeof(double) / sizeof(A)));
+    result.all = result.input + result.exchanged + result.stats;
     return result;
   }
 };
@@ -32,8 +32,8 @@ struct Memory {
 /// Mean and Σ(y - mean)² of the first `rows` rows of every strip of a warp, for `lanes` vectors of channels: to mean
 /// and square in the first `lanes` lanes, where `wanted`. values: `rows` of all strips together. All lanes take part.
 template <int W, typename A>
-__device__ __forceinline__ void warp_moments(const A (&y)[kRows][W], int rows, int values, int lanes, bool wanted,
-                                             double* mean, double* square) {
+__device__ __forceinline__ void warp_stats(const A (&y)[kRows][W], int rows, int values, int lanes, bool wanted,
+                                           double* mean, double* square) {
   const unsigned used = __ballot_sync(kFullMask, rows > 0);
   const int lane = threadIdx.x % kWarp;
   const int source = used ? (__ffs(static_cast<int>(used)) - 1) / lanes * lanes + lane % lanes : lane;
@@ -58,12 +58,12 @@ __device__ __forceinline__ void warp_moments(const A (&y)[kRows][W], int rows, i
   }
 }
 
-// moments of the warps [warps, 2, C] → entry [2, C].
-__device__ __forceinline__ void merge_warps(const double* moments, const int* counts, int channels, double* entry) {
+// stats of the warps [warps, 2, C] → entry [2, C].
+__device__ __forceinline__ void merge_warps(const double* stats, const int* counts, int channels, double* entry) {
   for (int c = threadIdx.x; c < channels; c += blockDim.x) {
-    Moments sum{0, 0, 0};
+    BatchStats sum{0, 0, 0};
     for (int warp = 0; warp < static_cast<int>(blockDim.x) / kWarp; ++warp) {
-      const double* const of_warp = moments + warp * 2 * channels + c;
+      const double* const of_warp = stats + warp * 2 * channels + c;
       sum.merge({double(counts[warp]), of_warp[0], of_warp[channels]});
     }
     entry[c] = sum.mean;
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
   const int channels = static_cast<int>(args.channels), lanes = tiling.lanes, strips = tiling.strips;
   A* const x = block_memory<Shared>(scratch, sizes.all);  // [in_rows, in_columns, C]
   A* const z = x + sizes.input;                           // [kRows, strips, C]
-  double* const moments = reinterpret_cast<double*>(z + sizes.exchanged);
+  double* const stats = reinterpret_cast<double*>(z + sizes.exchanged);
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % lanes, strip = threadIdx.x / lanes;
   const int row = strip / tiling.columns * kRows, column = strip % tiling.columns;  // in the tile
   const int line = tiling.in_columns * channels;                                    // of x
@@ -126,15 +126,15 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
           }
         }
         if (table) {
-          double* const mean = moments + warp * 2 * channels + c;
-          warp_moments(y, rows, of_warp, lanes, c < channels, mean, mean + channels);
+          double* const mean = stats + warp * 2 * channels + c;
+          warp_stats(y, rows, of_warp, lanes, c < channels, mean, mean + channels);
         }
       }
       __syncwarp();
       if (table) {
         __syncthreads();
         double* const of_tile = table + tile * statistics_row(args.stages, channels);
-        merge_warps(moments, counts, channels, of_tile + 1 + j * 2 * channels);
+        merge_warps(stats, counts, channels, of_tile + 1 + j * 2 * channels);
         if (threadIdx.x == 0 && j == 0) of_tile[0] = double(tiling.pixels(at));
         __syncthreads();
       }
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
 
 // What the launch needs to know beyond the arguments.
 template <typename T>
-struct Plan {
+struct LaunchPlan {
   using A = accumulate_t<T>;
 
   Stage<T> args;
@@ -156,8 +156,8 @@ struct Plan {
   Memory memory;
   int64_t prepared, scratch, table;  // bytes of the workspace
 
-  Plan(const Stage<T>& given, bool statistics) : args(within_reach(given)), wide(wide_inputs(args)) {
-    const int64_t vectors = ceil_div(args.channels, wide ? kWide<T> : 1);
+  LaunchPlan(const Stage<T>& given, bool statistics) : args(within_reach(given)), wide(wide_inputs(args)) {
+    const int64_t vectors = ceil_div(args.channels, wide ? kVector<T> : 1);
     tiling = tiling_of(args.count, args.out_height, args.out_width, vectors, static_cast<int>(args.stride),
                        most_padding(args), kBlockThreads, 1);
     weights = weights_of(args, true);
@@ -180,7 +180,7 @@ struct Plan {
 
 template <typename T>
 int64_t stage_forward_workspace(const Stage<T>& args, bool statistics) {
-  const Plan<T> plan(args, statistics);
+  const LaunchPlan<T> plan(args, statistics);
   return plan.prepared + plan.scratch + plan.table;
 }
 
@@ -188,7 +188,7 @@ template <typename T>
 void stage_forward(const Stage<T>& args, const StageOutputs<T>& out, void* workspace, accumulate_t<T>* mean,
                    accumulate_t<T>* variance, CUstream_st* stream) {
   using A = accumulate_t<T>;
-  const Plan<T> plan(args, mean != nullptr);
+  const LaunchPlan<T> plan(args, mean != nullptr);
   char* const begin = static_cast<char*>(workspace);
   A* const prepared = reinterpret_cast<A*>(begin);
   A* const scratch = reinterpret_cast<A*>(begin + plan.prepared);
@@ -201,7 +201,7 @@ void stage_forward(const Stage<T>& args, const StageOutputs<T>& out, void* works
              plan.weights.most_taps, plan.group, scratch, table);
     };
     if (plan.wide) {
-      run(plan.shared ? forward_kernel<T, kWide<T>, true> : forward_kernel<T, kWide<T>, false>);
+      run(plan.shared ? forward_kernel<T, kVector<T>, true> : forward_kernel<T, kVector<T>, false>);
     } else {
       run(plan.shared ? forward_kernel<T, 1, true> : forward_kernel<T, 1, false>);
     }

@@ -4,242 +4,16 @@
 //   g_z the gradient behind the depthwise convolution, for the tile and for as far around it as windows reach,
 //   g   the gradient of the outputs of the tile, z what the pointwise convolution reads, computed again,
 // the last three of one stage after the other. The gradient of an output is made where it is read, once and near the
-// tile's border again (from the L2 cache): a · grad + b · (y - mean) + c. That of the input stays in registers until
-// all stages have added to it. For the gradients of the weights, warps take jobs: a column of taps, or a block of the
-// pointwise matrix, summed over the pixels of the tile. Each block adds to rows of its own in a workspace, which
-// merge_kernel adds up in their order.
-#include "cuda/stage_input.h"
+// tile's border again (from the L2 cache): by ops/bn_backward.h. That of the input stays in registers until
+// all stages have added to it. The gradients of the weights are jobs of single warps (cuda/stage_grad_weights.h). Each
+// block adds to rows of its own in a workspace, which merge_kernel adds up in their order.
+#include "cuda/stage_grad_weights.h"
 
 namespace fastnas::cuda {
 namespace {
 
-constexpr int kSplits = 2;                   // jobs that share the pixels of a tile, so that all warps have some
 constexpr int64_t kMostParts = 512;          // blocks with rows of their own
 constexpr int64_t kPartialBytes = 64 << 20;  // of all those rows, about
-
-/// Geometry of a launch. Channels are those of the inputs; a block works on up to a warp of vectors of them.
-struct Geometry {
-  Tiling tiling;
-  int channels, inner;  // inner: those that a block computes
-  int halo;             // output pixels around the tile that its inputs reach
-  int pair_lanes;       // lanes that take different blocks of the pointwise matrix
-  int most_taps;
-
-  int grad_rows, grad_columns;              // of g_z
-  int64_t grad_z, grad, exchanged, values;  // where in a block's memory these begin, and its end
-  int64_t row;  // of the partial sums of a stage: taps [taps, C], pointwise [C out, C in], Σ g and Σ g · x̂ [2, C]
-
-  void finish() {
-    grad_rows = tiling.rows + 2 * halo;
-    grad_columns = tiling.columns + 2 * halo;
-    grad_z = padded(int64_t(tiling.in_rows) * tiling.in_columns * inner);
-    grad = grad_z + padded(int64_t(grad_rows) * grad_columns * inner);
-    exchanged = grad + padded(int64_t(kRows) * tiling.strips * channels);
-    values = exchanged + padded(int64_t(kRows) * tiling.strips_at_once * channels);
-    row = int64_t(most_taps + channels + 2) * channels;
-  }
-};
-
-template <int W, typename A>
-__device__ __forceinline__ void add_to(A* target, const A (&values)[W], bool first) {
-  Vec<A, W> sum = {};
-  if (!first) sum = load<W>(target);
-#pragma unroll
-  for (int w = 0; w < W; ++w) sum.values[w] += values[w];
-  store(target, sum);
-}
-
-// --- gradient of the outputs -----------------------------------------------------------------------------------------
-
-/// W channels of the gradient of a pixel of output j.
-template <int W, typename T>
-__device__ __forceinline__ Vec<accumulate_t<T>, W> output_gradient(const StageGrads<T>& grads, int j, int64_t pixel,
-                                                                   int c, int channels) {
-  using A = accumulate_t<T>;
-  auto value = load_wide<W>(grads.grad[j] + pixel * grads.grad_stride[j] + c);
-  if (!grads.coefficients) return value;
-  const auto y = load_wide<W>(grads.y[j] + pixel * grads.y_stride[j] + c);
-  const A* const of_stage = grads.coefficients + j * 4 * channels + c;
-  const auto scale = load<W>(of_stage), slope = load<W>(of_stage + channels);
-  const auto mean = load<W>(of_stage + 2 * channels), offset = load<W>(of_stage + 3 * channels);
-#pragma unroll
-  for (int w = 0; w < W; ++w) {
-    value.values[w] =
-        scale.values[w] * value.values[w] + slope.values[w] * (y.values[w] - mean.values[w]) + offset.values[w];
-  }
-  return value;
-}
-
-/// Fills g_z [grad_rows, grad_columns, inner], zeros outside of the image, and g [kRows, strips, C].
-template <bool Shared, int W, typename T>
-__device__ __forceinline__ void fill_gradients(const StageGrads<T>& grads, const Geometry& geometry, const Place& at,
-                                               int j, int first, const accumulate_t<T>* matrix,
-                                               accumulate_t<T>* exchanged, accumulate_t<T>* grad_z,
-                                               accumulate_t<T>* grad) {
-  using A = accumulate_t<T>;
-  const Tiling& tiling = geometry.tiling;
-  const int channels = geometry.channels, inner = geometry.inner, strips = tiling.strips;
-  const int at_once = geometry.tiling.strips_at_once, lane = threadIdx.x % tiling.lanes,
-            slot = threadIdx.x / tiling.lanes;
-  const int pixels = geometry.grad_rows * geometry.grad_columns;
-  const int quarter = (pixels + kRows - 1) / kRows;
-  for (int base = 0; base < quarter; base += at_once) {
-    unsigned in_image = 0;                                        // a bit for each row
-#pragma unroll(Shared && sizeof(A) == sizeof(float) ? kRows : 1)  // else registers would not do
-    for (int r = 0; r < kRows; ++r) {
-      const int p = r * quarter + base + slot;
-      const int row = p / geometry.grad_columns - geometry.halo, column = p % geometry.grad_columns - geometry.halo;
-      const int64_t y = at.top + row, x = at.left + column;
-      const bool inside =
-          base + slot < quarter && p < pixels && y >= 0 && y < tiling.height && x >= 0 && x < tiling.width;
-      in_image |= unsigned(inside) << r;
-      const bool own = base + slot < quarter && row >= 0 && row < tiling.rows && column >= 0 && column < tiling.columns;
-      const int64_t pixel = (at.image * tiling.height + y) * tiling.width + x;
-      const int64_t mine = (row % kRows * strips + row / kRows * tiling.columns + column) * int64_t(channels);
-      for (int c = lane * W; c < channels; c += tiling.lanes * W) {
-        Vec<A, W> value = {};
-        if (inside) value = output_gradient<W>(grads, j, pixel, c, channels);
-        store(exchanged + (r * at_once + slot) * channels + c, value);
-        if (own) store(grad + mine + c, value);
-      }
-    }
-    __syncwarp();
-    if (lane * W < inner && first + lane * W < channels) {
-      A sum[kRows][W];
-      pointwise(exchanged + slot * channels, int64_t(at_once) * channels, matrix + first + lane * W, channels, sum);
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) {
-        const int p = r * quarter + base + slot;
-        if (base + slot >= quarter || p >= pixels) continue;
-#pragma unroll
-        for (int w = 0; w < W; ++w) sum[r][w] = in_image >> r & 1 ? sum[r][w] : A(0);
-        store_values(grad_z + int64_t(p) * inner + lane * W, sum[r]);
-      }
-    }
-    __syncwarp();
-  }
-}
-
-// --- gradient of the input -------------------------------------------------------------------------------------------
-
-/// Adds what flows back through a stage of stride 2 to a strip of input pixels at (row, column) of the tile.
-template <int W, typename A>
-__device__ __forceinline__ void scatter_back(const A* grad_z, const Geometry& geometry, int row, int column,
-                                             const A* taps, int kernel, int dilation, A (&sum)[kRows][W]) {
-  const int padding = padding_of(kernel, dilation), line = geometry.grad_columns * geometry.inner;
-#pragma unroll 1
-  for (int tap = 0; tap < kernel * kernel; ++tap) {
-    const int x = column + padding - tap % kernel * dilation, y = row + padding - tap / kernel * dilation;
-    if (x & 1) continue;  // another output column's
-    const auto weight = load<W>(taps + tap * geometry.channels);
-    const A* const of_column = grad_z + (x / 2 + geometry.halo) * geometry.inner;
-#pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if ((y + r) & 1) continue;
-      const auto value = load<W>(of_column + ((y + r) / 2 + geometry.halo) * line);
-#pragma unroll
-      for (int w = 0; w < W; ++w) sum[r][w] += weight.values[w] * value.values[w];
-    }
-  }
-}
-
-// --- gradients of the weights, by one warp ---------------------------------------------------------------------------
-
-/// What such a job reads: the block's memory.
-template <typename A>
-struct Tiles {
-  const A *x, *grad_z, *grad, *z;
-};
-
-/// Column kx of the gradient of the taps, over every kSplits-th set of strips. K = 0: any geometry.
-template <int K, int D, int S, int W, typename A>
-__device__ __forceinline__ void taps_job(const Tiles<A>& tiles, const Geometry& geometry, const Place& at, int width,
-                                         int kernel, int dilation, int kx, int split, A* target, bool begin) {
-  const Tiling& tiling = geometry.tiling;
-  const int lanes = tiling.lanes, inner = geometry.inner, strips = tiling.strips;
-  const int lane = threadIdx.x % lanes, sets = kWarp / lanes;
-  const int inset = tiling.padding - padding_of(kernel, dilation);
-  const int line = tiling.in_columns * inner, grad_line = geometry.grad_columns * inner;
-  const bool wanted = lane * W < width;
-  constexpr int kTaps = K ? K : 1;
-  for (int ky = 0; ky < (K ? 1 : kernel); ++ky) {
-    A sum[kTaps][W] = {};
-    for (int s = split * sets + threadIdx.x % kWarp / lanes; s < strips && wanted; s += kSplits * sets) {
-      const int rows = rows_in_image(tiling, at, s, strips);
-      if (rows == 0) continue;
-      const int row = s / tiling.columns * kRows, column = s % tiling.columns;
-      const A* const own =
-          tiles.grad_z + (row + geometry.halo) * grad_line + (column + geometry.halo) * inner + lane * W;
-      const A* const window = tiles.x + (row * tiling.stride + inset + ky * dilation) * line +
-                              (column * tiling.stride + inset + kx * dilation) * inner + lane * W;
-      Vec<A, W> g[kRows];
-#pragma unroll
-      for (int r = 0; r < kRows; ++r) g[r] = load<W>(own + r * grad_line);
-      if constexpr (K > 0) {
-#pragma unroll
-        for (int i = 0; i <= (kRows - 1) * S + (K - 1) * D; ++i) {
-          const auto value = load<W>(window + i * line);
-#pragma unroll
-          for (int r = 0; r < kRows; ++r) {
-#pragma unroll
-            for (int k = 0; k < K; ++k) {
-              if (r * S + k * D != i || r >= rows) continue;  // beyond the image, 0 · NaN would be NaN
-#pragma unroll
-              for (int w = 0; w < W; ++w) sum[k][w] += g[r].values[w] * value.values[w];
-            }
-          }
-        }
-      } else {
-#pragma unroll
-        for (int r = 0; r < kRows; ++r) {
-          if (r >= rows) continue;
-          const auto value = load<W>(window + r * tiling.stride * line);
-#pragma unroll
-          for (int w = 0; w < W; ++w) sum[0][w] += g[r].values[w] * value.values[w];
-        }
-      }
-    }
-#pragma unroll
-    for (int k = 0; k < kTaps; ++k) {
-#pragma unroll
-      for (int w = 0; w < W; ++w) sum[k][w] = sum_over_strips(sum[k][w], lanes);
-      if (wanted && int(threadIdx.x) % kWarp < lanes) {
-        add_to(target + ((ky + k) * kernel + kx) * geometry.channels + lane * W, sum[k], begin);
-      }
-    }
-  }
-}
-
-/// Blocks W × W of the gradient of the pointwise matrix, as many as there are pair_lanes, over every kSplits-th set of
-/// pixels.
-template <int W, typename A>
-__device__ __forceinline__ void matrix_job(const Tiles<A>& tiles, const Geometry& geometry, int width, int job,
-                                           int split, A* target, bool begin) {
-  const int lanes = geometry.pair_lanes, sets = kWarp / lanes, pixels = kRows * geometry.tiling.strips;
-  const int columns = width / W, pair = job * lanes + threadIdx.x % lanes;  // of the matrix, in vectors
-  const bool wanted = pair < geometry.channels / W * columns;
-  const int output = wanted ? pair / columns * W : 0, input = wanted ? pair % columns * W : 0;
-  A sum[W][W] = {};
-  for (int p = split * sets + threadIdx.x % kWarp / lanes; p < pixels && wanted; p += kSplits * sets) {
-    const auto g = load<W>(tiles.grad + int64_t(p) * geometry.channels + output);
-    const auto z = load<W>(tiles.z + int64_t(p) * geometry.inner + input);
-#pragma unroll
-    for (int a = 0; a < W; ++a) {
-#pragma unroll
-      for (int b = 0; b < W; ++b) sum[a][b] += g.values[a] * z.values[b];
-    }
-  }
-#pragma unroll
-  for (int a = 0; a < W; ++a) {
-#pragma unroll
-    for (int b = 0; b < W; ++b) sum[a][b] = sum_over_strips(sum[a][b], lanes);
-    if (wanted && int(threadIdx.x) % kWarp < lanes) {
-      add_to(target + int64_t(output + a) * geometry.channels + input, sum[a], begin);
-    }
-  }
-}
-
-// --- the kernel ------------------------------------------------------------------------------------------------------
 
 // blockIdx.x strides over tiles, blockIdx.y counts inputs where stages have their own, blockIdx.z vectors of channels.
 // partial [gridDim.x, kSplits, J, row].
@@ -247,7 +21,7 @@ template <typename T, int W, bool Shared>
 __global__ void __launch_bounds__(kBlockThreads, 2)
     grad_kernel(const __grid_constant__ Stage<T> args, const __grid_constant__ StageGrads<T> grads,
                 const __grid_constant__ Geometry geometry, const accumulate_t<T>* __restrict__ weights,
-                accumulate_t<T>* scratch, accumulate_t<T>* partial, bool sums) {
+                accumulate_t<T>* scratch, accumulate_t<T>* partial, bool with_sums) {
   using A = accumulate_t<T>;
   const Tiling& tiling = geometry.tiling;
   const int channels = geometry.channels, lanes = tiling.lanes, inner = geometry.inner, strips = tiling.strips;
@@ -331,7 +105,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
     }
 
     // Where the input was not positive, nothing flows back.
-    A totals[2][W] = {};  // Σ g, Σ g · x̂
+    A totals[2][W] = {};  // sum_dy, sum_dy_xhat
     const int64_t y = at.top * tiling.stride + in_row, in_x = at.left * tiling.stride + in_column;
     if (active && in_row < tiling.rows * tiling.stride && in_x < args.width) {
       T* const target = grads.grad_x[input] + ((at.image * args.height + y) * args.width + in_x) * channels + first + c;
@@ -348,7 +122,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
         store_narrow(target + r * args.width * channels, sum[r]);
       }
     }
-    if (!sums) continue;
+    if (!with_sums) continue;
     __syncthreads();  // nobody reads z any more: [warps, 2, inner]
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
@@ -375,7 +149,7 @@ template <typename T>
 __global__ void __launch_bounds__(kWarp* kMergeSlots)
     merge_kernel(const __grid_constant__ Stage<T> args, const __grid_constant__ StageGrads<T> grads,
                  const accumulate_t<T>* __restrict__ partial, int64_t parts, int64_t row, int most_taps,
-                 accumulate_t<T>* __restrict__ sums) {
+                 accumulate_t<T>* __restrict__ bn_sums) {
   using A = accumulate_t<T>;
   __shared__ double slots[kMergeSlots][kWarp];
   const int lane = threadIdx.x % kWarp, slot = threadIdx.x / kWarp;
@@ -388,8 +162,8 @@ __global__ void __launch_bounds__(kWarp* kMergeSlots)
       target = grads.grad_depthwise[j] + c * taps + at;
     } else if (at >= most_taps && at < most_taps + channels) {
       target = grads.grad_pointwise[j] + i - most_taps * channels;
-    } else if (at >= most_taps + channels && i < row && sums && j < inputs) {
-      target = sums + j * 2 * channels + i - (most_taps + channels) * channels;
+    } else if (at >= most_taps + channels && i < row && bn_sums && j < inputs) {
+      target = bn_sums + j * 2 * channels + i - (most_taps + channels) * channels;
     }
     double sum = 0;
     if (target) {
@@ -410,7 +184,7 @@ __global__ void __launch_bounds__(kWarp* kMergeSlots)
 
 // What the launch needs to know beyond the arguments.
 template <typename T>
-struct Plan {
+struct LaunchPlan {
   using A = accumulate_t<T>;
 
   Stage<T> args;
@@ -420,14 +194,14 @@ struct Plan {
   dim3 grid;
   int64_t prepared, scratch, partial;  // bytes of the workspace
 
-  Plan(const Stage<T>& given, const StageGrads<T>& grads) : args(within_reach(given)), wide(wide_inputs(args)) {
-    wide = wide && aligned16(grads.coefficients);
+  LaunchPlan(const Stage<T>& given, const StageGrads<T>& grads) : args(within_reach(given)), wide(wide_inputs(args)) {
+    wide = wide && aligned16(grads.bn_coeffs);
     for (int j = 0; j < args.stages; ++j) {
       wide = wide && wide_at(grads.grad[j], grads.grad_stride[j]);
-      wide = wide && (!grads.coefficients || wide_at(grads.y[j], grads.y_stride[j]));
+      wide = wide && (!grads.bn_coeffs || wide_at(grads.y[j], grads.y_stride[j]));
     }
     weights = weights_of(args, false);
-    int64_t bytes = lay_out(wide ? kWide<T> : 1);
+    int64_t bytes = lay_out(wide ? kVector<T> : 1);
     if (wide && bytes > kMaxSharedBytes) {  // of single channels a block has fewer, and there are more blocks
       wide = false;
       bytes = lay_out(1);
@@ -468,15 +242,15 @@ struct Plan {
 
 template <typename T>
 int64_t stage_grad_workspace(const Stage<T>& args, const StageGrads<T>& grads) {
-  const Plan<T> plan(args, grads);
+  const LaunchPlan<T> plan(args, grads);
   return plan.prepared + plan.scratch + plan.partial;
 }
 
 template <typename T>
-void stage_grad(const Stage<T>& args, const StageGrads<T>& grads, void* workspace, accumulate_t<T>* sums,
+void stage_grad(const Stage<T>& args, const StageGrads<T>& grads, void* workspace, accumulate_t<T>* bn_sums,
                 CUstream_st* stream) {
   using A = accumulate_t<T>;
-  const Plan<T> plan(args, grads);
+  const LaunchPlan<T> plan(args, grads);
   char* const begin = static_cast<char*>(workspace);
   A* const prepared = reinterpret_cast<A*>(begin);
   A* const scratch = reinterpret_cast<A*>(begin + plan.prepared);
@@ -486,14 +260,16 @@ void stage_grad(const Stage<T>& args, const StageGrads<T>& grads, void* workspac
     prepare_weights("stage_grad_prepare", plan.weights, prepared, stream);
     const auto run = [&](auto kernel) {
       launch("stage_grad", kernel, plan.grid, geometry.tiling.threads, plan.shared ? geometry.values * sizeof(A) : 0,
-             stream, plan.args, grads, geometry, prepared, scratch, partial, sums != nullptr);
+             stream, plan.args, grads, geometry, prepared, scratch, partial, bn_sums != nullptr);
     };
-    run(plan.wide ? grad_kernel<T, kWide<T>, true> : plan.shared ? grad_kernel<T, 1, true> : grad_kernel<T, 1, false>);
+    run(plan.wide     ? grad_kernel<T, kVector<T>, true>
+        : plan.shared ? grad_kernel<T, 1, true>
+                      : grad_kernel<T, 1, false>);
   }
   const int64_t blocks = ceil_div(geometry.row, kWarp);
   launch("stage_grad_merge", merge_kernel<T>, dim3(static_cast<unsigned>(blocks < 4096 ? blocks : 4096), args.stages),
          kWarp * kMergeSlots, 0, stream, plan.args, grads, partial, int64_t(plan.grid.x) * kSplits, geometry.row,
-         geometry.most_taps, sums);
+         geometry.most_taps, bn_sums);
 }
 
 #define INSTANTIATE(T)                                                          \

@@ -68,10 +68,10 @@ SeparableWeights<accumulate_t<T>> weights_of(const Stage<T>& args, bool transpos
   return result;
 }
 
-/// Whether channels can be read kWide<T> at a time.
+/// Whether channels can be read kVector<T> at a time.
 template <typename T>
 bool wide_inputs(const Stage<T>& args) {
-  bool wide = args.channels % kWide<T> == 0 && aligned16(args.mean) && aligned16(args.rstd);
+  bool wide = args.channels % kVector<T> == 0 && aligned16(args.mean) && aligned16(args.rstd);
   for (int i = 0; i < args.inputs(); ++i) wide = wide && wide_at(args.x[i], args.x_stride[i]);
   return wide;
 }

@@ -1,10 +1,10 @@
 // Mean and variance of channels: those of a thread, and of a block's threads.
 //
 // A thread sums deviations from its own first value. The rows of a block are merged in pairs, the blocks by
-// `moments.h`.
+// `batch_stats.h`.
 #pragma once
 
-#include "cuda/moments.h"
+#include "cuda/batch_stats.h"
 #include "cuda/pixels.h"
 
 namespace fastnas::cuda {

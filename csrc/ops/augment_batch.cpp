@@ -12,12 +12,14 @@ namespace {
 
 constexpr auto kOp = "fastnas::augment_batch";
 
+// --- checks ----------------------------------------------------------------------------------------------------------
+
 void check(const Tensor& images, const Tensor& table, const std::optional<Tensor>& index,
            const std::optional<Tensor>& draws, int64_t padding, int64_t cutout) {
   STD_TORCH_CHECK(images.dim() == 4 && images.scalar_type() == ScalarType::Byte, kOp,
                   ": images must be uint8 [N, H, W, C], got shape ", shape_of(images),
                   images.scalar_type() == ScalarType::Byte ? "" : " of another dtype");
-  STD_TORCH_CHECK(is_stored(images, Order::row_major), kOp, ": images ", shape_of(images),
+  STD_TORCH_CHECK(has_memory_format(images, MemoryFormat::contiguous), kOp, ": images ", shape_of(images),
                   " must be contiguous: a copy of the whole set for each batch would be slow");
   STD_TORCH_CHECK(images.size(1) * images.size(2) * images.size(3) <= std::numeric_limits<int32_t>::max(), kOp,
                   ": images ", shape_of(images), " hold more than 2³¹ - 1 values each");
@@ -45,17 +47,48 @@ void check(const Tensor& images, const Tensor& table, const std::optional<Tensor
   }
 }
 
-template <typename Run>
-Tensor augment_batch(const Tensor& images, const Tensor& table, const std::optional<Tensor>& index,
-                     const std::optional<Tensor>& draws, int64_t padding, int64_t cutout, const Run& run) {
+// --- kernels ---------------------------------------------------------------------------------------------------------
+
+// Threads are worth their start from about this many values.
+constexpr int64_t kGrain = 1 << 19;
+
+struct Cpu : OnCpu {
+  using OnCpu::OnCpu;
+
+  template <typename T>
+  void forward(const AugmentBatch<T>& args, T* result) const {
+    for (int64_t b = 0; args.index && b < args.count; ++b) {
+      STD_TORCH_CHECK(args.index[b] >= 0 && args.index[b] < args.set, kOp, ": index[", b, "] is ", args.index[b],
+                      ", but there are ", args.set, " images");
+    }
+    const int64_t values = std::max<int64_t>(1, args.height * args.width * args.channels);
+    torch::stable::parallel_for(0, args.count, std::max<int64_t>(1, kGrain / values), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(augment_batch, args, result, first, last);
+    });
+  }
+};
+
+struct Cuda : OnCuda {
+  using OnCuda::OnCuda;
+
+  template <typename T>
+  void forward(const AugmentBatch<T>& args, T* result) const {
+    cuda::augment_batch(args, result, stream());
+  }
+};
+
+// --- operator --------------------------------------------------------------------------------------------------------
+
+template <typename Backend>
+Tensor forward(const Tensor& images, const Tensor& table, std::optional<Tensor> index, std::optional<Tensor> draws,
+               int64_t padding, int64_t cutout) {
   check(images, table, index, draws, padding, cutout);
-  const Tensor dense_table = stored(table, Order::row_major);
-  std::optional<Tensor> dense_index, dense_draws;
-  if (index) dense_index = stored(*index, Order::row_major);
-  if (draws) dense_draws = stored(*draws, Order::row_major);
+  const Backend backend(images);
+  const Tensor dense_table = as_contiguous(table);
+  const std::optional<Tensor> dense_index = as_contiguous(index), dense_draws = as_contiguous(draws);
   const int64_t count = index ? index->size(0) : images.size(0);
   const int64_t H = images.size(1), W = images.size(2), C = images.size(3);
-  Tensor result = empty(images, {count, C, H, W}, Order::channels_last, table.scalar_type());
+  Tensor result = empty(images, {count, C, H, W}, MemoryFormat::channels_last, table.scalar_type());
   THO_DISPATCH_V2(table.scalar_type(), kOp, AT_WRAP([&] {
                     AugmentBatch<scalar_t> args{};
                     args.images = images.const_data_ptr<uint8_t>();
@@ -69,47 +102,18 @@ Tensor augment_batch(const Tensor& images, const Tensor& table, const std::optio
                     args.channels = C;
                     args.padding = padding;
                     args.cutout = cutout;
-                    run(args, result.mutable_data_ptr<scalar_t>());
+                    backend.forward(args, result.mutable_data_ptr<scalar_t>());
                   }),
                   FASTNAS_FLOATING_TYPES);
   return result;
 }
 
-// Threads are worth their start from about this many values.
-constexpr int64_t kGrain = 1 << 19;
-
-Tensor augment_batch_cpu(const Tensor& images, const Tensor& table, std::optional<Tensor> index,
-                         std::optional<Tensor> draws, int64_t padding, int64_t cutout) {
-  return augment_batch(images, table, index, draws, padding, cutout, [](const auto& args, auto* result) {
-    for (int64_t b = 0; args.index && b < args.count; ++b) {
-      STD_TORCH_CHECK(args.index[b] >= 0 && args.index[b] < args.set, kOp, ": index[", b, "] is ", args.index[b],
-                      ", but there are ", args.set, " images");
-    }
-    const int64_t values = std::max<int64_t>(1, args.height * args.width * args.channels);
-    torch::stable::parallel_for(0, args.count, std::max<int64_t>(1, kGrain / values), [&](int64_t first, int64_t last) {
-      FASTNAS_CPU_CALL(augment_batch, args, result, first, last);
-    });
-  });
-}
-
-#ifdef FASTNAS_CUDA
-Tensor augment_batch_cuda(const Tensor& images, const Tensor& table, std::optional<Tensor> index,
-                          std::optional<Tensor> draws, int64_t padding, int64_t cutout) {
-  const DeviceScope device(images);
-  return augment_batch(images, table, index, draws, padding, cutout,
-                       [&](const auto& args, auto* result) { cuda::augment_batch(args, result, device.stream()); });
-}
-#endif
-
 }  // namespace
-}  // namespace fastnas
 
-FASTNAS_OPERATORS(m) {
+FASTNAS_SCHEMAS(m) {
   m.def("augment_batch(Tensor images, Tensor table, Tensor? index, Tensor? draws, int padding, int cutout) -> Tensor");
 }
 
-FASTNAS_OPERATORS_CPU(m) { m.impl("augment_batch", TORCH_BOX(&fastnas::augment_batch_cpu)); }
+FASTNAS_IMPLEMENTATIONS(m, Backend) { m.impl("augment_batch", TORCH_BOX(&forward<Backend>)); }
 
-#ifdef FASTNAS_CUDA
-FASTNAS_OPERATORS_CUDA(m) { m.impl("augment_batch", TORCH_BOX(&fastnas::augment_batch_cuda)); }
-#endif
+}  // namespace fastnas

@@ -1,47 +1,96 @@
-// Where operators are registered, and what their CUDA side needs to know of torch.
+// How an operator is registered, and what its two devices need to know of torch.
 //
-//   FASTNAS_OPERATORS(m) { m.def(…); }       schemas
-//   FASTNAS_OPERATORS_CPU(m) { m.impl(…); }
-//   FASTNAS_OPERATORS_CUDA(m) { m.impl(…); } within #ifdef FASTNAS_CUDA
+// An operator's file has a `struct Cpu : OnCpu` and a `struct Cuda : OnCuda`, each with a function for every kernel,
+// and function templates that check, allocate and hand over to one of the two:
 //
-// Under FASTNAS_EMULATE (tests/cuda_emulation) the CUDA side serves tensors of the CPU, as operators of another
-// namespace beside the package's own.
+//   FASTNAS_SCHEMAS(m) { m.def("pool(Tensor x, …) -> …"); }
+//   FASTNAS_IMPLEMENTATIONS(m, Backend) { m.impl("pool", TORCH_BOX(&pool<Backend>)); }
+//
+// The second is compiled with Cpu and, in a CUDA build, with Cuda. Under FASTNAS_EMULATE (tests/cuda_emulation) Cuda
+// serves tensors of the CPU, as operators of another namespace beside the package's own.
 #pragma once
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdint>
+
+#include "ops/layout.h"
+
 struct CUstream_st;
 
+#define FASTNAS_IMPLEMENTATIONS(m, Backend)                       \
+  template <typename Backend>                                     \
+  static void implement(torch::stable::detail::StableLibrary& m); \
+  FASTNAS_REGISTER_BACKENDS                                       \
+  template <typename Backend>                                     \
+  static void implement(torch::stable::detail::StableLibrary& m)
+
+// FASTNAS_WITHOUT_KERNELS(m, CPU) { m.impl(…); }: of functions that are the same with and without kernels.
 #ifdef FASTNAS_EMULATE
-#define FASTNAS_OPERATORS(m) STABLE_TORCH_LIBRARY_FRAGMENT(fastnas_emulated, m)
-#define FASTNAS_OPERATORS_CPU(m) [[maybe_unused]] static void not_emulated(torch::stable::detail::StableLibrary& m)
-#define FASTNAS_OPERATORS_CUDA(m) STABLE_TORCH_LIBRARY_IMPL(fastnas_emulated, CPU, m)
+#define FASTNAS_SCHEMAS(m) STABLE_TORCH_LIBRARY_FRAGMENT(fastnas_emulated, m)
+#define FASTNAS_REGISTER_BACKENDS \
+  STABLE_TORCH_LIBRARY_IMPL(fastnas_emulated, CPU, m) { implement<Cuda>(m); }
+#define FASTNAS_WITHOUT_KERNELS(m, key) \
+  [[maybe_unused]] static void not_emulated_##key(torch::stable::detail::StableLibrary& m)
 #else
-#define FASTNAS_OPERATORS(m) STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m)
-#define FASTNAS_OPERATORS_CPU(m) STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m)
-#define FASTNAS_OPERATORS_CUDA(m) STABLE_TORCH_LIBRARY_IMPL(fastnas, CUDA, m)
+#define FASTNAS_SCHEMAS(m) STABLE_TORCH_LIBRARY_FRAGMENT(fastnas, m)
+#define FASTNAS_WITHOUT_KERNELS(m, key) STABLE_TORCH_LIBRARY_IMPL(fastnas, key, m)
+#ifdef FASTNAS_CUDA
+#define FASTNAS_REGISTER_BACKENDS                                   \
+  STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) { implement<Cpu>(m); } \
+  STABLE_TORCH_LIBRARY_IMPL(fastnas, CUDA, m) { implement<Cuda>(m); }
+#else
+#define FASTNAS_REGISTER_BACKENDS \
+  STABLE_TORCH_LIBRARY_IMPL(fastnas, CPU, m) { implement<Cpu>(m); }
+#endif
 #endif
 
 namespace fastnas {
 
-/// Makes the device of a tensor the current one for a scope, and knows torch's current stream there.
-class DeviceScope {
+/// Uninitialised memory that a kernel works in, on the device of `like`.
+class Workspace {
  public:
-#ifdef FASTNAS_EMULATE
-  explicit DeviceScope(const torch::stable::Tensor&) {}
-  CUstream_st* stream() const { return nullptr; }
-#else
-  explicit DeviceScope(const torch::stable::Tensor& t) : index_(t.get_device_index()), guard_(index_) {}
-  CUstream_st* stream() const {
-    return static_cast<CUstream_st*>(torch::stable::accelerator::getCurrentStream(index_).nativeHandle());
+  /// boundary: in bytes, of the address; 0 for what the device's allocator gives, which CUDA kernels can use.
+  Workspace(const Tensor& like, int64_t bytes, int64_t boundary = 0)
+      : memory_(empty(like, {(bytes + 3) / 4 + boundary / 4}, MemoryFormat::contiguous, ScalarType::Float)),
+        boundary_(boundary > 0 ? static_cast<uintptr_t>(boundary) : 1) {}
+
+  void* data() const {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.data_ptr());
+    return reinterpret_cast<void*>((address + boundary_ - 1) / boundary_ * boundary_);
   }
 
  private:
-  torch::stable::accelerator::DeviceIndex index_;
-  torch::stable::accelerator::DeviceGuard guard_;
+  Tensor memory_;
+  uintptr_t boundary_;
+};
+
+/// A call on a CPU.
+struct OnCpu {
+  const Tensor& like;
+
+  explicit OnCpu(const Tensor& like) : like(like) {}
+  Workspace workspace(int64_t bytes) const { return Workspace(like, bytes, 64); }
+};
+
+/// A call on the device of `like`, which is the current one as long as this lives.
+struct OnCuda {
+  const Tensor& like;
+#ifdef FASTNAS_EMULATE
+  explicit OnCuda(const Tensor& like) : like(like) {}
+  CUstream_st* stream() const { return nullptr; }
+#else
+  torch::stable::accelerator::DeviceIndex index;
+  torch::stable::accelerator::DeviceGuard guard;
+
+  explicit OnCuda(const Tensor& like) : like(like), index(like.get_device_index()), guard(index) {}
+  CUstream_st* stream() const {
+    return static_cast<CUstream_st*>(torch::stable::accelerator::getCurrentStream(index).nativeHandle());
+  }
 #endif
+  Workspace workspace(int64_t bytes) const { return Workspace(like, bytes); }
 };
 
 }  // namespace fastnas

@@ -14,10 +14,13 @@ namespace fastnas {
 
 using torch::headeronly::ScalarType;
 
-/// The dtype of weights, statistics and their gradients for activations of type `stored`; see accumulate_t.
-inline ScalarType accumulate_dtype(ScalarType stored) {
-  return stored == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+/// The dtype of weights, statistics and their gradients for images of this dtype; see accumulate_t.
+inline ScalarType acc_dtype(ScalarType images) {
+  return images == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
+
+/// The same, for messages.
+inline const char* acc_dtype_name(ScalarType images) { return images == ScalarType::Double ? "float64" : "float32"; }
 
 /// Bytes of an element of a type that operators take; 0 for any other.
 inline int64_t element_size(ScalarType dtype) {

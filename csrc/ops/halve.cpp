@@ -3,29 +3,33 @@
 #include <algorithm>
 
 #include "ops/backend.h"
+#include "ops/checks.h"
 #include "ops/layout.h"
 
 namespace fastnas {
 namespace {
 
-constexpr auto kForward = "fastnas::halve";
-constexpr auto kBackward = "fastnas::halve_grad";
+// --- checks ----------------------------------------------------------------------------------------------------------
+
+Sizes halved(const Tensor& x, int64_t seen) {
+  return {x.size(0), x.size(1) - seen, (x.size(2) + 1) / 2, (x.size(3) + 1) / 2};
+}
 
 void check(const char* op, const Tensor& x, int64_t seen) {
   STD_TORCH_CHECK(x.dim() == 4, op, ": x must be [N, C, H, W], got shape ", shape_of(x));
   STD_TORCH_CHECK(seen >= 0 && seen <= x.size(1), op, ": seen is ", seen, ", expected 0 to ", x.size(1),
                   ", the channels of x");
-  STD_TORCH_CHECK(element_size(x.scalar_type()) > 0, op, ": x must be float16, bfloat16, float32 or float64");
+  check_floating(op, "x", x.scalar_type());
 }
 
-void check_images(const char* name, const Tensor& t, const Tensor& x, const Sizes& expected) {
-  STD_TORCH_CHECK(sizes_of(t) == expected && t.scalar_type() == x.scalar_type() && t.device() == x.device(), kBackward,
-                  ": ", name, " has shape ", shape_of(t), ", expected [", expected[0], ", ", expected[1], ", ",
-                  expected[2], ", ", expected[3], "] in dtype and device of x");
-}
-
-Sizes halved(const Tensor& x, int64_t seen) {
-  return {x.size(0), x.size(1) - seen, (x.size(2) + 1) / 2, (x.size(3) + 1) / 2};
+void check_grads(const char* op, const Tensor& grad, const Tensor& x, const Tensor& seen_grad) {
+  STD_TORCH_CHECK(seen_grad.dim() == 4, op, ": seen_grad must be [N, S, H, W], got shape ", shape_of(seen_grad));
+  const int64_t seen = seen_grad.size(1);
+  check(op, x, seen);
+  check_sizes(op, {"grad"}, grad, halved(x, seen));
+  check_sizes(op, {"seen_grad"}, seen_grad, {x.size(0), seen, x.size(2), x.size(3)});
+  check_like(op, {"grad"}, grad, "x", x);
+  check_like(op, {"seen_grad"}, seen_grad, "x", x);
 }
 
 template <typename T>
@@ -33,91 +37,93 @@ Halve<T> arguments(const Tensor& x, int64_t seen) {
   return {x.const_data_ptr<T>() + seen, pixel_stride(x), x.size(0), x.size(1) - seen, x.size(2), x.size(3)};
 }
 
-template <typename Run>
-Tensor forward(const Tensor& x, int64_t seen, const Run& run) {
-  check(kForward, x, seen);
-  const Tensor images = pixels(x);
-  Tensor result = empty(x, halved(x, seen), Order::channels_last, x.scalar_type());
-  THO_DISPATCH_V2(x.scalar_type(), kForward,
-                  AT_WRAP([&] { run(arguments<scalar_t>(images, seen), result.mutable_data_ptr<scalar_t>()); }),
+// --- kernels ---------------------------------------------------------------------------------------------------------
+
+struct Cpu : OnCpu {
+  using OnCpu::OnCpu;
+
+  /// Rows that are worth the start of a thread.
+  template <typename T>
+  static int64_t grain(const Halve<T>& args) {
+    return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, 4 * args.columns() * args.channels));
+  }
+
+  template <typename T>
+  void forward(const Halve<T>& args, T* result) const {
+    torch::stable::parallel_for(0, args.images * args.rows(), grain(args), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(halve, args, result, first, last);
+    });
+  }
+
+  template <typename T>
+  void backward(const Halve<T>& args, const HalveGrad<T>& grad, T* result) const {
+    torch::stable::parallel_for(0, args.images * args.rows(), grain(args), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(halve_grad, args, grad, result, first, last);
+    });
+  }
+};
+
+struct Cuda : OnCuda {
+  using OnCuda::OnCuda;
+
+  template <typename T>
+  void forward(const Halve<T>& args, T* result) const {
+    cuda::halve(args, result, stream());
+  }
+
+  template <typename T>
+  void backward(const Halve<T>& args, const HalveGrad<T>& grad, T* result) const {
+    cuda::halve_grad(args, grad, result, stream());
+  }
+};
+
+// --- operators -------------------------------------------------------------------------------------------------------
+
+template <typename Backend>
+Tensor forward(const Tensor& x, int64_t seen) {
+  constexpr auto op = "fastnas::halve";
+  check(op, x, seen);
+  const Backend backend(x);
+  const Tensor images = as_nhwc(x);
+  Tensor result = empty(x, halved(x, seen), MemoryFormat::channels_last, x.scalar_type());
+  THO_DISPATCH_V2(x.scalar_type(), op, AT_WRAP([&] {
+                    backend.forward(arguments<scalar_t>(images, seen), result.mutable_data_ptr<scalar_t>());
+                  }),
                   FASTNAS_FLOATING_TYPES);
   return result;
 }
 
-template <typename Run>
-Tensor gradient(const Tensor& grad, const Tensor& x, const Tensor& seen_grad, const Run& run) {
-  STD_TORCH_CHECK(seen_grad.dim() == 4, kBackward, ": seen_grad must be [N, S, H, W], got shape ", shape_of(seen_grad));
+template <typename Backend>
+Tensor backward(const Tensor& grad, const Tensor& x, const Tensor& seen_grad) {
+  constexpr auto op = "fastnas::halve_grad";
+  check_grads(op, grad, x, seen_grad);
+  const Backend backend(x);
   const int64_t seen = seen_grad.size(1);
-  check(kBackward, x, seen);
-  check_images("grad", grad, x, halved(x, seen));
-  check_images("seen_grad", seen_grad, x, {x.size(0), seen, x.size(2), x.size(3)});
-  const Tensor images = pixels(x), grads = pixels(grad), seen_grads = pixels(seen_grad);
-  Tensor result = empty(x, sizes_of(x), Order::channels_last, x.scalar_type());
-  THO_DISPATCH_V2(x.scalar_type(), kBackward, AT_WRAP([&] {
+  const Tensor images = as_nhwc(x), grads = as_nhwc(grad), seen_grads = as_nhwc(seen_grad);
+  Tensor result = empty(x, sizes_of(x), MemoryFormat::channels_last, x.scalar_type());
+  THO_DISPATCH_V2(x.scalar_type(), op, AT_WRAP([&] {
                     HalveGrad<scalar_t> parts{};
                     parts.grad = grads.const_data_ptr<scalar_t>();
                     parts.grad_stride = pixel_stride(grads);
                     parts.seen = seen_grads.const_data_ptr<scalar_t>();
                     parts.seen_stride = pixel_stride(seen_grads);
                     parts.seen_channels = seen;
-                    run(arguments<scalar_t>(images, seen), parts, result.mutable_data_ptr<scalar_t>());
+                    backend.backward(arguments<scalar_t>(images, seen), parts, result.mutable_data_ptr<scalar_t>());
                   }),
                   FASTNAS_FLOATING_TYPES);
   return result;
 }
 
-/// Rows that are worth the start of a thread.
-template <typename T>
-int64_t grain(const Halve<T>& args) {
-  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, 4 * args.columns() * args.channels));
-}
-
-Tensor forward_cpu(const Tensor& x, int64_t seen) {
-  return forward(x, seen, [](const auto& args, auto* result) {
-    torch::stable::parallel_for(0, args.images * args.rows(), grain(args), [&](int64_t first, int64_t last) {
-      FASTNAS_CPU_CALL(halve, args, result, first, last);
-    });
-  });
-}
-
-Tensor grad_cpu(const Tensor& grad, const Tensor& x, const Tensor& seen_grad) {
-  return gradient(grad, x, seen_grad, [](const auto& args, const auto& parts, auto* result) {
-    torch::stable::parallel_for(0, args.images * args.rows(), grain(args), [&](int64_t first, int64_t last) {
-      FASTNAS_CPU_CALL(halve_grad, args, parts, result, first, last);
-    });
-  });
-}
-
-#ifdef FASTNAS_CUDA
-Tensor forward_cuda(const Tensor& x, int64_t seen) {
-  const DeviceScope device(x);
-  return forward(x, seen, [&](const auto& args, auto* result) { cuda::halve(args, result, device.stream()); });
-}
-
-Tensor grad_cuda(const Tensor& grad, const Tensor& x, const Tensor& seen_grad) {
-  const DeviceScope device(x);
-  return gradient(grad, x, seen_grad, [&](const auto& args, const auto& parts, auto* result) {
-    cuda::halve_grad(args, parts, result, device.stream());
-  });
-}
-#endif
-
 }  // namespace
-}  // namespace fastnas
 
-FASTNAS_OPERATORS(m) {
+FASTNAS_SCHEMAS(m) {
   m.def("halve(Tensor x, int seen) -> Tensor");
   m.def("halve_grad(Tensor grad, Tensor x, Tensor seen_grad) -> Tensor");
 }
 
-FASTNAS_OPERATORS_CPU(m) {
-  m.impl("halve", TORCH_BOX(&fastnas::forward_cpu));
-  m.impl("halve_grad", TORCH_BOX(&fastnas::grad_cpu));
+FASTNAS_IMPLEMENTATIONS(m, Backend) {
+  m.impl("halve", TORCH_BOX(&forward<Backend>));
+  m.impl("halve_grad", TORCH_BOX(&backward<Backend>));
 }
 
-#ifdef FASTNAS_CUDA
-FASTNAS_OPERATORS_CUDA(m) {
-  m.impl("halve", TORCH_BOX(&fastnas::forward_cuda));
-  m.impl("halve_grad", TORCH_BOX(&fastnas::grad_cuda));
-}
-#endif
+}  // namespace fastnas

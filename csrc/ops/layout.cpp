@@ -5,20 +5,21 @@
 namespace fastnas {
 namespace {
 
+// Uninitialised channels-last images of the dtype and device of `like`, in memory of the caching allocator: what
+// operators such as node_sum_into write into.
 Tensor empty_images(const Tensor& like, Sizes size) {
   STD_TORCH_CHECK(size.size() == 4, "fastnas::empty_images: size has ", size.size(), " entries, expected [N, C, H, W]");
-  return empty(like, size, Order::channels_last, like.scalar_type());
+  return empty(like, size, MemoryFormat::channels_last, like.scalar_type());
 }
 
 }  // namespace
-}  // namespace fastnas
 
-// Uninitialised channels-last images of the dtype and device of `like`, in memory that is kept for the next step: what
-// operators such as node_sum_into write into.
-FASTNAS_OPERATORS(m) { m.def("empty_images(Tensor like, int[] size) -> Tensor"); }
+FASTNAS_SCHEMAS(m) { m.def("empty_images(Tensor like, int[] size) -> Tensor"); }
 
-FASTNAS_OPERATORS_CPU(m) { m.impl("empty_images", TORCH_BOX(&fastnas::empty_images)); }
+FASTNAS_WITHOUT_KERNELS(m, CPU) { m.impl("empty_images", TORCH_BOX(&empty_images)); }
 
-#if defined(FASTNAS_CUDA) && !defined(FASTNAS_EMULATE)  // it runs no kernel that could be compared
-FASTNAS_OPERATORS_CUDA(m) { m.impl("empty_images", TORCH_BOX(&fastnas::empty_images)); }
+#ifdef FASTNAS_CUDA
+FASTNAS_WITHOUT_KERNELS(m, CUDA) { m.impl("empty_images", TORCH_BOX(&empty_images)); }
 #endif
+
+}  // namespace fastnas

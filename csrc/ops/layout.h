@@ -1,14 +1,15 @@
-// Memory orders and allocation for the torch side of the operators.
+// Memory formats and allocation for the torch side of the operators.
 //
-// Kernels see flat memory, so all tensors of one call are brought into one order. That order is taken from the first
-// input: channels-last where its last four dimensions are stored so, row-major otherwise. Tensors that are stored
-// differently (slices, transposes) are copied.
+// Kernels see flat memory, so all tensors of one call are brought into one format. It is that of the first input:
+// channels-last where its last four dimensions are, contiguous otherwise. Tensors of any other (slices, transposes) are
+// copied.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,18 +19,35 @@
 namespace fastnas {
 
 using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
 using Sizes = std::vector<int64_t>;
 
-enum class Order { row_major, channels_last };
+enum class MemoryFormat { contiguous, channels_last };
 
 inline Sizes sizes_of(const Tensor& t) { return Sizes(t.sizes().begin(), t.sizes().end()); }
 
+inline bool has_sizes(const Tensor& t, const Sizes& expected) {
+  if (t.dim() != static_cast<int64_t>(expected.size())) return false;
+  for (int64_t d = 0; d < t.dim(); ++d) {
+    if (t.size(d) != expected[d]) return false;
+  }
+  return true;
+}
+
+/// "[2, 16, 32, 32]", for messages.
+inline std::string shape_of(const Sizes& sizes) {
+  std::string text = "[";
+  for (size_t d = 0; d < sizes.size(); ++d) text += (d ? ", " : "") + std::to_string(sizes[d]);
+  return text + "]";
+}
+inline std::string shape_of(const Tensor& t) { return shape_of(sizes_of(t)); }
+
 /// Strides of a dense tensor of these sizes; channels-last orders the last four dimensions as N, H, W, C.
-inline Sizes dense_strides(const Sizes& sizes, Order order) {
+inline Sizes dense_strides(const Sizes& sizes, MemoryFormat format) {
   const int64_t dims = static_cast<int64_t>(sizes.size());
   std::vector<int64_t> slowest_first(dims);
   for (int64_t d = 0; d < dims; ++d) slowest_first[d] = d;
-  if (order == Order::channels_last) {
+  if (format == MemoryFormat::channels_last) {
     slowest_first[dims - 3] = dims - 2;
     slowest_first[dims - 2] = dims - 1;
     slowest_first[dims - 1] = dims - 3;
@@ -43,32 +61,32 @@ inline Sizes dense_strides(const Sizes& sizes, Order order) {
   return strides;
 }
 
-/// Whether `t` is dense and stored in this order. A dimension of one element may have any stride.
-inline bool is_stored(const Tensor& t, Order order) {
+/// Whether `t` is dense and of this format. A dimension of one element may have any stride.
+inline bool has_memory_format(const Tensor& t, MemoryFormat format) {
   if (t.numel() == 0) return true;
-  const Sizes dense = dense_strides(sizes_of(t), order);
+  const Sizes dense = dense_strides(sizes_of(t), format);
   for (int64_t d = 0; d < t.dim(); ++d) {
     if (t.size(d) > 1 && t.stride(d) != dense[d]) return false;
   }
   return true;
 }
 
-/// The order to use for a call whose first input is `t`.
-inline Order order_of(const Tensor& t, int64_t leading_dims) {
-  const bool image = t.dim() - leading_dims == 4;
-  return image && !is_stored(t, Order::row_major) && is_stored(t, Order::channels_last) ? Order::channels_last
-                                                                                        : Order::row_major;
+/// The format of a call whose first input is `t`, with so many dimensions before those of an image.
+inline MemoryFormat memory_format_of(const Tensor& t, int64_t leading_dims) {
+  const bool image = t.dim() - leading_dims == 4 && !has_memory_format(t, MemoryFormat::contiguous) &&
+                     has_memory_format(t, MemoryFormat::channels_last);
+  return image ? MemoryFormat::channels_last : MemoryFormat::contiguous;
 }
 
-/// From this size on, memory of CPU tensors is kept for the next step (cpu/memory.h).
-constexpr int64_t kKeptBytes = 64 << 10;
+/// From this size on, memory of CPU tensors comes from the caching allocator (cpu/memory.h).
+constexpr int64_t kCachedBytes = 64 << 10;
 
 /// Uninitialised, on the device of `like`.
-inline Tensor empty(const Tensor& like, const Sizes& sizes, Order order, torch::headeronly::ScalarType dtype) {
-  const Sizes strides = dense_strides(sizes, order);
+inline Tensor empty(const Tensor& like, const Sizes& sizes, MemoryFormat format, ScalarType dtype) {
+  const Sizes strides = dense_strides(sizes, format);
   int64_t bytes = element_size(dtype);
   for (int64_t size : sizes) bytes *= size;
-  if (like.device().is_cpu() && bytes >= kKeptBytes) {
+  if (like.device().is_cpu() && bytes >= kCachedBytes) {
     return torch::stable::from_blob(cpu::allocate(bytes), sizes, strides, like.device(), dtype,
                                     [](void* block) { cpu::recycle(block); });
   }
@@ -82,12 +100,22 @@ inline Tensor empty(const Tensor& like, const Sizes& sizes, Order order, torch::
   return Tensor(handle);
 }
 
-/// `t` itself where it is stored in this order, otherwise a copy that is.
-inline Tensor stored(const Tensor& t, Order order) {
-  if (is_stored(t, order)) return t;
-  Tensor copy = empty(t, sizes_of(t), order, t.scalar_type());
+/// `t` itself where it has this format, otherwise a copy that does.
+inline Tensor to_memory_format(const Tensor& t, MemoryFormat format) {
+  if (has_memory_format(t, format)) return t;
+  Tensor copy = empty(t, sizes_of(t), format, t.scalar_type());
   torch::stable::copy_(copy, t);
   return copy;
+}
+inline Tensors to_memory_format(const Tensors& tensors, MemoryFormat format) {
+  Tensors result;
+  for (const Tensor& t : tensors) result.push_back(to_memory_format(t, format));
+  return result;
+}
+
+inline Tensor as_contiguous(const Tensor& t) { return to_memory_format(t, MemoryFormat::contiguous); }
+inline std::optional<Tensor> as_contiguous(const std::optional<Tensor>& t) {
+  return t ? std::optional(as_contiguous(*t)) : std::nullopt;
 }
 
 // --- images [N, C, H, W] whose pixels are vectors of channels ---
@@ -104,7 +132,7 @@ inline int64_t pixel_stride(const Tensor& t) {
 }
 
 /// Whether `t` [N, C, H, W] can be read in place.
-inline bool is_pixels(const Tensor& t) {
+inline bool is_nhwc(const Tensor& t) {
   if (t.numel() == 0) return true;
   const int64_t stride = pixel_stride(t), width = t.size(3), height = t.size(2);
   return stride >= t.size(1) && (t.size(1) == 1 || t.stride(1) == 1) &&
@@ -112,13 +140,14 @@ inline bool is_pixels(const Tensor& t) {
 }
 
 /// `t` [N, C, H, W] itself where it can be read in place, otherwise a channels-last copy.
-inline Tensor pixels(const Tensor& t) { return is_pixels(t) ? t : stored(t, Order::channels_last); }
-
-/// "[2, 16, 32, 32]", for messages.
-inline std::string shape_of(const Tensor& t) {
-  std::string text = "[";
-  for (int64_t d = 0; d < t.dim(); ++d) text += (d ? ", " : "") + std::to_string(t.size(d));
-  return text + "]";
+inline Tensor as_nhwc(const Tensor& t) { return is_nhwc(t) ? t : to_memory_format(t, MemoryFormat::channels_last); }
+inline Tensors as_nhwc(const Tensors& tensors) {
+  Tensors result;
+  for (const Tensor& t : tensors) result.push_back(as_nhwc(t));
+  return result;
 }
+
+/// Pixels along a side of an output, of `size` along that of the input: one for every `stride`-th.
+inline int64_t strided_size(int64_t size, int64_t stride) { return (size + stride - 1) / stride; }
 
 }  // namespace fastnas

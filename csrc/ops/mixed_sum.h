@@ -1,7 +1,7 @@
 // mixed_sum: result[p] = Σ_k weights[p, k] · outputs[k][p]. What the CPU and the CUDA kernels both obey.
 //
-// Nothing here knows torch: pointers are dense, and one memory order (row-major or channels-last) holds for all of
-// them, so a kernel sees flat runs of N elements.
+// Nothing here knows torch: pointers are dense, and all have one memory format (contiguous or channels-last),
+// so a kernel sees flat runs of N elements.
 #pragma once
 
 #include <cstdint>

@@ -2,8 +2,9 @@
 // them. What the CPU kernels and the torch side both obey.
 //
 // Nothing here knows torch. Images lie pixel after pixel, each a run of channels; with partial channels (g groups) the
-// result's channel i·g + q is channel i of group q, and group 0 is the sum of the candidates. What bypasses a node that
-// has a `previous` one is the channels of that from C on, and all that bypassed it: its groups from 1 on.
+// result's channel i·g + q is channel i of group q, and group 0 is the sum of the candidates. In a cell the node
+// before, prev_node, can stand for the bypass of every earlier state: its channels from C on bypass this node, and so
+// does what bypassed it, its groups from 1 on.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +40,7 @@ template <typename T>
 struct NodeSum {
   NodePixels<T> candidates[kMaxNodeInputs];  // y_k, C channels
   NodePixels<T> bypass[kMaxNodeInputs];      // R channels
-  NodePixels<T> previous;                    // g·C channels; no data: there is none. Unused by the gradients
+  NodePixels<T> prev_node;                   // g·C channels; no data: there is none. Unused by the gradients
   const accumulate_t<T>* mean;               // [K, P, C]
   const accumulate_t<T>* rstd;               // [K, P, C]
   const accumulate_t<T>* weights;            // [P, K]; unused by node_sum_grad
@@ -51,22 +52,22 @@ struct NodeSum {
 
 template <typename T>
 struct NodeSumGrads {
-  const accumulate_t<T>* sums;      // [C], Σ G
-  const accumulate_t<T>* dots;      // [K, C], Σ G ŷ_k
-  bool normalized[kMaxNodeInputs];  // statistics are those of the batch: they, too, depend on y_k
-  T* candidates[kMaxNodeInputs];    // [N, H·W, C]
+  const accumulate_t<T>* sum_dy;       // [C], of group 0 of the gradient, which all candidates share
+  const accumulate_t<T>* sum_dy_xhat;  // [K, C], of it and the normalised candidate; see ops/bn_backward.h
+  bool normalized[kMaxNodeInputs];     // statistics are those of the batch: they, too, depend on y_k
+  T* candidates[kMaxNodeInputs];       // [N, H·W, C]
 };
 
 template <typename T>
 struct BypassGrad {
-  NodePixels<T> processed;                // C channels; no data: zeros
+  NodePixels<T> seen_grad;                // C channels, those that the candidates see; no data: zeros
   NodePixels<T> grads[kMaxNodeInputs];    // g·C channels, shuffled
   NodePixels<T> addends[kMaxNodeInputs];  // g·C channels
   const accumulate_t<T>* weights;         // [grads]
-  T* own;  // [N, H·W, C], group 0 of the result; only where it is that of a previous node
+  T* grad_group0;                         // [N, H·W, C], of the result; only with of_prev_node
   int64_t grad_count;
   int64_t addend_count;
-  bool previous;  // the result is the gradient of a `previous` node, shuffled itself: what bypassed it passes on
+  bool of_prev_node;  // the result is the gradient of a prev_node, shuffled itself: what bypassed it bypasses on
   NodeShape shape;
 };
 
@@ -77,12 +78,13 @@ FASTNAS_CPU_VARIANTS(
     // a tile of a candidate.
     template <typename T>
     void node_sum_forward(const NodeSum<T>& args, T* result, int64_t stride, int64_t first, int64_t last);
-    // grad: g·C channels; processed [N, H·W, C] is not written if g is 1. Images first..last of N; image i writes
-    // partial[i, :]: Σ G [C], Σ G (y_k - μ_k) [K, C], Σ G_rest · bypass_e [E].
-    template <typename T> void node_sum_grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* processed,
+    // grad: g·C channels; its group 0 goes to grad_group0 [N, H·W, C], which is not written if g is 1. Images
+    // first..last of N; image i writes partial[i, :]: sum_dy [C], Σ dy (y_k - mean_k) [K, C], Σ of the other groups ·
+    // bypass_e [E].
+    template <typename T> void node_sum_grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* grad_group0,
                                              double* partial, int64_t first, int64_t last);
-    // processed: C channels; items first..last of N · tiles.
-    template <typename T> void node_sum_grad_candidates(const NodeSum<T>& args, const NodePixels<T>& processed,
+    // grad_group0: C channels; items first..last of N · tiles.
+    template <typename T> void node_sum_grad_candidates(const NodeSum<T>& args, const NodePixels<T>& grad_group0,
                                                         const NodeSumGrads<T>& grads, int64_t first, int64_t last);
     // result [N, H·W, g·C]; items first..last of N · tiles.
     template <typename T> void bypass_grad(const BypassGrad<T>& args, T* result, int64_t first, int64_t last);)
@@ -99,15 +101,16 @@ void node_sum_forward(const NodeSum<T>& args, T* result, int64_t stride, CUstrea
 /// Pixels that one row of `partial` covers.
 inline int64_t node_sum_chunk(int64_t channels) { return channels < 8192 ? 8192 / channels : 1; }
 
-/// processed [N, H·W, C] is not written if g is 1; partial [ceil(N·H·W / node_sum_chunk(C)), C + K·C + E] is scratch;
-/// sums [C], dots [K, C], bypass_dots [E].
+/// grad_group0 [N, H·W, C] is not written if g is 1; partial [ceil(N·H·W / node_sum_chunk(C)), C + K·C + E] is scratch;
+/// sum_dy [C], sum_dy_xhat [K, C], grad_bypass_weights [E].
 template <typename T>
-void node_sum_grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* processed, accumulate_t<T>* partial,
-                   accumulate_t<T>* sums, accumulate_t<T>* dots, accumulate_t<T>* bypass_dots, CUstream_st* stream);
+void node_sum_grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* grad_group0, accumulate_t<T>* partial,
+                   accumulate_t<T>* sum_dy, accumulate_t<T>* sum_dy_xhat, accumulate_t<T>* grad_bypass_weights,
+                   CUstream_st* stream);
 
-/// processed: C channels.
+/// grad_group0: C channels.
 template <typename T>
-void node_sum_grad_candidates(const NodeSum<T>& args, const NodePixels<T>& processed, const NodeSumGrads<T>& grads,
+void node_sum_grad_candidates(const NodeSum<T>& args, const NodePixels<T>& grad_group0, const NodeSumGrads<T>& grads,
                               CUstream_st* stream);
 
 /// result [N, H·W, g·C].

@@ -6,43 +6,52 @@
 namespace fastnas {
 namespace {
 
-template <typename Run>
-Tensor philox(const Tensor& positions, int64_t key, int64_t stream, const Run& run) {
+// --- checks ----------------------------------------------------------------------------------------------------------
+
+void check(const Tensor& positions) {
   STD_TORCH_CHECK(positions.dim() == 1 && positions.scalar_type() == ScalarType::Long,
                   "fastnas::philox: positions must be int64 [n], got shape ", shape_of(positions),
                   positions.scalar_type() == ScalarType::Long ? "" : " of another dtype");
-  const Tensor p = stored(positions, Order::row_major);
-  Tensor words = empty(positions, {positions.size(0), 4}, Order::row_major, ScalarType::Long);
-  run(Philox{p.const_data_ptr<int64_t>(), positions.size(0), key, stream}, words.mutable_data_ptr<int64_t>());
-  return words;
 }
+
+// --- kernels ---------------------------------------------------------------------------------------------------------
 
 // Threads are worth their start from about this many positions.
 constexpr int64_t kGrain = 1 << 16;
 
-Tensor philox_cpu(const Tensor& positions, int64_t key, int64_t stream) {
-  return philox(positions, key, stream, [](const Philox& args, int64_t* words) {
+struct Cpu : OnCpu {
+  using OnCpu::OnCpu;
+
+  void forward(const Philox& args, int64_t* words) const {
     torch::stable::parallel_for(0, args.count, kGrain, [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(philox, args, words, first, last);
     });
-  });
-}
+  }
+};
 
-#ifdef FASTNAS_CUDA
-Tensor philox_cuda(const Tensor& positions, int64_t key, int64_t stream) {
-  const DeviceScope device(positions);
-  return philox(positions, key, stream,
-                [&](const Philox& args, int64_t* words) { cuda::philox(args, words, device.stream()); });
+struct Cuda : OnCuda {
+  using OnCuda::OnCuda;
+
+  void forward(const Philox& args, int64_t* words) const { cuda::philox(args, words, stream()); }
+};
+
+// --- operator --------------------------------------------------------------------------------------------------------
+
+template <typename Backend>
+Tensor forward(const Tensor& positions, int64_t key, int64_t stream) {
+  check(positions);
+  const Backend backend(positions);
+  const Tensor dense = as_contiguous(positions);
+  Tensor words = empty(positions, {positions.size(0), 4}, MemoryFormat::contiguous, ScalarType::Long);
+  backend.forward(Philox{dense.const_data_ptr<int64_t>(), positions.size(0), key, stream},
+                  words.mutable_data_ptr<int64_t>());
+  return words;
 }
-#endif
 
 }  // namespace
+
+FASTNAS_SCHEMAS(m) { m.def("philox(Tensor positions, int key, int stream) -> Tensor"); }
+
+FASTNAS_IMPLEMENTATIONS(m, Backend) { m.impl("philox", TORCH_BOX(&forward<Backend>)); }
+
 }  // namespace fastnas
-
-FASTNAS_OPERATORS(m) { m.def("philox(Tensor positions, int key, int stream) -> Tensor"); }
-
-FASTNAS_OPERATORS_CPU(m) { m.impl("philox", TORCH_BOX(&fastnas::philox_cpu)); }
-
-#ifdef FASTNAS_CUDA
-FASTNAS_OPERATORS_CUDA(m) { m.impl("philox", TORCH_BOX(&fastnas::philox_cuda)); }
-#endif

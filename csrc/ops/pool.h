@@ -40,9 +40,9 @@ struct PoolGrad {
   PoolImages<T> x;                         // [N, H, W, C]
   PoolImages<T> grads[kMaxPoolGrads];      // each [N, H', W', C]
   int64_t grad_count;                      // G
-  const accumulate_t<T>* scales;           // [2, G, C], of the average and of the maximum
-  PoolImages<T> outputs[2];                // average and maximum, each [N, H', W', C]; read with corrections only
-  const accumulate_t<T>* corrections;      // [2, 3, C] of slope, mean, offset, or null
+  const accumulate_t<T>* scales;           // [2, G, C] of each gradient, for the average and for the maximum
+  PoolImages<T> outputs[2];                // average and maximum, each [N, H', W', C]; read with bn_coeffs only
+  const accumulate_t<T>* bn_coeffs;        // [2, 3, C]: all but the scale, see ops/bn_backward.h; or null
   const accumulate_t<T>* skip;             // [G, C], or null
   PoolImages<T> addends[kMaxPoolAddends];  // each [N, H, W, C]
   int64_t addend_count;
@@ -63,7 +63,7 @@ namespace fastnas::cuda {
 // All pointers are device memory. Asynchronous on `stream`; errors of a launch throw std::runtime_error. No atomics:
 // the same bits every time.
 
-/// Rows of 1 + 4·C numbers that pool_forward needs for the statistics of one individual, at most.
+/// Rows of 1 + 4·C values that pool_forward needs for the statistics of one individual, at most.
 int64_t pool_forward_blocks(const PoolShape& shape, int64_t images);
 
 /// `images` of each individual. average, maximum [N, H', W', C] dense. table [P, pool_forward_blocks, 1 + 4·C] is

@@ -6,11 +6,14 @@
 #include <tuple>
 
 #include "ops/backend.h"
+#include "ops/checks.h"
 #include "ops/layout.h"
 #include "ops/statistics.h"
 
 namespace fastnas {
 namespace {
+
+// --- checks ----------------------------------------------------------------------------------------------------------
 
 struct Shape {
   int64_t images = 0, channels = 0, height = 0, width = 0;  // of x [N, Cin, H, W]
@@ -20,16 +23,11 @@ struct Shape {
   Sizes output() const { return {images, outputs, output_height, output_width}; }
 };
 
-void check_count(const char* op, const char* name, size_t count) {
-  STD_TORCH_CHECK(count >= 1 && count <= static_cast<size_t>(kMaxParts), op, ": ", name, " must hold 1 to ", kMaxParts,
-                  " tensors, got ", count);
-}
-
-Shape check(const char* op, const std::vector<Tensor>& inputs, const std::vector<Tensor>& weights,
-            const std::vector<int64_t>& offsets, int64_t stride) {
-  check_count(op, "inputs", inputs.size());
-  check_count(op, "weights", weights.size());
-  STD_TORCH_CHECK(stride == 1 || stride == 2, op, ": stride is ", stride, ", expected 1 or 2");
+Shape check(const char* op, const Tensors& inputs, const Tensors& weights, const std::vector<int64_t>& offsets,
+            int64_t stride) {
+  check_count(op, "inputs", inputs.size(), 1, kMaxParts);
+  check_count(op, "weights", weights.size(), 1, kMaxParts);
+  check_stride(op, stride);
   STD_TORCH_CHECK(offsets.size() == weights.size(), op, ": there are ", offsets.size(), " offsets for ", weights.size(),
                   " weights, expected one for each");
   const Tensor& first = inputs[0];
@@ -40,24 +38,19 @@ Shape check(const char* op, const std::vector<Tensor>& inputs, const std::vector
     STD_TORCH_CHECK(x.size(0) == first.size(0) && x.size(2) == first.size(2) && x.size(3) == first.size(3), op,
                     ": inputs[", i, "] has shape ", shape_of(x), ", inputs[0] ", shape_of(first),
                     "; they may differ in their channels only");
-    STD_TORCH_CHECK(x.scalar_type() == first.scalar_type() && x.device() == first.device(), op, ": inputs[", i,
-                    "] and inputs[0] must have one dtype and one device");
+    check_like(op, nth("inputs", i), x, "inputs[0]", first);
     shape.channels += x.size(1);
   }
   shape.images = first.size(0);
   shape.height = first.size(2);
   shape.width = first.size(3);
-  shape.output_height = (shape.height + stride - 1) / stride;
-  shape.output_width = (shape.width + stride - 1) / stride;
+  shape.output_height = strided_size(shape.height, stride);
+  shape.output_width = strided_size(shape.width, stride);
   for (size_t m = 0; m < weights.size(); ++m) {
     const Tensor& w = weights[m];
     STD_TORCH_CHECK(w.dim() == 2 && w.size(1) == shape.channels, op, ": weights[", m, "] has shape ", shape_of(w),
                     ", expected [O, ", shape.channels, "] for the channels of all inputs");
-    STD_TORCH_CHECK(
-        w.scalar_type() == accumulate_dtype(first.scalar_type()), op, ": weights[", m, "] must be ",
-        first.scalar_type() == ScalarType::Double ? "float64 for float64" : "float32 for float32, bfloat16 and float16",
-        " inputs");
-    STD_TORCH_CHECK(w.device() == first.device(), op, ": weights[", m, "] and inputs[0] must be on one device");
+    check_acc_dtype(op, nth("weights", m), w, "the inputs", first);
     STD_TORCH_CHECK(offsets[m] == 0 || (offsets[m] == 1 && stride == 2), op, ": offsets[", m, "] is ", offsets[m],
                     stride == 2 ? ", expected 0 or 1" : ", expected 0 for stride 1");
     shape.outputs += w.size(0);
@@ -65,16 +58,28 @@ Shape check(const char* op, const std::vector<Tensor>& inputs, const std::vector
   return shape;
 }
 
-std::vector<Tensor> all_pixels(const std::vector<Tensor>& tensors) {
-  std::vector<Tensor> result;
-  for (const Tensor& t : tensors) result.push_back(pixels(t));
-  return result;
-}
-
-std::vector<Tensor> all_dense(const std::vector<Tensor>& tensors) {
-  std::vector<Tensor> result;
-  for (const Tensor& t : tensors) result.push_back(stored(t, Order::row_major));
-  return result;
+// `grads`, `output` and `bn_coeffs` fit the gradient of an output of this shape.
+void check_grads(const char* op, const Shape& shape, const Tensors& grads, const std::optional<Tensor>& output,
+                 const std::optional<Tensor>& bn_coeffs, const Tensor& like) {
+  check_count(op, "grads", grads.size(), 1, kMaxParts);
+  int64_t channels = 0;
+  for (size_t n = 0; n < grads.size(); ++n) {
+    const Tensor& g = grads[n];
+    STD_TORCH_CHECK(g.dim() == 4 && g.size(0) == shape.images && g.size(2) == shape.output_height &&
+                        g.size(3) == shape.output_width,
+                    op, ": grads[", n, "] has shape ", shape_of(g), ", expected [", shape.images, ", C, ",
+                    shape.output_height, ", ", shape.output_width, "]");
+    check_like(op, nth("grads", n), g, "the inputs", like);
+    channels += g.size(1);
+  }
+  STD_TORCH_CHECK(channels == shape.outputs, op, ": grads have ", channels, " channels together, expected the ",
+                  shape.outputs, " rows of all weights");
+  STD_TORCH_CHECK(output.has_value() == bn_coeffs.has_value(), op,
+                  ": output and bn_coeffs must be given together, or neither");
+  if (!bn_coeffs) return;
+  check_table(op, {"bn_coeffs"}, *bn_coeffs, {4, shape.outputs}, "the inputs", like);
+  check_sizes(op, {"output"}, *output, shape.output());
+  check_like(op, {"output"}, *output, "the inputs", like);
 }
 
 template <typename T>
@@ -85,9 +90,8 @@ void set_part(Parts<T>& parts, const Tensor& t, T* data) {
 }
 
 template <typename T>
-std::unique_ptr<Preprocess<T>> arguments(const Shape& shape, const std::vector<Tensor>& inputs,
-                                         const std::vector<Tensor>& weights, const std::vector<int64_t>& offsets,
-                                         int64_t stride) {
+std::unique_ptr<Preprocess<T>> arguments(const Shape& shape, const Tensors& inputs, const Tensors& weights,
+                                         const std::vector<int64_t>& offsets, int64_t stride) {
   auto args = std::make_unique<Preprocess<T>>();
   for (const Tensor& x : inputs) set_part(args->states, x, x.const_data_ptr<T>());
   int64_t outputs = 0;
@@ -110,10 +114,10 @@ std::unique_ptr<Preprocess<T>> arguments(const Shape& shape, const std::vector<T
   return args;
 }
 
-// --- backends --------------------------------------------------------------------------------------------------------
+// --- kernels ---------------------------------------------------------------------------------------------------------
 
-struct Cpu {
-  explicit Cpu(const Tensor&) {}
+struct Cpu : OnCpu {
+  using OnCpu::OnCpu;
 
   // Threads are worth their start from about this many multiplications.
   template <typename T>
@@ -124,8 +128,8 @@ struct Cpu {
 
   template <typename T, typename A>
   void forward(const Preprocess<T>& args, int64_t individuals, T* output, A* mean, A* variance) const {
-    std::vector<double> moments(mean ? args.images * 2 * args.outputs : 0);
-    double* table = mean ? moments.data() : nullptr;
+    std::vector<double> stats(mean ? args.images * 2 * args.outputs : 0);
+    double* table = mean ? stats.data() : nullptr;
     torch::stable::parallel_for(0, args.images, grain(args, args.images), [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(preprocess_forward, args, output, table, first, last);
     });
@@ -136,7 +140,7 @@ struct Cpu {
   }
 
   template <typename T, typename A>
-  void grad(const Preprocess<T>& args, const PreprocessGrad<T>& grad, const std::vector<A*>& grad_weights) const {
+  void backward(const Preprocess<T>& args, const PreprocessGrad<T>& grad, const std::vector<A*>& grad_weights) const {
     const int64_t chunks = std::min(kPreprocessChunks, args.images), size = args.outputs * args.channels;
     const std::unique_ptr<void, void (*)(void*)> memory(cpu::allocate(chunks * size * sizeof(A)), cpu::recycle);
     A* const partial = static_cast<A*>(memory.get());
@@ -150,52 +154,46 @@ struct Cpu {
   }
 };
 
-#ifdef FASTNAS_CUDA
-struct Cuda {
-  const Tensor& like;
-  DeviceScope device;
-
-  explicit Cuda(const Tensor& like) : like(like), device(like) {}
+struct Cuda : OnCuda {
+  using OnCuda::OnCuda;
 
   template <typename T, typename A>
   void forward(const Preprocess<T>& args, int64_t individuals, T* output, A* mean, A* variance) const {
     std::optional<Tensor> table;
     if (mean) {
       const Sizes sizes{individuals, cuda::preprocess_forward_tiles(args, individuals), 1 + 2 * args.outputs};
-      table = empty(like, sizes, Order::row_major, ScalarType::Double);
+      table = empty(like, sizes, MemoryFormat::contiguous, ScalarType::Double);
     }
     cuda::preprocess_forward(args, individuals, output, table ? table->mutable_data_ptr<double>() : nullptr, mean,
-                             variance, device.stream());
+                             variance, stream());
   }
 
   template <typename T, typename A>
-  void grad(const Preprocess<T>& args, const PreprocessGrad<T>& grad, const std::vector<A*>& grad_weights) const {
+  void backward(const Preprocess<T>& args, const PreprocessGrad<T>& grad, const std::vector<A*>& grad_weights) const {
     cuda::PreprocessWeightGrads<T> results{};
     std::copy(grad_weights.begin(), grad_weights.end(), results.weights);
     const Sizes sizes{cuda::preprocess_grad_chunks(args), args.outputs, args.channels};
-    Tensor partial = empty(like, sizes, Order::row_major, accumulate_dtype(like.scalar_type()));
-    cuda::preprocess_grad(args, grad, partial.mutable_data_ptr<A>(), results, device.stream());
+    Tensor partial = empty(like, sizes, MemoryFormat::contiguous, acc_dtype(like.scalar_type()));
+    cuda::preprocess_grad(args, grad, partial.mutable_data_ptr<A>(), results, stream());
   }
 };
-#endif
 
-// --- forward ---------------------------------------------------------------------------------------------------------
+// --- operators -------------------------------------------------------------------------------------------------------
 
 template <typename Backend>
-std::tuple<Tensor, Tensor, Tensor> forward(std::vector<Tensor> inputs, std::vector<Tensor> weights,
-                                           std::vector<int64_t> offsets, int64_t stride, int64_t individuals,
-                                           bool statistics) {
+std::tuple<Tensor, Tensor, Tensor> forward(Tensors inputs, Tensors weights, std::vector<int64_t> offsets,
+                                           int64_t stride, int64_t individuals, bool statistics) {
   constexpr auto op = "fastnas::preprocess";
   const Shape shape = check(op, inputs, weights, offsets, stride);
   STD_TORCH_CHECK(individuals >= 1 && shape.images % individuals == 0, op, ": individuals is ", individuals,
                   ", expected a divisor of the ", shape.images, " images");
   const Backend backend(inputs[0]);
-  const std::vector<Tensor> x = all_pixels(inputs), w = all_dense(weights);
+  const Tensors x = as_nhwc(inputs), w = to_memory_format(weights, MemoryFormat::contiguous);
   const Tensor &like = inputs[0], &weight = weights[0];
-  Tensor output = empty(like, shape.output(), Order::channels_last, like.scalar_type());
+  Tensor output = empty(like, shape.output(), MemoryFormat::channels_last, like.scalar_type());
   const Sizes sizes = statistics ? Sizes{individuals, shape.outputs} : Sizes{0};
-  Tensor mean = empty(like, sizes, Order::row_major, weight.scalar_type());
-  Tensor variance = empty(like, sizes, Order::row_major, weight.scalar_type());
+  Tensor mean = empty(like, sizes, MemoryFormat::contiguous, weight.scalar_type());
+  Tensor variance = empty(like, sizes, MemoryFormat::contiguous, weight.scalar_type());
   THO_DISPATCH_V2(like.scalar_type(), op, AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
                     const auto args = arguments<scalar_t>(shape, x, w, offsets, stride);
@@ -207,60 +205,25 @@ std::tuple<Tensor, Tensor, Tensor> forward(std::vector<Tensor> inputs, std::vect
   return {output, mean, variance};
 }
 
-// --- gradient --------------------------------------------------------------------------------------------------------
-
-// `grads`, `output` and `coefficients` fit the gradient of an output of this shape.
-void check_grads(const char* op, const Shape& shape, const std::vector<Tensor>& grads,
-                 const std::optional<Tensor>& output, const std::optional<Tensor>& coefficients, const Tensor& like,
-                 const Tensor& weight) {
-  check_count(op, "grads", grads.size());
-  int64_t channels = 0;
-  for (size_t n = 0; n < grads.size(); ++n) {
-    const Tensor& g = grads[n];
-    STD_TORCH_CHECK(g.dim() == 4 && g.size(0) == shape.images && g.size(2) == shape.output_height &&
-                        g.size(3) == shape.output_width,
-                    op, ": grads[", n, "] has shape ", shape_of(g), ", expected [", shape.images, ", C, ",
-                    shape.output_height, ", ", shape.output_width, "]");
-    STD_TORCH_CHECK(g.scalar_type() == like.scalar_type() && g.device() == like.device(), op, ": grads[", n,
-                    "] must have the dtype and the device of the inputs");
-    channels += g.size(1);
-  }
-  STD_TORCH_CHECK(channels == shape.outputs, op, ": grads have ", channels, " channels together, expected the ",
-                  shape.outputs, " rows of all weights");
-  STD_TORCH_CHECK(output.has_value() == coefficients.has_value(), op,
-                  ": output and coefficients must be given together, or neither");
-  if (!coefficients) return;
-  STD_TORCH_CHECK(sizes_of(*coefficients) == Sizes({4, shape.outputs}), op, ": coefficients has shape ",
-                  shape_of(*coefficients), ", expected [4, ", shape.outputs, "]");
-  STD_TORCH_CHECK(coefficients->scalar_type() == weight.scalar_type() && coefficients->device() == like.device(), op,
-                  ": coefficients must have the dtype and the device of the weights");
-  STD_TORCH_CHECK(sizes_of(*output) == shape.output() && output->scalar_type() == like.scalar_type() &&
-                      output->device() == like.device(),
-                  op, ": output has shape ", shape_of(*output), ", expected that, the dtype and the device of ",
-                  "preprocess(inputs, weights): [", shape.images, ", ", shape.outputs, ", ", shape.output_height, ", ",
-                  shape.output_width, "]");
-}
-
 template <typename Backend>
-std::tuple<std::vector<Tensor>, std::vector<Tensor>> backward(std::vector<Tensor> grads, std::optional<Tensor> output,
-                                                              std::optional<Tensor> coefficients,
-                                                              std::vector<Tensor> inputs, std::vector<Tensor> weights,
-                                                              std::vector<int64_t> offsets, int64_t stride) {
+std::tuple<Tensors, Tensors> backward(Tensors grads, std::optional<Tensor> output, std::optional<Tensor> bn_coeffs,
+                                      Tensors inputs, Tensors weights, std::vector<int64_t> offsets, int64_t stride) {
   constexpr auto op = "fastnas::preprocess_grad";
   const Shape shape = check(op, inputs, weights, offsets, stride);
-  check_grads(op, shape, grads, output, coefficients, inputs[0], weights[0]);
+  check_grads(op, shape, grads, output, bn_coeffs, inputs[0]);
   const Backend backend(inputs[0]);
-  const std::vector<Tensor> x = all_pixels(inputs), w = all_dense(weights), g = all_pixels(grads);
-  std::optional<Tensor> dense_output, dense_coefficients;
-  if (coefficients) {
-    dense_output = stored(*output, Order::channels_last);
-    dense_coefficients = stored(*coefficients, Order::row_major);
+  const Tensors x = as_nhwc(inputs), w = to_memory_format(weights, MemoryFormat::contiguous), g = as_nhwc(grads);
+  std::optional<Tensor> dense_output, dense_coeffs;
+  if (bn_coeffs) {
+    dense_output = to_memory_format(*output, MemoryFormat::channels_last);
+    dense_coeffs = as_contiguous(*bn_coeffs);
   }
-  std::vector<Tensor> grad_inputs, grad_weights;
+  Tensors grad_inputs, grad_weights;
   for (const Tensor& t : inputs) {
-    grad_inputs.push_back(empty(t, sizes_of(t), Order::channels_last, t.scalar_type()));
+    grad_inputs.push_back(empty(t, sizes_of(t), MemoryFormat::channels_last, t.scalar_type()));
   }
-  for (const Tensor& t : weights) grad_weights.push_back(empty(t, sizes_of(t), Order::row_major, t.scalar_type()));
+  for (const Tensor& t : weights)
+    grad_weights.push_back(empty(t, sizes_of(t), MemoryFormat::contiguous, t.scalar_type()));
   THO_DISPATCH_V2(inputs[0].scalar_type(), op, AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
                     const auto args = arguments<scalar_t>(shape, x, w, offsets, stride);
@@ -269,38 +232,32 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> backward(std::vector<Tensor
                     for (const Tensor& t : grad_inputs) {
                       set_part(grad->grad_states, t, t.mutable_data_ptr<scalar_t>());
                     }
-                    if (coefficients) {
+                    if (bn_coeffs) {
                       grad->output = dense_output->const_data_ptr<scalar_t>();
-                      grad->coefficients = dense_coefficients->const_data_ptr<A>();
+                      grad->bn_coeffs = dense_coeffs->const_data_ptr<A>();
                     }
                     std::vector<A*> to;
                     for (const Tensor& t : grad_weights) to.push_back(t.mutable_data_ptr<A>());
-                    backend.grad(*args, *grad, to);
+                    backend.backward(*args, *grad, to);
                   }),
                   FASTNAS_FLOATING_TYPES);
   return {grad_inputs, grad_weights};
 }
 
 }  // namespace
-}  // namespace fastnas
 
-FASTNAS_OPERATORS(m) {
+FASTNAS_SCHEMAS(m) {
   m.def(
       "preprocess(Tensor[] inputs, Tensor[] weights, int[] offsets, int stride, int individuals, bool statistics) -> "
       "(Tensor output, Tensor mean, Tensor variance)");
   m.def(
-      "preprocess_grad(Tensor[] grads, Tensor? output, Tensor? coefficients, Tensor[] inputs, Tensor[] weights, "
+      "preprocess_grad(Tensor[] grads, Tensor? output, Tensor? bn_coeffs, Tensor[] inputs, Tensor[] weights, "
       "int[] offsets, int stride) -> (Tensor[] grad_inputs, Tensor[] grad_weights)");
 }
 
-FASTNAS_OPERATORS_CPU(m) {
-  m.impl("preprocess", TORCH_BOX(&fastnas::forward<fastnas::Cpu>));
-  m.impl("preprocess_grad", TORCH_BOX(&fastnas::backward<fastnas::Cpu>));
+FASTNAS_IMPLEMENTATIONS(m, Backend) {
+  m.impl("preprocess", TORCH_BOX(&forward<Backend>));
+  m.impl("preprocess_grad", TORCH_BOX(&backward<Backend>));
 }
 
-#ifdef FASTNAS_CUDA
-FASTNAS_OPERATORS_CUDA(m) {
-  m.impl("preprocess", TORCH_BOX(&fastnas::forward<fastnas::Cuda>));
-  m.impl("preprocess_grad", TORCH_BOX(&fastnas::backward<fastnas::Cuda>));
-}
-#endif
+}  // namespace fastnas

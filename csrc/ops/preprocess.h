@@ -51,10 +51,10 @@ struct Preprocess {
 
 template <typename T>
 struct PreprocessGrad {
-  Parts<const T> grads;                 // `outputs` channels in all
-  const T* output;                      // [N, output_height, output_width, outputs]; null without coefficients
-  const accumulate_t<T>* coefficients;  // [4, outputs] = (a, b, mean, c), or null
-  Parts<T> grad_states;                 // dense
+  Parts<const T> grads;              // `outputs` channels in all
+  const T* output;                   // [N, output_height, output_width, outputs]; null without bn_coeffs
+  const accumulate_t<T>* bn_coeffs;  // [4, outputs], see ops/bn_backward.h; or null
+  Parts<T> grad_states;              // dense
 };
 
 /// The gradient of the weights is summed over at most so many chunks of images, whatever the number of threads.
@@ -63,9 +63,9 @@ constexpr int64_t kPreprocessChunks = 16;
 }  // namespace fastnas
 
 FASTNAS_CPU_VARIANTS(
-    // Images first..last of N: output [N, output_height, output_width, outputs]; moments [N, 2, outputs], or null.
+    // Images first..last of N: output [N, output_height, output_width, outputs]; stats [N, 2, outputs], or null.
     template <typename T>
-    void preprocess_forward(const Preprocess<T>& args, T* output, double* moments, int64_t first, int64_t last);
+    void preprocess_forward(const Preprocess<T>& args, T* output, double* stats, int64_t first, int64_t last);
     // Chunks first..last of `chunks`, into which the N images are cut; chunk k writes partial[k, outputs, Cin].
     template <typename T>
     void preprocess_backward(const Preprocess<T>& args, const PreprocessGrad<T>& grad, accumulate_t<T>* partial,
@@ -80,7 +80,7 @@ namespace fastnas::cuda {
 // All pointers, the tables' too, are device memory. Asynchronous on `stream`; errors of a launch throw
 // std::runtime_error. No atomics: the same bits every time.
 
-/// Rows of 1 + 2 · outputs numbers that preprocess_forward needs for the statistics of one individual.
+/// Rows of 1 + 2 · outputs values that preprocess_forward needs for the statistics of one individual.
 template <typename T>
 int64_t preprocess_forward_tiles(const Preprocess<T>& args, int64_t individuals);
 

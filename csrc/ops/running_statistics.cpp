@@ -9,7 +9,7 @@
 namespace fastnas {
 namespace {
 
-constexpr auto kName = "fastnas::running_statistics";
+constexpr auto kOp = "fastnas::running_statistics";
 
 template <typename T>
 void follow(T* running, int64_t stride, const T* batch, int64_t channels, double factor, double momentum) {
@@ -24,29 +24,28 @@ void follow(T* running, int64_t stride, const T* batch, int64_t channels, double
 
 void check_buffer(const char* name, size_t norm, const Tensor& buffer, const Tensor& batch) {
   STD_TORCH_CHECK(buffer.dim() == 1 && buffer.size(0) == batch.size(1) && buffer.scalar_type() == batch.scalar_type(),
-                  kName, ": ", name, "[", norm, "] has shape ", shape_of(buffer), ", expected [", batch.size(1),
+                  kOp, ": ", name, "[", norm, "] has shape ", shape_of(buffer), ", expected [", batch.size(1),
                   "] in the dtype of the batch's statistics");
 }
 
-void running_statistics(std::vector<Tensor> mean, std::vector<Tensor> variance, std::vector<Tensor> tracked,
-                        std::vector<Tensor> batch_mean, std::vector<Tensor> batch_variance, std::vector<int64_t> counts,
-                        double momentum) {
-  STD_TORCH_CHECK(batch_mean.size() == batch_variance.size() && batch_mean.size() == counts.size(), kName, ": got ",
+void running_statistics(Tensors mean, Tensors variance, Tensors tracked, Tensors batch_mean, Tensors batch_variance,
+                        std::vector<int64_t> counts, double momentum) {
+  STD_TORCH_CHECK(batch_mean.size() == batch_variance.size() && batch_mean.size() == counts.size(), kOp, ": got ",
                   batch_mean.size(), " batch_mean, ", batch_variance.size(), " batch_variance and ", counts.size(),
                   " counts; expected one of each for every batch");
   size_t norms = 0;
   for (const Tensor& batch : batch_mean) {
-    STD_TORCH_CHECK(batch.dim() == 2, kName, ": batch_mean has shape ", shape_of(batch), ", expected [norms, C]");
+    STD_TORCH_CHECK(batch.dim() == 2, kOp, ": batch_mean has shape ", shape_of(batch), ", expected [norms, C]");
     norms += static_cast<size_t>(batch.size(0));
   }
-  STD_TORCH_CHECK(mean.size() == norms && variance.size() == norms && tracked.size() == norms, kName, ": got ",
+  STD_TORCH_CHECK(mean.size() == norms && variance.size() == norms && tracked.size() == norms, kOp, ": got ",
                   mean.size(), " mean, ", variance.size(), " variance and ", tracked.size(),
                   " tracked for statistics of ", norms, " normalisations");
   size_t norm = 0;
   for (size_t b = 0; b < batch_mean.size(); ++b) {
-    const Tensor means = stored(batch_mean[b], Order::row_major);
-    const Tensor variances = stored(batch_variance[b], Order::row_major);
-    STD_TORCH_CHECK(sizes_of(variances) == sizes_of(means) && variances.scalar_type() == means.scalar_type(), kName,
+    const Tensor means = as_contiguous(batch_mean[b]);
+    const Tensor variances = as_contiguous(batch_variance[b]);
+    STD_TORCH_CHECK(sizes_of(variances) == sizes_of(means) && variances.scalar_type() == means.scalar_type(), kOp,
                     ": batch_variance[", b, "] has shape ", shape_of(variances), ", batch_mean ", shape_of(means));
     const int64_t channels = means.size(1);
     const double unbiased = double(counts[b]) / double(std::max<int64_t>(1, counts[b] - 1));
@@ -54,8 +53,8 @@ void running_statistics(std::vector<Tensor> mean, std::vector<Tensor> variance, 
       for (int64_t row = 0; row < means.size(0); ++row, ++norm) {
         check_buffer("mean", norm, mean[norm], means);
         check_buffer("variance", norm, variance[norm], means);
-        STD_TORCH_CHECK(tracked[norm].dim() == 0 && tracked[norm].scalar_type() == ScalarType::Long, kName,
-                        ": tracked[", norm, "] must be one int64, got shape ", shape_of(tracked[norm]));
+        STD_TORCH_CHECK(tracked[norm].dim() == 0 && tracked[norm].scalar_type() == ScalarType::Long, kOp, ": tracked[",
+                        norm, "] must be one int64, got shape ", shape_of(tracked[norm]));
         follow(mean[norm].mutable_data_ptr<T>(), mean[norm].stride(0), from_mean + row * channels, channels, 1.0,
                momentum);
         follow(variance[norm].mutable_data_ptr<T>(), variance[norm].stride(0), from_variance + row * channels, channels,
@@ -66,19 +65,20 @@ void running_statistics(std::vector<Tensor> mean, std::vector<Tensor> variance, 
     if (means.scalar_type() == ScalarType::Double) {
       follow_all(means.const_data_ptr<double>(), variances.const_data_ptr<double>());
     } else {
-      STD_TORCH_CHECK(means.scalar_type() == ScalarType::Float, kName, ": statistics must be float32 or float64");
+      STD_TORCH_CHECK(means.scalar_type() == ScalarType::Float, kOp, ": statistics must be float32 or float64");
       follow_all(means.const_data_ptr<float>(), variances.const_data_ptr<float>());
     }
   }
 }
 
 }  // namespace
-}  // namespace fastnas
 
-FASTNAS_OPERATORS(m) {
+FASTNAS_SCHEMAS(m) {
   m.def(
       "running_statistics(Tensor(a!)[] mean, Tensor(b!)[] variance, Tensor(c!)[] tracked, Tensor[] batch_mean, "
       "Tensor[] batch_variance, int[] counts, float momentum) -> ()");
 }
 
-FASTNAS_OPERATORS_CPU(m) { m.impl("running_statistics", TORCH_BOX(&fastnas::running_statistics)); }
+FASTNAS_WITHOUT_KERNELS(m, CPU) { m.impl("running_statistics", TORCH_BOX(&running_statistics)); }
+
+}  // namespace fastnas

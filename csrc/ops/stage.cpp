@@ -4,25 +4,16 @@
 #include <cstring>
 #include <optional>
 #include <tuple>
-#include <type_traits>
 
 #include "ops/backend.h"
+#include "ops/checks.h"
 #include "ops/layout.h"
 #include "ops/statistics.h"
 
 namespace fastnas {
 namespace {
 
-using Tensors = std::vector<Tensor>;
-
-constexpr auto kForward = "fastnas::stage";
-constexpr auto kBackward = "fastnas::stage_grad";
-
-int64_t out_size(int64_t size, int64_t stride) { return (size + stride - 1) / stride; }
-
-Sizes output_sizes(const Tensor& input, int64_t channels, int64_t stride) {
-  return {input.size(0), channels, out_size(input.size(2), stride), out_size(input.size(3), stride)};
-}
+// --- checks ----------------------------------------------------------------------------------------------------------
 
 // The arguments that forward and backward share, checked. Keeps alive what the pointers of `arguments` point to.
 class Call {
@@ -32,37 +23,37 @@ class Call {
        int64_t individuals)
       : op_(op), dilations_(dilations), stride_(stride), individuals_(individuals) {
     const size_t stages = depthwise.size();
-    STD_TORCH_CHECK(stages >= 1 && stages <= static_cast<size_t>(kMaxStages), op, ": depthwise must hold 1 to ",
-                    kMaxStages, " weights, got ", stages);
+    check_count(op, "depthwise", stages, 1, kMaxStages);
     STD_TORCH_CHECK(pointwise.size() == stages && dilations.size() == stages, op, ": got ", stages,
                     " depthwise weights, but ", pointwise.size(), " pointwise weights and ", dilations.size(),
                     " dilations; each stage has one of each");
     STD_TORCH_CHECK(inputs.size() == 1 || inputs.size() == stages, op, ": inputs must be one that all ", stages,
                     " stages read, or one for each; got ", inputs.size());
-    STD_TORCH_CHECK(stride == 1 || stride == 2, op, ": stride is ", stride, ", expected 1 or 2");
+    check_stride(op, stride);
+    check_dilations(op, dilations);
     STD_TORCH_CHECK(mean.has_value() == rstd.has_value(), op, ": give both mean and rstd, or neither");
     STD_TORCH_CHECK(depthwise[0].dim() == 4 && depthwise[0].size(0) >= 1, op, ": depthwise[0] has shape ",
                     shape_of(depthwise[0]), ", expected [C, 1, K, K] with at least one channel");
     channels = depthwise[0].size(0);
     dtype = inputs[0].scalar_type();
-    STD_TORCH_CHECK(element_size(dtype) > 0, op, ": inputs must be float16, bfloat16, float32 or float64");
+    check_floating(op, "inputs", dtype);
     check_inputs(inputs, stages);
     check_weights(depthwise, pointwise);
     if (mean) {
-      mean_ = statistic("mean", *mean, inputs.size());
-      rstd_ = statistic("rstd", *rstd, inputs.size());
+      mean_ = statistic("mean", *mean);
+      rstd_ = statistic("rstd", *rstd);
     }
   }
 
   int64_t channels;
   ScalarType dtype;
 
-  void check_device(const char* name, const Tensor& t) const {
-    STD_TORCH_CHECK(t.device() == inputs_[0].device(), op_, ": ", name, " is on another device than the inputs");
-  }
   int64_t stages() const { return static_cast<int64_t>(depthwise_.size()); }
   const Tensor& input() const { return inputs_[0]; }
-  Sizes output() const { return output_sizes(inputs_[0], channels, stride_); }
+  Sizes output() const {
+    const Tensor& x = inputs_[0];
+    return {x.size(0), channels, strided_size(x.size(2), stride_), strided_size(x.size(3), stride_)};
+  }
   const Tensors& inputs() const { return inputs_; }
   Sizes depthwise_sizes(int64_t stage) const { return sizes_of(depthwise_[stage]); }
   bool normalized() const { return mean_.has_value(); }
@@ -77,8 +68,8 @@ class Call {
     args.channels = channels;
     args.height = x.size(2);
     args.width = x.size(3);
-    args.out_height = out_size(x.size(2), stride_);
-    args.out_width = out_size(x.size(3), stride_);
+    args.out_height = strided_size(x.size(2), stride_);
+    args.out_width = strided_size(x.size(3), stride_);
     args.stride = stride_;
     args.stages = static_cast<int>(stages());
     args.shared = inputs_.size() == 1;
@@ -110,9 +101,8 @@ class Call {
       STD_TORCH_CHECK(fits, op_, ": inputs[", i, "] has shape ", shape_of(x), ", expected [", inputs[0].size(0), ", ",
                       channels, ", ", inputs[0].size(2), ", ", inputs[0].size(3), "]: the weights of ", stages,
                       " stages have ", channels, " channels");
-      STD_TORCH_CHECK(x.scalar_type() == dtype && x.device() == inputs[0].device(), op_, ": inputs[", i,
-                      "] has another dtype or device than inputs[0]");
-      inputs_.push_back(pixels(x));
+      check_like(op_, nth("inputs", i), x, "inputs[0]", inputs[0]);
+      inputs_.push_back(as_nhwc(x));
     }
     const int64_t count = inputs[0].size(0);
     STD_TORCH_CHECK(individuals_ >= 1 && count % individuals_ == 0, op_, ": ", count,
@@ -120,33 +110,18 @@ class Call {
   }
 
   void check_weights(const Tensors& depthwise, const Tensors& pointwise) {
-    const ScalarType expected = accumulate_dtype(dtype);
     for (size_t j = 0; j < depthwise.size(); ++j) {
-      const Tensor &d = depthwise[j], &p = pointwise[j];
-      STD_TORCH_CHECK(
-          d.dim() == 4 && d.size(0) == channels && d.size(1) == 1 && d.size(2) == d.size(3) && d.size(2) % 2 == 1, op_,
-          ": depthwise[", j, "] has shape ", shape_of(d), ", expected [", channels, ", 1, K, K] with an odd K");
-      STD_TORCH_CHECK(
-          p.dim() == 4 && p.size(0) == channels && p.size(1) == channels && p.size(2) == 1 && p.size(3) == 1, op_,
-          ": pointwise[", j, "] has shape ", shape_of(p), ", expected [", channels, ", ", channels, ", 1, 1]");
-      STD_TORCH_CHECK(d.scalar_type() == expected && p.scalar_type() == expected, op_, ": weights of stage ", j,
-                      " must be ", expected == ScalarType::Double ? "float64" : "float32", " for these inputs");
-      STD_TORCH_CHECK(d.device() == inputs_[0].device() && p.device() == inputs_[0].device(), op_,
-                      ": weights of stage ", j, " are on another device than the inputs");
-      STD_TORCH_CHECK(dilations_[j] >= 1, op_, ": dilations[", j, "] is ", dilations_[j], ", expected at least 1");
-      depthwise_.push_back(stored(d, Order::row_major));
-      pointwise_.push_back(stored(p, Order::row_major));
+      check_depthwise(op_, j, depthwise[j], channels, "the inputs", inputs_[0]);
+      check_table(op_, nth("pointwise", j), pointwise[j], {channels, channels, 1, 1}, "the inputs", inputs_[0]);
+      depthwise_.push_back(as_contiguous(depthwise[j]));
+      pointwise_.push_back(as_contiguous(pointwise[j]));
     }
   }
 
-  Tensor statistic(const char* name, const Tensor& t, size_t inputs) const {
-    const bool fits =
-        t.dim() == 3 && t.size(0) == static_cast<int64_t>(inputs) && t.size(1) == individuals_ && t.size(2) == channels;
-    STD_TORCH_CHECK(fits && t.scalar_type() == accumulate_dtype(dtype), op_, ": ", name, " has shape ", shape_of(t),
-                    ", expected [", inputs, ", ", individuals_, ", ", channels, "] in ",
-                    accumulate_dtype(dtype) == ScalarType::Double ? "float64" : "float32");
-    check_device(name, t);
-    return stored(t, Order::row_major);
+  Tensor statistic(const char* name, const Tensor& t) const {
+    const Sizes expected{static_cast<int64_t>(inputs_.size()), individuals_, channels};
+    check_table(op_, {name}, t, expected, "the inputs", inputs_[0]);
+    return as_contiguous(t);
   }
 
   const char* op_;
@@ -156,224 +131,191 @@ class Call {
   std::optional<Tensor> mean_, rstd_;
 };
 
-Tensor bytes(const Call& call, int64_t count) {
-  return empty(call.input(), {(count + 3) / 4 + 16}, Order::row_major, ScalarType::Float);
+// One tensor per stage of the outputs' size, as the kernels read it.
+Tensors as_outputs(const char* op, const Call& call, const char* name, const Tensors& tensors) {
+  STD_TORCH_CHECK(tensors.size() == static_cast<size_t>(call.stages()), op, ": ", name, " must hold ", call.stages(),
+                  " tensors, one for each stage; got ", tensors.size());
+  for (size_t j = 0; j < tensors.size(); ++j) {
+    check_sizes(op, nth(name, j), tensors[j], call.output());
+    check_like(op, nth(name, j), tensors[j], "the inputs", call.input());
+  }
+  return as_nhwc(tensors);
 }
 
-// Threads are worth their start from about this many weights.
-template <typename T>
-int64_t group_grain(const Stage<T>& args) {
-  return std::max<int64_t>(1, 16384 / (args.channels * args.channels));
-}
+// --- kernels ---------------------------------------------------------------------------------------------------------
 
-template <typename A>
-A* aligned(const Tensor& t) {
-  return reinterpret_cast<A*>((reinterpret_cast<uintptr_t>(t.data_ptr()) + 63) / 64 * 64);
-}
+struct Cpu : OnCpu {
+  using OnCpu::OnCpu;
 
-// --- forward ---------------------------------------------------------------------------------------------------------
+  // Threads are worth their start from about this many weights.
+  template <typename T>
+  static int64_t group_grain(const Stage<T>& args) {
+    return std::max<int64_t>(1, 16384 / (args.channels * args.channels));
+  }
 
-template <typename Run>
-std::tuple<Tensors, Tensor, Tensor> forward(const Call& call, int64_t individuals, bool statistics, const Run& run) {
+  template <typename T, typename A>
+  void forward(const Stage<T>& args, const StageOutputs<T>& out, A* mean, A* variance) const {
+    const Workspace prepared = workspace(FASTNAS_CPU_CALL(stage_prepared_bytes, args));
+    const StageWork work = FASTNAS_CPU_CALL(stage_work, args);
+    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(stage_prepare, args, prepared.data(), first, last);
+    });
+    const Sizes entries{mean ? args.count * args.stages * 2 * args.channels : 0};
+    Tensor table = empty(like, entries, MemoryFormat::contiguous, ScalarType::Double);
+    double* stats = mean ? table.mutable_data_ptr<double>() : nullptr;
+    const int64_t items = args.height * args.width == 0 ? 0 : work.forward;
+    torch::stable::parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(stage_forward, args, prepared.data(), out, stats, first, last);
+    });
+    if (mean) {
+      if (items == 0) std::fill(stats, stats + entries[0], 0.0);
+      merge_statistics(stats, args.individuals, args.count / args.individuals, args.stages, args.channels,
+                       args.out_height * args.out_width, mean, variance);
+    }
+  }
+
+  template <typename T, typename A>
+  void backward(const Stage<T>& args, const StageGrads<T>& grads, A* bn_sums) const {
+    const Workspace prepared = workspace(FASTNAS_CPU_CALL(stage_prepared_bytes, args));
+    const StageWork work = FASTNAS_CPU_CALL(stage_work, args);
+    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(stage_prepare, args, prepared.data(), first, last);
+    });
+    const bool any = args.height * args.width > 0;
+    const int64_t items = any ? work.gradient : 0;
+    const int64_t partial_bytes = FASTNAS_CPU_CALL(stage_partial_bytes, args);
+    const Workspace partial = workspace(partial_bytes);
+    if (!any) std::memset(partial.data(), 0, partial_bytes);
+    const int64_t entries = args.inputs() * 2 * args.channels;
+    Tensor table = empty(like, {bn_sums ? args.count * entries : 0}, MemoryFormat::contiguous, ScalarType::Double);
+    double* per_image = bn_sums ? table.mutable_data_ptr<double>() : nullptr;
+    torch::stable::parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(stage_grad, args, prepared.data(), grads, partial.data(), per_image, first, last);
+    });
+    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(stage_grad_merge, args, grads, partial.data(), first, last);
+    });
+    if (!bn_sums) return;
+    std::vector<double> total(entries, 0.0);
+    for (int64_t n = 0; any && n < args.count; ++n) {
+      for (int64_t e = 0; e < entries; ++e) total[e] += per_image[n * entries + e];
+    }
+    for (int64_t e = 0; e < entries; ++e) bn_sums[e] = A(total[e]);
+  }
+};
+
+struct Cuda : OnCuda {
+  using OnCuda::OnCuda;
+
+  template <typename T, typename A>
+  void forward(const Stage<T>& args, const StageOutputs<T>& out, A* mean, A* variance) const {
+    const Workspace space = workspace(cuda::stage_forward_workspace(args, mean != nullptr));
+    cuda::stage_forward(args, out, space.data(), mean, variance, stream());
+  }
+
+  template <typename T, typename A>
+  void backward(const Stage<T>& args, const StageGrads<T>& grads, A* bn_sums) const {
+    const Workspace space = workspace(cuda::stage_grad_workspace(args, grads));
+    cuda::stage_grad(args, grads, space.data(), bn_sums, stream());
+  }
+};
+
+// --- operators -------------------------------------------------------------------------------------------------------
+
+// `normalized` says what mean and rstd are, which only the gradient depends on (fastnas/ops/stage.py).
+template <typename Backend>
+std::tuple<Tensors, Tensor, Tensor> forward(Tensors inputs, std::optional<Tensor> input_mean,
+                                            std::optional<Tensor> input_rstd, Tensors depthwise, Tensors pointwise,
+                                            std::vector<int64_t> dilations, int64_t stride, int64_t individuals,
+                                            bool statistics, bool /*normalized*/) {
+  constexpr auto op = "fastnas::stage";
+  const Call call(op, inputs, input_mean, input_rstd, depthwise, pointwise, dilations, stride, individuals);
+  const Backend backend(call.input());
   Tensors outputs;
   for (int64_t j = 0; j < call.stages(); ++j) {
-    outputs.push_back(empty(call.input(), call.output(), Order::channels_last, call.dtype));
+    outputs.push_back(empty(call.input(), call.output(), MemoryFormat::channels_last, call.dtype));
   }
   const Sizes shape = statistics ? Sizes{call.stages(), individuals, call.channels} : Sizes{0};
-  const ScalarType type = accumulate_dtype(call.dtype);
-  Tensor mean = empty(call.input(), shape, Order::row_major, type);
-  Tensor variance = empty(call.input(), shape, Order::row_major, type);
-  THO_DISPATCH_V2(call.dtype, kForward, AT_WRAP([&] {
+  const ScalarType type = acc_dtype(call.dtype);
+  Tensor mean = empty(call.input(), shape, MemoryFormat::contiguous, type);
+  Tensor variance = empty(call.input(), shape, MemoryFormat::contiguous, type);
+  THO_DISPATCH_V2(call.dtype, op, AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
                     StageOutputs<scalar_t> out{};
                     for (size_t j = 0; j < outputs.size(); ++j) out.y[j] = outputs[j].mutable_data_ptr<scalar_t>();
-                    run(call.arguments<scalar_t>(), out, statistics ? mean.mutable_data_ptr<A>() : nullptr,
-                        statistics ? variance.mutable_data_ptr<A>() : nullptr);
+                    backend.forward(call.arguments<scalar_t>(), out, statistics ? mean.mutable_data_ptr<A>() : nullptr,
+                                    statistics ? variance.mutable_data_ptr<A>() : nullptr);
                   }),
                   FASTNAS_FLOATING_TYPES);
   return {outputs, mean, variance};
 }
 
-// `normalized` says what mean and rstd are, which only the gradient depends on (fastnas/ops/stage.py).
-std::tuple<Tensors, Tensor, Tensor> forward_cpu(Tensors inputs, std::optional<Tensor> mean, std::optional<Tensor> rstd,
-                                                Tensors depthwise, Tensors pointwise, std::vector<int64_t> dilations,
-                                                int64_t stride, int64_t individuals, bool statistics,
-                                                bool /*normalized*/) {
-  const Call call(kForward, inputs, mean, rstd, depthwise, pointwise, dilations, stride, individuals);
-  return forward(call, individuals, statistics, [&](const auto& args, const auto& out, auto* mean, auto* variance) {
-    const Tensor prepared = bytes(call, FASTNAS_CPU_CALL(stage_prepared_bytes, args));
-    const StageWork work = FASTNAS_CPU_CALL(stage_work, args);
-    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
-      FASTNAS_CPU_CALL(stage_prepare, args, aligned<void>(prepared), first, last);
-    });
-    const Sizes entries{statistics ? args.count * args.stages * 2 * args.channels : 0};
-    Tensor table = empty(call.input(), entries, Order::row_major, ScalarType::Double);
-    double* moments = statistics ? table.mutable_data_ptr<double>() : nullptr;
-    const int64_t items = args.height * args.width == 0 ? 0 : work.forward;
-    torch::stable::parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
-      FASTNAS_CPU_CALL(stage_forward, args, aligned<void>(prepared), out, moments, first, last);
-    });
-    if (statistics) {
-      if (items == 0) std::fill(moments, moments + entries[0], 0.0);
-      merge_statistics(moments, individuals, args.count / individuals, args.stages, args.channels,
-                       args.out_height * args.out_width, mean, variance);
-    }
-  });
-}
-
-// --- gradient --------------------------------------------------------------------------------------------------------
-
-// Checks one tensor per stage of the outputs' size; keeps what the pointers point to.
-Tensors as_outputs(const Call& call, const char* name, const Tensors& tensors) {
-  STD_TORCH_CHECK(tensors.size() == static_cast<size_t>(call.stages()), kBackward, ": ", name, " must hold ",
-                  call.stages(), " tensors, one for each stage; got ", tensors.size());
-  Tensors result;
-  for (size_t j = 0; j < tensors.size(); ++j) {
-    STD_TORCH_CHECK(sizes_of(tensors[j]) == call.output() && tensors[j].scalar_type() == call.dtype, kBackward, ": ",
-                    name, "[", j, "] has shape ", shape_of(tensors[j]), ", which is not shape and dtype of an output");
-    call.check_device(name, tensors[j]);
-    result.push_back(pixels(tensors[j]));
-  }
-  return result;
-}
-
 using Gradients = std::tuple<Tensors, Tensors, Tensors, Tensor>;
 
-template <typename Run>
-Gradients gradient(const Call& call, const Tensors& grads, const Tensors& outputs,
-                   const std::optional<Tensor>& coefficients, const Run& run) {
-  const ScalarType type = accumulate_dtype(call.dtype);
-  const Tensors g = as_outputs(call, "grads", grads);
+template <typename Backend>
+Gradients backward(Tensors grads, Tensors outputs, std::optional<Tensor> bn_coeffs, Tensors inputs,
+                   std::optional<Tensor> mean, std::optional<Tensor> rstd, Tensors depthwise, Tensors pointwise,
+                   std::vector<int64_t> dilations, int64_t stride) {
+  constexpr auto op = "fastnas::stage_grad";
+  const Call call(op, inputs, mean, rstd, depthwise, pointwise, dilations, stride, 1);
+  const Backend backend(call.input());
+  const ScalarType type = acc_dtype(call.dtype);
+  const Tensors g = as_outputs(op, call, "grads", grads);
   Tensors y;
-  std::optional<Tensor> corrections;
-  if (coefficients) {
-    y = as_outputs(call, "outputs", outputs);
-    STD_TORCH_CHECK(
-        sizes_of(*coefficients) == (Sizes{call.stages(), 4, call.channels}) && coefficients->scalar_type() == type,
-        kBackward, ": coefficients has shape ", shape_of(*coefficients), ", expected [", call.stages(), ", 4, ",
-        call.channels, "]");
-    call.check_device("coefficients", *coefficients);
-    corrections = stored(*coefficients, Order::row_major);
+  if (bn_coeffs) {
+    y = as_outputs(op, call, "outputs", outputs);
+    check_table(op, {"bn_coeffs"}, *bn_coeffs, {call.stages(), 4, call.channels}, "the inputs", call.input());
+    bn_coeffs = as_contiguous(bn_coeffs);
   }
   Tensors grad_inputs, grad_depthwise, grad_pointwise;
   for (const Tensor& x : call.inputs()) {
-    grad_inputs.push_back(empty(x, sizes_of(x), Order::channels_last, call.dtype));
+    grad_inputs.push_back(empty(x, sizes_of(x), MemoryFormat::channels_last, call.dtype));
   }
   for (int64_t j = 0; j < call.stages(); ++j) {
-    grad_depthwise.push_back(empty(call.input(), call.depthwise_sizes(j), Order::row_major, type));
-    grad_pointwise.push_back(empty(call.input(), {call.channels, call.channels, 1, 1}, Order::row_major, type));
+    grad_depthwise.push_back(empty(call.input(), call.depthwise_sizes(j), MemoryFormat::contiguous, type));
+    grad_pointwise.push_back(empty(call.input(), {call.channels, call.channels, 1, 1}, MemoryFormat::contiguous, type));
   }
-  const int64_t inputs = static_cast<int64_t>(call.inputs().size());
-  Tensor sums =
-      empty(call.input(), call.normalized() ? Sizes{inputs, 2, call.channels} : Sizes{0}, Order::row_major, type);
-  THO_DISPATCH_V2(call.dtype, kBackward, AT_WRAP([&] {
+  const int64_t input_count = static_cast<int64_t>(call.inputs().size());
+  Tensor bn_sums = empty(call.input(), call.normalized() ? Sizes{input_count, 2, call.channels} : Sizes{0},
+                         MemoryFormat::contiguous, type);
+  THO_DISPATCH_V2(call.dtype, op, AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
                     StageGrads<scalar_t> all{};
                     for (size_t j = 0; j < g.size(); ++j) {
                       all.grad[j] = g[j].const_data_ptr<scalar_t>();
                       all.grad_stride[j] = pixel_stride(g[j]);
-                      all.y[j] = corrections ? y[j].const_data_ptr<scalar_t>() : nullptr;
-                      all.y_stride[j] = corrections ? pixel_stride(y[j]) : 0;
+                      all.y[j] = bn_coeffs ? y[j].const_data_ptr<scalar_t>() : nullptr;
+                      all.y_stride[j] = bn_coeffs ? pixel_stride(y[j]) : 0;
                       all.grad_depthwise[j] = grad_depthwise[j].mutable_data_ptr<A>();
                       all.grad_pointwise[j] = grad_pointwise[j].mutable_data_ptr<A>();
                     }
-                    all.coefficients = corrections ? corrections->const_data_ptr<A>() : nullptr;
+                    all.bn_coeffs = bn_coeffs ? bn_coeffs->const_data_ptr<A>() : nullptr;
                     for (size_t i = 0; i < grad_inputs.size(); ++i) {
                       all.grad_x[i] = grad_inputs[i].mutable_data_ptr<scalar_t>();
                     }
-                    run(call.arguments<scalar_t>(), all, call.normalized() ? sums.mutable_data_ptr<A>() : nullptr);
+                    backend.backward(call.arguments<scalar_t>(), all,
+                                     call.normalized() ? bn_sums.mutable_data_ptr<A>() : nullptr);
                   }),
                   FASTNAS_FLOATING_TYPES);
-  return {grad_inputs, grad_depthwise, grad_pointwise, sums};
+  return {grad_inputs, grad_depthwise, grad_pointwise, bn_sums};
 }
-
-Gradients grad_cpu(Tensors grads, Tensors outputs, std::optional<Tensor> coefficients, Tensors inputs,
-                   std::optional<Tensor> mean, std::optional<Tensor> rstd, Tensors depthwise, Tensors pointwise,
-                   std::vector<int64_t> dilations, int64_t stride) {
-  const Call call(kBackward, inputs, mean, rstd, depthwise, pointwise, dilations, stride, 1);
-  return gradient(call, grads, outputs, coefficients, [&](const auto& args, const auto& all, auto* sums) {
-    using A = std::remove_cvref_t<decltype(*sums)>;
-    const Tensor prepared = bytes(call, FASTNAS_CPU_CALL(stage_prepared_bytes, args));
-    const StageWork work = FASTNAS_CPU_CALL(stage_work, args);
-    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
-      FASTNAS_CPU_CALL(stage_prepare, args, aligned<void>(prepared), first, last);
-    });
-    const bool any = args.height * args.width > 0;
-    const int64_t items = any ? work.gradient : 0;
-    const int64_t partial_bytes = FASTNAS_CPU_CALL(stage_partial_bytes, args);
-    Tensor partial = bytes(call, partial_bytes);
-    if (!any) std::memset(aligned<void>(partial), 0, partial_bytes);
-    const int64_t entries = args.inputs() * 2 * args.channels;
-    Tensor table = empty(call.input(), {sums ? args.count * entries : 0}, Order::row_major, ScalarType::Double);
-    double* per_image = sums ? table.mutable_data_ptr<double>() : nullptr;
-    torch::stable::parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
-      FASTNAS_CPU_CALL(stage_grad, args, aligned<void>(prepared), all, aligned<void>(partial), per_image, first, last);
-    });
-    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
-      FASTNAS_CPU_CALL(stage_grad_merge, args, all, aligned<void>(partial), first, last);
-    });
-    if (!sums) return;
-    std::vector<double> total(entries, 0.0);
-    for (int64_t n = 0; any && n < args.count; ++n) {
-      for (int64_t e = 0; e < entries; ++e) total[e] += per_image[n * entries + e];
-    }
-    for (int64_t e = 0; e < entries; ++e) sums[e] = A(total[e]);
-  });
-}
-
-// --- CUDA ------------------------------------------------------------------------------------------------------------
-
-#ifdef FASTNAS_CUDA
-Tensor workspace(const Call& call, int64_t count) {
-  return empty(call.input(), {(count + 3) / 4}, Order::row_major, ScalarType::Float);
-}
-
-std::tuple<Tensors, Tensor, Tensor> forward_cuda(Tensors inputs, std::optional<Tensor> mean, std::optional<Tensor> rstd,
-                                                 Tensors depthwise, Tensors pointwise, std::vector<int64_t> dilations,
-                                                 int64_t stride, int64_t individuals, bool statistics,
-                                                 bool /*normalized*/) {
-  const Call call(kForward, inputs, mean, rstd, depthwise, pointwise, dilations, stride, individuals);
-  const DeviceScope device(call.input());
-  return forward(call, individuals, statistics, [&](const auto& args, const auto& out, auto* mean, auto* variance) {
-    const Tensor space = workspace(call, cuda::stage_forward_workspace(args, statistics));
-    cuda::stage_forward(args, out, space.data_ptr(), mean, variance, device.stream());
-  });
-}
-
-Gradients grad_cuda(Tensors grads, Tensors outputs, std::optional<Tensor> coefficients, Tensors inputs,
-                    std::optional<Tensor> mean, std::optional<Tensor> rstd, Tensors depthwise, Tensors pointwise,
-                    std::vector<int64_t> dilations, int64_t stride) {
-  const Call call(kBackward, inputs, mean, rstd, depthwise, pointwise, dilations, stride, 1);
-  const DeviceScope device(call.input());
-  return gradient(call, grads, outputs, coefficients, [&](const auto& args, const auto& all, auto* sums) {
-    const Tensor space = workspace(call, cuda::stage_grad_workspace(args, all));
-    cuda::stage_grad(args, all, space.data_ptr(), sums, device.stream());
-  });
-}
-#endif
 
 }  // namespace
-}  // namespace fastnas
 
-FASTNAS_OPERATORS(m) {
+FASTNAS_SCHEMAS(m) {
   m.def(
       "stage(Tensor[] inputs, Tensor? mean, Tensor? rstd, Tensor[] depthwise, Tensor[] pointwise, int[] dilations, "
       "int stride, int individuals, bool statistics, bool normalized) -> (Tensor[] outputs, Tensor mean, Tensor "
       "variance)");
   m.def(
-      "stage_grad(Tensor[] grads, Tensor[] outputs, Tensor? coefficients, Tensor[] inputs, Tensor? mean, Tensor? rstd, "
+      "stage_grad(Tensor[] grads, Tensor[] outputs, Tensor? bn_coeffs, Tensor[] inputs, Tensor? mean, Tensor? rstd, "
       "Tensor[] depthwise, Tensor[] pointwise, int[] dilations, int stride) -> (Tensor[] grad_inputs, "
-      "Tensor[] grad_depthwise, Tensor[] grad_pointwise, Tensor sums)");
+      "Tensor[] grad_depthwise, Tensor[] grad_pointwise, Tensor bn_sums)");
 }
 
-FASTNAS_OPERATORS_CPU(m) {
-  m.impl("stage", TORCH_BOX(&fastnas::forward_cpu));
-  m.impl("stage_grad", TORCH_BOX(&fastnas::grad_cpu));
+FASTNAS_IMPLEMENTATIONS(m, Backend) {
+  m.impl("stage", TORCH_BOX(&forward<Backend>));
+  m.impl("stage_grad", TORCH_BOX(&backward<Backend>));
 }
 
-#ifdef FASTNAS_CUDA
-FASTNAS_OPERATORS_CUDA(m) {
-  m.impl("stage", TORCH_BOX(&fastnas::forward_cuda));
-  m.impl("stage_grad", TORCH_BOX(&fastnas::grad_cuda));
-}
-#endif
+}  // namespace fastnas

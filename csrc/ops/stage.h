@@ -46,15 +46,15 @@ struct StageOutputs {
   T* y[kMaxStages];
 };
 
-/// The gradient of output j is a ⊙ grad + b ⊙ (y - mean) + c with (a, b, mean, c) = coefficients[j], or just grad.
+/// The gradient of output j is grad, or what bn_coeffs[j] makes of it (ops/bn_backward.h).
 template <typename T>
 struct StageGrads {
   using A = accumulate_t<T>;
   const T* grad[kMaxStages];
   int64_t grad_stride[kMaxStages];
-  const T* y[kMaxStages];  // with coefficients only
+  const T* y[kMaxStages];  // with bn_coeffs only
   int64_t y_stride[kMaxStages];
-  const A* coefficients;  // [J, 4, C] or null
+  const A* bn_coeffs;     // [J, 4, C] or null
   T* grad_x[kMaxStages];  // [N, C, H, W] of each input; where that is normalised, with respect to the normalised input
   A* grad_depthwise[kMaxStages];
   A* grad_pointwise[kMaxStages];
@@ -76,11 +76,11 @@ FASTNAS_CPU_VARIANTS(
     // Work items first..last of the forward pass. table [N, J, 2, C]: see cpu/statistics.h; null without statistics.
     template <typename T> void stage_forward(const Stage<T>& args, const void* prepared, const StageOutputs<T>& out,
                                              double* table, int64_t first, int64_t last);
-    // Work items first..last of the gradient. partial: stage_partial_bytes; sums [N, I, 2, C] of Σ g and Σ g · x̂
-    // where inputs are normalised, else null.
+    // Work items first..last of the gradient. partial: stage_partial_bytes; bn_sums [N, I, 2, C]: sum_dy and
+    // sum_dy_xhat of each image where inputs are normalised, else null.
     template <typename T> int64_t stage_partial_bytes(const Stage<T>& args);
     template <typename T> void stage_grad(const Stage<T>& args, const void* prepared, const StageGrads<T>& grads,
-                                          void* partial, double* sums, int64_t first, int64_t last);
+                                          void* partial, double* bn_sums, int64_t first, int64_t last);
     // Merges the parts of groups first..last into grad_depthwise and grad_pointwise.
     template <typename T> void stage_grad_merge(const Stage<T>& args, const StageGrads<T>& grads, const void* partial,
                                                 int64_t first, int64_t last);)
@@ -101,9 +101,9 @@ void stage_forward(const Stage<T>& args, const StageOutputs<T>& out, void* works
 template <typename T>
 int64_t stage_grad_workspace(const Stage<T>& args, const StageGrads<T>& grads);
 
-/// sums [I, 2, C] of Σ g and Σ g · x̂ where inputs are normalised, else null.
+/// bn_sums [I, 2, C]: sum_dy and sum_dy_xhat where inputs are normalised, else null.
 template <typename T>
-void stage_grad(const Stage<T>& args, const StageGrads<T>& grads, void* workspace, accumulate_t<T>* sums,
+void stage_grad(const Stage<T>& args, const StageGrads<T>& grads, void* workspace, accumulate_t<T>* bn_sums,
                 CUstream_st* stream);
 
 }  // namespace fastnas::cuda

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.ops.layout import accumulate_dtype, empty_channels_last
+from fastnas.ops.layout import acc_dtype, empty_channels_last
 from fastnas.ops.pool import pool_reference
 
 _edge_sum = torch.ops.fastnas.edge_sum.default
@@ -114,14 +114,14 @@ def edge_sum(
     >>> a.shape  # 3 individuals with 4 images each
     torch.Size([12, 8, 6, 6])
     """
-    numbers = accumulate_dtype(x.dtype)
+    dtype = acc_dtype(x.dtype)
     return _edge_sum(
         x,
-        [weight.to(numbers) for weight in depthwise],
-        [weight.to(numbers) for weight in pointwise],
+        [weight.to(dtype) for weight in depthwise],
+        [weight.to(dtype) for weight in pointwise],
         list(depths),
         list(dilations),
-        *(table.to(numbers) for table in (inner_scales, inner_offsets, scales, offsets)),
+        *(table.to(dtype) for table in (inner_scales, inner_offsets, scales, offsets)),
         stride,
         shared,
     )

@@ -1,4 +1,4 @@
-"""What all operators agree on: where they run, the dtype they accumulate in, how the images they make are stored."""
+"""What all operators agree on: where they run, the dtype they accumulate in, the memory format of their images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def computation_dtype(images: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if lowered else images.dtype
 
 
-def accumulate_dtype(images: torch.dtype) -> torch.dtype:
+def acc_dtype(images: torch.dtype) -> torch.dtype:
     """The dtype of weights and statistics, and of all sums: float64 for float64 images, else float32."""
     return torch.float64 if images == torch.float64 else torch.float32
 
@@ -34,8 +34,8 @@ def empty_channels_last(like: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def empty_images(like: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Uninitialised [N, C, H, W], channels-last, of the dtype and device of `like`. On a CPU the memory is kept for the
-    next step, as that of all operators: the system would zero the pages of large tensors each time."""
+    """Uninitialised [N, C, H, W], channels-last, of the dtype and device of `like`. On a CPU it comes from
+    the caching allocator that all operators use: the system would zero the pages of large tensors each time."""
     return torch.ops.fastnas.empty_images.default(like, list(sizes))
 
 

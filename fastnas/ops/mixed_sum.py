@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.ops.layout import accumulate_dtype
+from fastnas.ops.layout import acc_dtype
 
 _forward = torch.ops.fastnas.mixed_sum.default
 _grad_outputs = torch.ops.fastnas.mixed_sum_grad_outputs.default
@@ -24,13 +24,13 @@ _grad_weights = torch.ops.fastnas.mixed_sum_grad_weights.default
 def mixed_sum_reference(outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
     """The same in plain torch: the oracle of the tests and the baseline of the benchmarks."""
     dtype = _common_dtype(outputs)
-    accumulate = accumulate_dtype(dtype)
+    summed = acc_dtype(dtype)
     total = None
     for k, output in enumerate(outputs):
-        weight = weights[..., k].to(accumulate)  # [] or [P]
+        weight = weights[..., k].to(summed)  # [] or [P]
         if weights.dim() == 2:
             weight = weight.view(-1, *[1] * (output.dim() - 1))  # [P, 1, …]
-        product = weight * output.to(accumulate)
+        product = weight * output.to(summed)
         total = product if total is None else total + product
     assert total is not None, "mixed_sum: outputs must hold at least one tensor"
     return total.to(dtype)
@@ -66,7 +66,7 @@ def mixed_sum(outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
     if outputs:
         dtype = _common_dtype(outputs)
         outputs = [output if output.dtype == dtype else output.to(dtype) for output in outputs]
-        weights = weights.to(accumulate_dtype(dtype))
+        weights = weights.to(acc_dtype(dtype))
     if torch.compiler.is_compiling():
         return _forward(outputs, weights)
     # An autograd.Function costs a third of what an operator with registered autograd costs in eager mode.
@@ -109,7 +109,7 @@ class _MixedSum(torch.autograd.Function):
 
 
 def _dense_like(like: Tensor, leading: Sequence[int]) -> Tensor:
-    """What the operators allocate: channels-last where the image dimensions of `like` are stored so, else row-major."""
+    """What the operators allocate: channels-last where the image dimensions of `like` are, else contiguous."""
     sizes = like.shape[len(leading) :]
     first = like[0] if leading and len(like) else like
     if first.dim() == 4 and not first.is_contiguous() and first.is_contiguous(memory_format=torch.channels_last):

@@ -7,6 +7,7 @@ channels that bypass the candidates and the channel shuffle only decide where th
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import reduce
 from typing import Any
@@ -17,7 +18,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.ops.layout import accumulate_dtype, empty_channels_last
+from fastnas.ops.layout import acc_dtype, empty_channels_last
 
 _forward = torch.ops.fastnas.node_sum.default
 _grad = torch.ops.fastnas.node_sum_grad.default
@@ -33,7 +34,7 @@ def node_sum_reference(
     bypass: Sequence[Tensor] = (),
     bypass_weights: Tensor | None = None,
     *,
-    previous: Tensor | None = None,
+    prev_node: Tensor | None = None,
     individuals: int = 1,
     normalized: Sequence[bool] | None = None,
     images: int | None = None,
@@ -44,26 +45,26 @@ def node_sum_reference(
     """
     channels = candidates[0].shape[1]
     bypass = list(bypass)
-    others = bypass if previous is None else [*bypass, previous]
+    others = bypass if prev_node is None else [*bypass, prev_node]
     dtype = _common_dtype([*candidates, *others])
-    accumulate = accumulate_dtype(dtype)
-    mean, rstd = mean.to(accumulate), rstd.to(accumulate)  # [K, P, C]
-    weights = weights.to(accumulate).view(individuals, -1)  # [P, K]
+    summed = acc_dtype(dtype)
+    mean, rstd = mean.to(summed), rstd.to(summed)  # [K, P, C]
+    weights = weights.to(summed).view(individuals, -1)  # [P, K]
     if images is None:
         images = _images([*candidates, *others], individuals)
-    passed: list[Tensor] = []
-    if previous is not None:
-        by_group = previous.unflatten(1, (channels, -1)).transpose(1, 2)  # [N, g, C, H, W]
-        passed = [previous[:, channels:], by_group[:, 1:].flatten(1, 2)]  # [N, R, H, W] each
+    bypassed: list[Tensor] = []
+    if prev_node is not None:
+        by_group = prev_node.unflatten(1, (channels, -1)).transpose(1, 2)  # [N, g, C, H, W]
+        bypassed = [prev_node[:, channels:], by_group[:, 1:].flatten(1, 2)]  # [N, R, H, W] each
 
     def split(x: Tensor) -> Tensor:  # [N or B, C, H, W] → [P or 1, B, C, H, W]
         shape = (individuals if x.shape[0] == images * individuals else 1, images, *x.shape[1:])
-        return x.to(accumulate).reshape(shape)
+        return x.to(summed).reshape(shape)
 
     def over_images(table: Tensor) -> Tensor:  # [P or 1, C] → [P or 1, 1, C, 1, 1]
         return table[:, None, :, None, None]
 
-    total = torch.zeros((), dtype=accumulate, device=weights.device)
+    total = torch.zeros((), dtype=summed, device=weights.device)
     for k, candidate in enumerate(candidates):
         y = split(candidate)  # [P or 1, B, C, H, W]
         m, r = mean[k], rstd[k]  # [P, C]
@@ -73,12 +74,12 @@ def node_sum_reference(
             r = (r**-2 + (batch_variance - batch_variance.detach())) ** -0.5
         total = total + weights[:, k].view(-1, 1, 1, 1, 1) * (y - over_images(m)) * over_images(r)
     if others:
-        edges = torch.ones(individuals, len(bypass), dtype=accumulate, device=total.device)
+        edges = torch.ones(individuals, len(bypass), dtype=summed, device=total.device)
         if bypass_weights is not None:
-            edges = bypass_weights.to(accumulate).view(individuals, -1)  # [P, E]
+            edges = bypass_weights.to(summed).view(individuals, -1)  # [P, E]
         products = [edges[:, e].view(-1, 1, 1, 1, 1) * split(x) for e, x in enumerate(bypass)]
-        rest = reduce(torch.add, [*products, *map(split, passed)])  # [P or 1, B, R, H, W]
-        total = torch.cat([total, rest.expand(individuals, *rest.shape[1:])], 2)  # [P, B, C + R, H, W]
+        joined = reduce(torch.add, [*products, *map(split, bypassed)])  # [P or 1, B, R, H, W]
+        total = torch.cat([total, joined.expand(individuals, *joined.shape[1:])], 2)  # [P, B, C + R, H, W]
         total = F.channel_shuffle(total.flatten(0, 1), total.shape[2] // channels)
     else:
         total = total.flatten(0, 1)
@@ -93,10 +94,11 @@ def node_sum(
     bypass: Sequence[Tensor] = (),
     bypass_weights: Tensor | None = None,
     *,
-    previous: Tensor | None = None,
+    prev_node: Tensor | None = None,
     individuals: int = 1,
     normalized: Sequence[bool] | None = None,
     images: int | None = None,
+    previous: Tensor | None = None,
 ) -> Tensor:
     """Σ_k weights[k] · rstd[k] · (candidates[k] - mean[k]), and the channels that bypass the candidates.
 
@@ -113,15 +115,16 @@ def node_sum(
             sum is joined to that of the candidates and the channels are shuffled in g groups: channel i of group q,
             where group 0 is the sum of the candidates, becomes channel i·g + q.
         bypass_weights: [P, E], or [E] for one individual (the edge weights of PC-DARTS); ones by default.
-        previous: [N or B, C + R, H, W], the node before this one in its cell. What bypassed that node, the sum of which
-            its groups 1 to g - 1 hold, bypasses this one too, and so do its own channels from C on: one tensor instead
-            of a bypass of every earlier state.
+        prev_node: [N or B, C + R, H, W], the node before this one in its cell. What bypassed that node, the sum of
+            which its groups 1 to g - 1 hold, bypasses this one too, and so do its own channels from C on: one tensor
+            instead of a bypass of every earlier state.
         individuals: P.
         normalized: for each candidate whether mean and rstd are those of this batch, so that its gradient contains
             their share (as BatchNorm's does in training); they are constants where not. All are by default. mean and
             rstd themselves get no gradient.
         images: B; needed only where all individuals share all candidates and bypasses: tensors that have one size are
             otherwise taken to hold every individual's own images.
+        previous: the former name of prev_node, deprecated.
 
     Returns:
         [N, C + R, H, W], channels-last, in the dtype of the images. Differentiable once in the candidates, the weights,
@@ -140,33 +143,36 @@ def node_sum(
     >>> torch.allclose(y, sum(w * norm(c) for w, c in zip(weights, candidates)), atol=1e-5)
     True
     """
+    if previous is not None:
+        warnings.warn("node_sum: previous is called prev_node now", DeprecationWarning, stacklevel=2)
+        prev_node = previous
     candidates, bypass = list(candidates), list(bypass)
     if candidates:
-        dtype = _common_dtype([*candidates, *bypass, *([] if previous is None else [previous])])
-        previous = None if previous is None else previous.to(dtype)
+        dtype = _common_dtype([*candidates, *bypass, *([] if prev_node is None else [prev_node])])
+        prev_node = None if prev_node is None else prev_node.to(dtype)
         candidates = [y if y.dtype == dtype else y.to(dtype) for y in candidates]
         bypass = [x if x.dtype == dtype else x.to(dtype) for x in bypass]
-        numbers = accumulate_dtype(dtype)
-        mean, rstd = mean.detach().to(numbers), rstd.detach().to(numbers)
-        weights = _rows(weights.to(numbers))
-        bypass_weights = None if bypass_weights is None else _rows(bypass_weights.to(numbers))
+        summed = acc_dtype(dtype)
+        mean, rstd = mean.detach().to(summed), rstd.detach().to(summed)
+        weights = _rows(weights.to(summed))
+        bypass_weights = None if bypass_weights is None else _rows(bypass_weights.to(summed))
     if normalized is None:
         normalized = [True] * len(candidates)
     elif len(normalized) != len(candidates):
         raise RuntimeError(
             f"node_sum: normalized has {len(normalized)} entries, but there are {len(candidates)} candidates"
         )
-    inputs = [weights, bypass_weights, previous, *candidates, *bypass]
+    inputs = [weights, bypass_weights, prev_node, *candidates, *bypass]
     if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs):
         if torch.compiler.is_compiling():
             flags = [int(flag) for flag in normalized]
             return _forward(
-                candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images, flags, previous
+                candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images, flags, prev_node
             )
         # An autograd.Function costs a third of what an operator with registered autograd costs in eager mode.
         settings = ([bool(flag) for flag in normalized], individuals, images)
-        return _NodeSum.apply(settings, mean, rstd, weights, bypass_weights, previous, *candidates, *bypass)
-    return _forward(candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images, None, previous)
+        return _NodeSum.apply(settings, mean, rstd, weights, bypass_weights, prev_node, *candidates, *bypass)
+    return _forward(candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images, None, prev_node)
 
 
 def _rows(weights: Tensor) -> Tensor:
@@ -194,20 +200,20 @@ def _backward(
     normalized: list[bool],
     needs: tuple[bool, bool, bool, bool, bool],
 ) -> tuple[list[Tensor] | None, Tensor | None, list[Tensor] | None, Tensor | None, Tensor | None]:
-    """The gradients of candidates, weights, bypass, bypass weights and previous node, as far as `needs` asks for
+    """The gradients of candidates, weights, bypass, bypass weights and the node before, as far as `needs` asks for
     them."""
-    needs_candidates, needs_weights, needs_bypass, needs_bypass_weights, needs_previous = needs
-    grad_candidates = grad_weights = grad_bypass = grad_bypass_weights = grad_previous = None
+    needs_candidates, needs_weights, needs_bypass, needs_bypass_weights, needs_prev_node = needs
+    grad_candidates = grad_weights = grad_bypass = grad_bypass_weights = grad_prev_node = None
     channels = mean.shape[-1]
     if needs_candidates or needs_weights or needs_bypass_weights:
-        processed, sums, dots, bypass_dots = _grad(grad, candidates, mean, rstd, bypass)
+        grad_group0, sum_dy, sum_dy_xhat, edge_sums = _grad(grad, candidates, mean, rstd, bypass)
         if needs_weights:
-            grad_weights = dots.sum(1)[None]  # [1, K]
+            grad_weights = sum_dy_xhat.sum(1)[None]  # [1, K]
         if needs_bypass_weights:
-            grad_bypass_weights = bypass_dots[None]  # [1, E]
+            grad_bypass_weights = edge_sums[None]  # [1, E]
         if needs_candidates:
-            group = processed if grad.shape[1] > channels else grad  # [N, C, H, W]
-            grad_candidates = _grad_candidates(group, candidates, mean, rstd, weights, sums, dots, normalized)
+            group0 = grad_group0 if grad.shape[1] > channels else grad  # [N, C, H, W]
+            grad_candidates = _grad_candidates(group0, candidates, mean, rstd, weights, sum_dy, sum_dy_xhat, normalized)
     if needs_bypass:
         if bypass_weights is None:
             bypass_weights = weights.new_ones(1, len(bypass))
@@ -215,9 +221,9 @@ def _backward(
             _bypass_grad(None, [grad], bypass_weights[0, e : e + 1], [], channels)[0][:, channels:]
             for e in range(len(bypass))
         ]
-    if needs_previous:
-        grad_previous, _ = _bypass_grad(None, [grad], weights.new_ones(1), [], channels, True)
-    return grad_candidates, grad_weights, grad_bypass, grad_bypass_weights, grad_previous
+    if needs_prev_node:
+        grad_prev_node, _ = _bypass_grad(None, [grad], weights.new_ones(1), [], channels, True)
+    return grad_candidates, grad_weights, grad_bypass, grad_bypass_weights, grad_prev_node
 
 
 def _or_none(grads: list[Tensor] | None, count: int) -> Sequence[Tensor | None]:
@@ -233,14 +239,14 @@ class _NodeSum(torch.autograd.Function):
         rstd: Tensor,
         weights: Tensor,
         bypass_weights: Tensor | None,
-        previous: Tensor | None,
+        prev_node: Tensor | None,
         *inputs: Tensor,
     ) -> Tensor:
         ctx.normalized, individuals, images = settings
         ctx.save_for_backward(mean, rstd, weights, bypass_weights, *inputs)
         count = len(ctx.normalized)
         candidates, bypass = list(inputs[:count]), list(inputs[count:])
-        return _forward(candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images, None, previous)
+        return _forward(candidates, mean, rstd, weights, bypass, bypass_weights, individuals, images, None, prev_node)
 
     @staticmethod
     @once_differentiable
@@ -248,8 +254,8 @@ class _NodeSum(torch.autograd.Function):
         mean, rstd, weights, bypass_weights, *inputs = ctx.saved_tensors
         count = len(ctx.normalized)
         candidates, bypass = inputs[:count], inputs[count:]
-        _, _, _, needs_weights, needs_bypass_weights, needs_previous, *needs = ctx.needs_input_grad
-        grad_candidates, grad_weights, grad_bypass, grad_bypass_weights, grad_previous = _backward(
+        _, _, _, needs_weights, needs_bypass_weights, needs_prev_node, *needs = ctx.needs_input_grad
+        grad_candidates, grad_weights, grad_bypass, grad_bypass_weights, grad_prev_node = _backward(
             grad,
             candidates,
             mean,
@@ -258,10 +264,10 @@ class _NodeSum(torch.autograd.Function):
             bypass,
             bypass_weights,
             ctx.normalized,
-            (any(needs[:count]), needs_weights, any(needs[count:]), needs_bypass_weights, needs_previous),
+            (any(needs[:count]), needs_weights, any(needs[count:]), needs_bypass_weights, needs_prev_node),
         )
         images = [*_or_none(grad_candidates, count), *_or_none(grad_bypass, len(bypass))]
-        return None, None, None, grad_weights, grad_bypass_weights, grad_previous, *images
+        return None, None, None, grad_weights, grad_bypass_weights, grad_prev_node, *images
 
 
 # --- torch.compile, export, opcheck: the same, as registrations of the operators ---
@@ -278,14 +284,14 @@ def _(
     individuals: int,
     images: int | None = None,
     normalized: Sequence[int] | None = None,
-    previous: Tensor | None = None,
+    prev_node: Tensor | None = None,
 ) -> Tensor:
-    others = [*bypass, *([] if previous is None else [previous])]
+    others = [*bypass, *([] if prev_node is None else [prev_node])]
     if images is None:
         images = _images([*candidates, *others], individuals)
     _, channels, height, width = candidates[0].shape
-    if previous is not None:
-        channels = previous.shape[1]
+    if prev_node is not None:
+        channels = prev_node.shape[1]
     elif bypass:
         channels += bypass[0].shape[1]
     return empty_channels_last(candidates[0], (individuals * images, channels, height, width))
@@ -302,7 +308,7 @@ def _(
     bypass_weights: Tensor | None,
     individuals: int,
     images: int,
-    previous: Tensor | None = None,
+    prev_node: Tensor | None = None,
 ) -> None:
     """The sum, written to `out`: a tensor of its size, or as many channels of a wider one. Has no gradient."""
 
@@ -314,36 +320,36 @@ def _(
     count, _, channels = mean.shape
     images, _, height, width = grad.shape
     bypassed = grad.shape[1] > channels
-    processed = empty_channels_last(grad, (images, channels, height, width)) if bypassed else grad.new_empty(0)
-    return processed, mean.new_empty(channels), mean.new_empty(count, channels), mean.new_empty(len(bypass))
+    grad_group0 = empty_channels_last(grad, (images, channels, height, width)) if bypassed else grad.new_empty(0)
+    return grad_group0, mean.new_empty(channels), mean.new_empty(count, channels), mean.new_empty(len(bypass))
 
 
 @torch.library.register_fake("fastnas::node_sum_grad_candidates")
 def _(
-    processed: Tensor,
+    grad_group0: Tensor,
     candidates: Sequence[Tensor],
     mean: Tensor,
     rstd: Tensor,
     weights: Tensor,
-    sums: Tensor,
-    dots: Tensor,
+    sum_dy: Tensor,
+    sum_dy_xhat: Tensor,
     normalized: Sequence[int],
 ) -> list[Tensor]:
-    return [empty_channels_last(processed, processed.shape) for _ in candidates]
+    return [empty_channels_last(grad_group0, grad_group0.shape) for _ in candidates]
 
 
 @torch.library.register_fake("fastnas::bypass_grad")
 def _(
-    processed: Tensor | None,
+    seen_grad: Tensor | None,
     grads: Sequence[Tensor],
     weights: Tensor,
     addends: Sequence[Tensor],
     channels: int,
-    previous: bool = False,
+    of_prev_node: bool = False,
 ) -> tuple[Tensor, Tensor]:
     images, _, height, width = grads[0].shape
-    own = empty_channels_last(grads[0], (images, channels, height, width)) if previous else grads[0].new_empty(0)
-    return empty_channels_last(grads[0], grads[0].shape), own
+    group0 = empty_channels_last(grads[0], (images, channels, height, width)) if of_prev_node else grads[0].new_empty(0)
+    return empty_channels_last(grads[0], grads[0].shape), group0
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -356,8 +362,10 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward_registered(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     mean, rstd, weights, bypass_weights, *inputs = ctx.saved_tensors
     candidates, bypass = inputs[: ctx.count], inputs[ctx.count :]
-    needs_candidates, _, _, needs_weights, needs_bypass, needs_bypass_weights, *_, needs_previous = ctx.needs_input_grad
-    grad_candidates, grad_weights, grad_bypass, grad_bypass_weights, grad_previous = _backward(
+    needs_candidates, _, _, needs_weights, needs_bypass, needs_bypass_weights, *_, needs_prev_node = (
+        ctx.needs_input_grad
+    )
+    grad_candidates, grad_weights, grad_bypass, grad_bypass_weights, grad_prev_node = _backward(
         grad,
         candidates,
         mean,
@@ -366,10 +374,10 @@ def _backward_registered(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         bypass,
         bypass_weights,
         ctx.normalized,
-        (any(needs_candidates), needs_weights, any(needs_bypass), needs_bypass_weights, needs_previous),
+        (any(needs_candidates), needs_weights, any(needs_bypass), needs_bypass_weights, needs_prev_node),
     )
     grad_images = _or_none(grad_candidates, ctx.count), _or_none(grad_bypass, len(bypass))
-    return (grad_images[0], None, None, grad_weights, grad_images[1], grad_bypass_weights, *[None] * 3, grad_previous)
+    return (grad_images[0], None, None, grad_weights, grad_images[1], grad_bypass_weights, *[None] * 3, grad_prev_node)
 
 
 torch.library.register_autograd("fastnas::node_sum", _backward_registered, setup_context=_setup_context)

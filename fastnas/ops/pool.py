@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.ops.layout import accumulate_dtype, empty_channels_last
+from fastnas.ops.layout import acc_dtype, empty_channels_last
 
 _forward = torch.ops.fastnas.pool.default
 _grad = torch.ops.fastnas.pool_grad.default
@@ -28,7 +28,7 @@ def pool_reference(x: Tensor, stride: int = 1, *, individuals: int = 1, statisti
     """The same in plain torch: the oracle of the tests and the baseline of the benchmarks."""
     average = F.avg_pool2d(x, 3, stride, 1, count_include_pad=False)  # [N, C, H', W']
     maximum = F.max_pool2d(x, 3, stride, 1)  # [N, C, H', W']
-    dtype = accumulate_dtype(x.dtype)
+    dtype = acc_dtype(x.dtype)
     if not statistics:
         return average, maximum, x.new_empty(0, dtype=dtype), x.new_empty(0, dtype=dtype)
     both = torch.stack([average, maximum]).detach().to(torch.float64)  # [2, N, C, H', W']
@@ -90,7 +90,7 @@ def _grad_of_outputs(ctx: Any, average: Tensor | None, maximum: Tensor | None) -
     if not used:
         return None
     grads = [grad for grad in (average, maximum) if grad is not None]
-    unit = torch.eye(2, dtype=accumulate_dtype(x.dtype), device=x.device)[:, used]  # [2, G]
+    unit = torch.eye(2, dtype=acc_dtype(x.dtype), device=x.device)[:, used]  # [2, G]
     scales = unit.unsqueeze(-1).expand(-1, -1, x.shape[1])  # [2, G, C]
     result: Tensor = _grad(x, grads, scales, [], None, None, [], ctx.stride)
     return result
@@ -116,7 +116,7 @@ class _Pool(torch.autograd.Function):
 def _(x: Tensor, stride: int, individuals: int, statistics: bool) -> Pooled:
     height, width = ((size + stride - 1) // stride for size in x.shape[2:])
     sizes = (2, individuals, x.shape[1]) if statistics else (0,)
-    mean, variance = (x.new_empty(sizes, dtype=accumulate_dtype(x.dtype)) for _ in range(2))
+    mean, variance = (x.new_empty(sizes, dtype=acc_dtype(x.dtype)) for _ in range(2))
     sizes = (*x.shape[:2], height, width)
     return empty_channels_last(x, sizes), empty_channels_last(x, sizes), mean, variance
 
@@ -127,7 +127,7 @@ def _(
     grads: Sequence[Tensor],
     scales: Tensor,
     outputs: Sequence[Tensor],
-    corrections: Tensor | None,
+    bn_coeffs: Tensor | None,
     skip: Tensor | None,
     addends: Sequence[Tensor],
     stride: int,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.ops.layout import accumulate_dtype, empty_channels_last
+from fastnas.ops.layout import acc_dtype, empty_channels_last
 
 _forward = torch.ops.fastnas.preprocess.default
 _grad = torch.ops.fastnas.preprocess_grad.default
@@ -34,8 +34,7 @@ def preprocess_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The same in plain torch: the oracle of the tests and the baseline of the benchmarks."""
     inputs, weights, dtype = _arguments(inputs, weights)
-    accumulate = accumulate_dtype(dtype)
-    x = F.relu(torch.cat(inputs, dim=1).to(accumulate))  # [N, Cin, H, W]
+    x = F.relu(torch.cat(inputs, dim=1).to(acc_dtype(dtype)))  # [N, Cin, H, W]
     height, width = x.shape[-2:]
     parts = []
     for weight, offset in zip(weights, offsets, strict=True):
@@ -81,8 +80,8 @@ def preprocess(
         output is rounded to its dtype.
 
         The output is differentiable once in inputs and weights. Mean and variance are not differentiable: whoever
-        normalises with them adds their share to the gradient of the output (the coefficients of the operator
-        ``fastnas::preprocess_grad`` do).
+        normalises with them adds their share to the gradient of the output (bn_coeffs of the operator
+        ``fastnas::preprocess_grad`` do; csrc/ops/bn_backward.h says how).
 
     Raises:
         RuntimeError: the shapes, dtypes, devices or options do not fit; the message names the argument.
@@ -117,7 +116,7 @@ def _arguments(
             dtype = torch.promote_types(dtype, tensor.dtype)
     return (
         [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in inputs],
-        [weight.to(accumulate_dtype(dtype)) for weight in weights],
+        [weight.to(acc_dtype(dtype)) for weight in weights],
         dtype,
     )
 
@@ -156,15 +155,15 @@ def _(
     images, _, height, width = inputs[0].shape
     outputs = sum(weight.shape[0] for weight in weights)
     sizes = (images, outputs, (height + stride - 1) // stride, (width + stride - 1) // stride)
-    moments = (individuals, outputs) if statistics else (0,)
-    return empty_channels_last(inputs[0], sizes), weights[0].new_empty(moments), weights[0].new_empty(moments)
+    mean, variance = (weights[0].new_empty((individuals, outputs) if statistics else (0,)) for _ in range(2))
+    return empty_channels_last(inputs[0], sizes), mean, variance
 
 
 @torch.library.register_fake("fastnas::preprocess_grad")
 def _(
     grads: Sequence[Tensor],
     output: Tensor | None,
-    coefficients: Tensor | None,
+    bn_coeffs: Tensor | None,
     inputs: Sequence[Tensor],
     weights: Sequence[Tensor],
     offsets: Sequence[int],

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.ops.layout import accumulate_dtype, empty_channels_last
+from fastnas.ops.layout import acc_dtype, empty_channels_last
 
 _forward = torch.ops.fastnas.stage.default
 _grad = torch.ops.fastnas.stage_grad.default
@@ -111,11 +111,11 @@ def stage(
     inputs, depthwise, pointwise = list(inputs), list(depthwise), list(pointwise)
     dilations = [1] * len(depthwise) if dilations is None else list(dilations)
     if inputs:
-        accumulate = accumulate_dtype(inputs[0].dtype)
-        depthwise = [weight.to(accumulate) for weight in depthwise]
-        pointwise = [weight.to(accumulate) for weight in pointwise]
-        mean = None if mean is None else mean.detach().to(accumulate)
-        rstd = None if rstd is None else rstd.detach().to(accumulate)
+        dtype = acc_dtype(inputs[0].dtype)
+        depthwise = [weight.to(dtype) for weight in depthwise]
+        pointwise = [weight.to(dtype) for weight in pointwise]
+        mean = None if mean is None else mean.detach().to(dtype)
+        rstd = None if rstd is None else rstd.detach().to(dtype)
     options = (dilations, stride, individuals, statistics, normalized)
     tensors = [*inputs, *depthwise, *pointwise]
     if torch.compiler.is_compiling():
@@ -173,30 +173,31 @@ def _gradients(
     if individuals != 1:
         raise RuntimeError(f"fastnas::stage: no gradient for individuals={individuals}; differentiate them one by one")
     full = [inputs[0].new_zeros(output) if grad is None else grad.to(inputs[0].dtype) for grad in grads]
-    grad_inputs, grad_depthwise, grad_pointwise, sums = _grad(
+    grad_inputs, grad_depthwise, grad_pointwise, bn_sums = _grad(
         full, [], None, inputs, mean, rstd, depthwise, pointwise, dilations, stride
     )
     if mean is not None and rstd is not None:
         grad_inputs = [
-            _through_normalization(grad, x, mean[i, 0], rstd[i, 0], sums[i] if normalized else None)
+            _bn_backward(grad, x, mean[i, 0], rstd[i, 0], bn_sums[i] if normalized else None)
             for i, (grad, x) in enumerate(zip(grad_inputs, inputs, strict=True))
         ]
     return [*grad_inputs, *grad_depthwise, *grad_pointwise]
 
 
-def _through_normalization(grad: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, sums: Tensor | None) -> Tensor:
+def _bn_backward(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, bn_sums: Tensor | None) -> Tensor:
     """From the gradient of the normalised input to that of the raw one: BatchNorm's backward pass.
 
-    grad, x [N, C, H, W]; mean, rstd [C]; sums [2, C]: Σ grad and Σ grad · x̂.
+    dy, x [N, C, H, W]; mean, rstd [C]; bn_sums [2, C]: sum_dy = Σ dy and sum_dy_xhat = Σ dy · x̂, or None where mean and
+    rstd are constants.
     """
-    g = grad.to(rstd.dtype)
+    dx = dy.to(rstd.dtype)
     rstd = rstd.view(-1, 1, 1)  # [C, 1, 1]
-    if sums is not None:
+    if bn_sums is not None:
         count = max(1, x.numel() // max(1, x.shape[1]))
-        normal = (x - mean.view(-1, 1, 1)) * rstd  # [N, C, H, W]
-        total, dot = sums.view(2, -1, 1, 1)
-        g = g - total / count - normal * (dot / count)
-    return (g * rstd).to(grad.dtype)
+        xhat = (x - mean.view(-1, 1, 1)) * rstd  # [N, C, H, W]
+        sum_dy, sum_dy_xhat = bn_sums.view(2, -1, 1, 1)
+        dx = dx - sum_dy / count - xhat * (sum_dy_xhat / count)
+    return (dx * rstd).to(dy.dtype)
 
 
 # --- torch.compile, export, opcheck: the same, as registrations of the operator ---
@@ -218,15 +219,15 @@ def _(
     count, channels, height, width = inputs[0].shape
     sizes = (count, channels, (height + stride - 1) // stride, (width + stride - 1) // stride)
     shape = (len(depthwise), individuals, channels) if statistics else (0,)
-    moments = [depthwise[0].new_empty(shape) for _ in range(2)]
-    return [empty_channels_last(inputs[0], sizes) for _ in depthwise], moments[0], moments[1]
+    average, variance = (depthwise[0].new_empty(shape) for _ in range(2))
+    return [empty_channels_last(inputs[0], sizes) for _ in depthwise], average, variance
 
 
 @torch.library.register_fake("fastnas::stage_grad")
 def _(
     grads: Sequence[Tensor],
     outputs: Sequence[Tensor],
-    coefficients: Tensor | None,
+    bn_coeffs: Tensor | None,
     inputs: Sequence[Tensor],
     mean: Tensor | None,
     rstd: Tensor | None,
@@ -235,12 +236,12 @@ def _(
     dilations: Sequence[int],
     stride: int,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-    sums = (len(inputs), 2, depthwise[0].shape[0]) if mean is not None else (0,)
+    bn_sums = (len(inputs), 2, depthwise[0].shape[0]) if mean is not None else (0,)
     return (
         [empty_channels_last(x, x.shape) for x in inputs],
         [weight.new_empty(weight.shape) for weight in depthwise],
         [weight.new_empty(weight.shape) for weight in pointwise],
-        depthwise[0].new_empty(sums),
+        depthwise[0].new_empty(bn_sums),
     )
 
 

@@ -200,7 +200,7 @@ FAULTS = (
         STAGE,
     ),
     Fault(
-        "separable.h",
+        "tiles.h",
         "stage_forward",
         "sum over the strips of a warp: half of the lanes",
         "for (int offset = lanes; offset < kWarp; offset *= 2)",
@@ -218,13 +218,13 @@ FAULTS = (
     Fault(
         "stage.cu",
         "stage_forward",
-        "no barrier before the moments of the warps are merged",
+        "no barrier before the statistics of the warps are merged",
         "      if (table) {\n        __syncthreads();\n",
         "      if (table) {\n",
         STAGE,
     ),
     Fault(
-        "moments.h",
+        "batch_stats.h",
         "stage_merge_statistics",
         "half of the tiles",
         "block < blocks && active; block += kWarps)",
@@ -232,7 +232,7 @@ FAULTS = (
         STAGE,
     ),
     Fault(
-        "moments.h",
+        "batch_stats.h",
         "pool_statistics",
         "no barrier before the warps' are merged",
         "seen[warp][lane] = sum;\n    __syncthreads();",
@@ -248,7 +248,7 @@ FAULTS = (
         "tests/ops/test_stage.py -k test_odd_borders",
     ),
     Fault(
-        "stage_grad.cu",
+        "stage_grad_weights.h",
         "stage_grad",
         "taps: strips of the other split counted too",
         "for (int s = split * sets + threadIdx.x % kWarp / lanes; s < strips && wanted; s += kSplits * sets)",
@@ -320,7 +320,7 @@ FAULTS = (
         POOL,
     ),
     Fault(
-        "pool.cu",
+        "pool_grad.cu",
         "pool_grad",
         "no barrier between windows and pixels",
         "    __syncthreads();\n\n    for (int i = threadIdx.x; i < tiles.height",
@@ -328,7 +328,7 @@ FAULTS = (
         POOL_GRAD,
     ),
     Fault(
-        "pool.cu",
+        "pool_grad.cu",
         "pool_grad",
         "stride 2: columns between two windows collect, too",
         "if (stride == 2 && ((centre_y | centre_x) & 1)) continue;",
@@ -400,7 +400,7 @@ FAULTS = (
         PREPROCESS,
     ),
     Fault(
-        "preprocess.cu",
+        "preprocess_grad.cu",
         "preprocess_grad",
         "half of the pixels in the gradient of the matrix",
         "for (int i = 0; i < kShare; ++i) {",
@@ -408,7 +408,7 @@ FAULTS = (
         PREPROCESS_GRAD,
     ),
     Fault(
-        "preprocess.cu",
+        "preprocess_grad.cu",
         "preprocess_grad",
         "no barrier before the gradient is read",
         "        g[pixel * kGradRow + column] = value;\n      }\n      __syncthreads();",
@@ -424,7 +424,7 @@ FAULTS = (
         NODE_SUM,
     ),
     Fault(
-        "node_sum.cu",
+        "node_sum_grad.cu",
         "node_sum_grad",
         "the first pixel of a chunk left out",
         "for (int64_t pixel = chunk * size + rows.row; pixel < end",
@@ -432,7 +432,7 @@ FAULTS = (
         NODE_SUMS,
     ),
     Fault(
-        "node_sum.cu",
+        "node_sum_grad.cu",
         "node_sum_grad_bypass",
         "the gradient of the group before",
         "(r - q * C) * s.groups + q + 1])",
@@ -440,23 +440,23 @@ FAULTS = (
         NODE_SUMS,
     ),
     Fault(
-        "node_sum.cu",
+        "node_sum_grad.cu",
         "node_sum_grad_merge",
         "the first candidate's 1/σ for all",
-        "dots[dot] = A(total * double(rstd[dot]));",
-        "dots[dot] = A(total * double(rstd[dot % channels]));",
+        "sum_dy_xhat[of_candidate] = A(total * double(rstd[of_candidate]));",
+        "sum_dy_xhat[of_candidate] = A(total * double(rstd[of_candidate % channels]));",
         NODE_SUMS,
     ),
     Fault(
-        "node_sum.cu",
+        "node_sum_grad.cu",
         "node_sum_grad_candidates",
         "the wrong sum in the gradient through the variance",
-        "normal * (share * dot.values[j]));",
-        "normal * (share * sum.values[j]));",
+        "share * sum_dy_xhat.values[j]);",
+        "share * sum_dy.values[j]);",
         NODE_SUM,
     ),
     Fault(
-        "node_sum.cu",
+        "bypass_grad.cu",
         "bypass_grad",
         "an addend's first group for all groups",
         "read<Width>(from.data + pixel * from.stride + (q + g) * C + c);",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnas.ops import stage, stage_reference
+from fastnas.ops.layout import acc_dtype
 
 # dtype → (tolerance of the forward pass, of the gradients), relative to the largest value
 TOLERANCE = {
@@ -75,12 +76,8 @@ class Arguments:
         return Arguments(replace(self.case, dtype=torch.float64), *lists, mean, rstd)
 
 
-def weight_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def make(case: Case) -> Arguments:
-    dtype, channels = weight_dtype(case.dtype), case.channels
+    dtype, channels = acc_dtype(case.dtype), case.channels
     shape = (case.count, channels, case.height, case.width)
     inputs = [torch.randn(shape).to(case.dtype) for _ in range(1 if case.shared else len(case.kinds))]
     depthwise = [torch.randn(channels, 1, kernel, kernel, dtype=dtype) for kernel, _ in case.kinds]

@@ -275,5 +275,7 @@ def test_errors_name_the_argument(what: str) -> None:
 def test_weights_must_agree_over_edges() -> None:
     a = case()
     a.depthwise[6] = torch.randn(4, 1, 5, 5, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match=r"depthwise\[6\] has shape \[4, 1, 5, 5\].* the same on all edges"):
+    with pytest.raises(
+        RuntimeError, match=r"depthwise\[6\] has shape \[4, 1, 5, 5\], depthwise\[0\] .* has the same on all edges"
+    ):
         edge_sum(**a.arguments())

@@ -92,7 +92,10 @@ def test_opcheck():
         (lambda x: OPS.halve(x.int(), 2), "x must be float16"),
         (lambda x: OPS.halve_grad(x, x, x[:, :2]), r"grad has shape \[2, 8, 4, 4\], expected \[2, 6, 2, 2\]"),
         (lambda x: OPS.halve_grad(x[:, :6, :2, :2], x, x[:, :2, :3]), r"seen_grad has shape \[2, 2, 3, 4\]"),
-        (lambda x: OPS.halve_grad(x[:, :6, :2, :2].double(), x, x[:, :2]), "in dtype and device of x"),
+        (
+            lambda x: OPS.halve_grad(x[:, :6, :2, :2].double(), x, x[:, :2]),
+            "grad must have the dtype and the device of x",
+        ),
     ],
 )
 def test_errors(call, message):

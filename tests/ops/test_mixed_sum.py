@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastnas._library import _C
 from fastnas.ops import mixed_sum, mixed_sum_reference
+from fastnas.ops.layout import acc_dtype
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -32,13 +33,9 @@ def make(
     """Random outputs and weights; with individuals, every other output is shared."""
     if individuals is None:
         outputs = [torch.randn(shape, dtype=dtype) for _ in range(count)]
-        return outputs, torch.softmax(torch.randn(count, dtype=weight_dtype(dtype)), -1)
+        return outputs, torch.softmax(torch.randn(count, dtype=acc_dtype(dtype)), -1)
     outputs = [torch.randn(individuals if k % 2 else 1, *shape, dtype=dtype) for k in range(count)]
-    return outputs, torch.softmax(torch.randn(individuals, count, dtype=weight_dtype(dtype)), -1)
-
-
-def weight_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return outputs, torch.softmax(torch.randn(individuals, count, dtype=acc_dtype(dtype)), -1)
 
 
 def run(function, outputs: list[Tensor], weights: Tensor, grad: Tensor | None = None) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fastnas._library import _C
 from fastnas.ops import node_sum, node_sum_reference
+from fastnas.ops.layout import acc_dtype
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -52,11 +53,11 @@ class Inputs:
     individuals: int = 1
     normalized: list[bool] | None = None
     images: int | None = None
-    previous: Tensor | None = None
+    prev_node: Tensor | None = None
 
     def __call__(self, function) -> Tensor:
         options = {
-            "previous": self.previous,
+            "prev_node": self.prev_node,
             "individuals": self.individuals,
             "normalized": self.normalized,
             "images": self.images,
@@ -66,8 +67,8 @@ class Inputs:
         )
 
     def to(self, dtype: torch.dtype, leaves: bool = False) -> Inputs:
-        """A copy in which images have this dtype, and numbers that of its statistics; memory orders are kept."""
-        numbers = number_dtype(dtype)
+        """A copy in which images have this dtype, statistics and weights that of sums; strides stay."""
+        summed = acc_dtype(dtype)
 
         def leaf(t: Tensor) -> Tensor:
             return t.requires_grad_() if leaves else t
@@ -76,17 +77,17 @@ class Inputs:
             self,
             candidates=[leaf(kept(t, dtype)) for t in self.candidates],
             bypass=[leaf(kept(t, dtype)) for t in self.bypass],
-            previous=None if self.previous is None else leaf(kept(self.previous, dtype)),
-            mean=self.mean.to(numbers),
-            rstd=self.rstd.to(numbers),
-            weights=leaf(self.weights.detach().to(numbers, copy=True)),
+            prev_node=None if self.prev_node is None else leaf(kept(self.prev_node, dtype)),
+            mean=self.mean.to(summed),
+            rstd=self.rstd.to(summed),
+            weights=leaf(self.weights.detach().to(summed, copy=True)),
             bypass_weights=(
-                None if self.bypass_weights is None else leaf(self.bypass_weights.detach().to(numbers, copy=True))
+                None if self.bypass_weights is None else leaf(self.bypass_weights.detach().to(summed, copy=True))
             ),
         )
 
     def leaves(self) -> list[Tensor]:
-        others = [t for t in (self.bypass_weights, self.previous) if t is not None]
+        others = [t for t in (self.bypass_weights, self.prev_node) if t is not None]
         return [*self.candidates, *self.bypass, self.weights, *others]
 
 
@@ -94,10 +95,6 @@ def kept(t: Tensor, dtype: torch.dtype) -> Tensor:
     """A copy with the same strides."""
     copy = torch.empty_strided(t.size(), t.stride(), dtype=dtype)
     return copy.copy_(t.detach())
-
-
-def number_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def image(images: int, channels: int, height: int, width: int, kind: str, first: int = 0) -> Tensor:
@@ -131,9 +128,9 @@ def make(
     individuals: int = 1,
     shared: tuple[bool, ...] = (False,),
     weighted: bool = True,
-    previous: bool = False,
+    prev_node: bool = False,
 ) -> Inputs:
-    """Random inputs; kinds and sharing take turns. previous: where there are groups, the node follows another one."""
+    """Random inputs; kinds and sharing take turns. prev_node: where there are groups, the node follows another one."""
     images, channels, height, width, groups = size
     edges = edges if groups > 1 else 0
 
@@ -161,7 +158,7 @@ def make(
         torch.randn(individuals, edges) if weighted and edges else None,
         individuals,
         images=images,
-        previous=several(1, groups * channels, 1)[0] if previous and groups > 1 else None,
+        prev_node=several(1, groups * channels, 1)[0] if prev_node and groups > 1 else None,
     )
 
 
@@ -183,7 +180,7 @@ def assert_close(ours: list[Tensor], expected: list[Tensor], dtype: torch.dtype)
 
 
 def check(inputs: Inputs, dtype: torch.dtype, grad: Tensor | None = None) -> None:
-    """Against the reference in float64, on the same rounded numbers."""
+    """Against the reference in float64, on the same rounded values."""
     inputs = inputs.to(dtype)
     if grad is None:
         grad = torch.randn(inputs(node_sum).shape, dtype=dtype)
@@ -199,15 +196,15 @@ def test_equals_reference(size, dtype):
     check(make(size), dtype)
     if size[-1] > 1:
         for edges, kind in ((0, "sliced"), (1, "channels_last")):
-            check(make(size, edges=edges, kinds=(kind,), previous=True), dtype)
+            check(make(size, edges=edges, kinds=(kind,), prev_node=True), dtype)
 
 
 @pytest.mark.parametrize("groups", [2, 3, 4])
 def test_a_node_passes_on_what_bypassed_it(groups):
-    """Three nodes of a cell, with lists of all earlier states and with the previous node, forward and backward."""
+    """Three nodes of a cell, with lists of all earlier states and with the prev_node node, forward and backward."""
     channels, double = 4, torch.float64
     of_nodes = [[torch.randn(2, channels, 5, 7, dtype=double) for _ in range(3)] for _ in range(3)]
-    numbers = torch.zeros(3, 1, channels, dtype=double), torch.ones(3, 1, channels, dtype=double)
+    statistics = torch.zeros(3, 1, channels, dtype=double), torch.ones(3, 1, channels, dtype=double)
     first = [torch.randn(2, groups * channels, 5, 7, dtype=double) for _ in range(2)]
 
     def cell(passed_on: bool) -> list[Tensor]:
@@ -215,10 +212,10 @@ def test_a_node_passes_on_what_bypassed_it(groups):
         states = list(leaves)
         for candidates in of_nodes:
             bypass = [state[:, channels:] for state in states]
-            known = {"previous": states[-1]} if passed_on and len(states) > 2 else {}
+            known = {"prev_node": states[-1]} if passed_on and len(states) > 2 else {}
             options = {**known, "normalized": [False] * 3}
             weights = torch.ones(3, dtype=double)
-            states.append(node_sum(candidates, *numbers, weights, [] if known else bypass, **options))
+            states.append(node_sum(candidates, *statistics, weights, [] if known else bypass, **options))
         output = torch.cat(states[2:], 1)
         return [output.detach(), *torch.autograd.grad(output.square().sum(), leaves)]
 
@@ -255,10 +252,10 @@ def test_shuffle_by_hand():
 
 @pytest.mark.parametrize("individuals", [2, 3])
 @pytest.mark.parametrize("shared", [(False,), (True,), (True, False)], ids=str)
-@pytest.mark.parametrize("previous", [False, True])
+@pytest.mark.parametrize("prev_node", [False, True])
 @pytest.mark.parametrize("size", [(2, 4, 9, 7, 4), (1, 5, 6, 5, 2), (3, 8, 40, 20, 1)], ids=str)
-def test_population(size, previous, shared, individuals):
-    inputs = make(size, count=5, individuals=individuals, shared=shared, previous=previous)
+def test_population(size, prev_node, shared, individuals):
+    inputs = make(size, count=5, individuals=individuals, shared=shared, prev_node=prev_node)
     result = inputs(node_sum)
     assert result.shape[0] == individuals * size[0]
     assert_close([result], [inputs.to(torch.float64)(node_sum_reference)], torch.float32)
@@ -278,7 +275,7 @@ def test_population(size, previous, shared, individuals):
             rstd=inputs.rstd[:, p : p + 1],
             weights=inputs.weights[p],
             bypass_weights=None if inputs.bypass_weights is None else inputs.bypass_weights[p],
-            previous=None if inputs.previous is None else own(inputs.previous),
+            prev_node=None if inputs.prev_node is None else own(inputs.prev_node),
             individuals=1,
         )
         assert torch.equal(alone, single(node_sum))
@@ -319,12 +316,12 @@ def test_empty(size):
     assert all(grad.eq(0).all() for grad in grads)
     total = torch.ones_like(result)
     channels = 1 if size[4] == 1 else size[1]
-    for previous in (False, True):
-        whole, own = OPS.bypass_grad(None, [total], torch.ones(1), [], channels, previous)
+    for prev_node in (False, True):
+        whole, own = OPS.bypass_grad(None, [total], torch.ones(1), [], channels, prev_node)
         assert whole.shape == result.shape
-        assert own.shape == ((size[0], channels, *size[2:4]) if previous else (0,))
+        assert own.shape == ((size[0], channels, *size[2:4]) if prev_node else (0,))
     if size[4] > 1:
-        inputs.previous = total
+        inputs.prev_node = total
         assert inputs(node_sum).shape == result.shape
 
 
@@ -362,11 +359,11 @@ def test_threads_do_not_change_a_bit():
 
 
 @pytest.mark.cpu_only  # emulated kernels are compared with these at every call
-@pytest.mark.parametrize("previous", [False, True])
+@pytest.mark.parametrize("prev_node", [False, True])
 @pytest.mark.parametrize("size", [(2, 2, 3, 2, 2), (2, 4, 2, 2, 4), (2, 3, 3, 3, 1)], ids=str)
-def test_gradcheck(size, previous):
+def test_gradcheck(size, prev_node):
     """Numerically, with statistics that follow the batch for the candidates that are normalised."""
-    inputs = make(size, count=3, previous=previous).to(torch.float64, leaves=True)
+    inputs = make(size, count=3, prev_node=prev_node).to(torch.float64, leaves=True)
     inputs.normalized = [True, False, True]
     count, edges = 3, len(inputs.bypass)
 
@@ -381,14 +378,14 @@ def test_gradcheck(size, previous):
         )
         changed.weights = tensors[count + edges]
         changed.bypass_weights = tensors[count + edges + 1] if edges else None
-        changed.previous = tensors[-1] if inputs.previous is not None else None
+        changed.prev_node = tensors[-1] if inputs.prev_node is not None else None
         return changed(node_sum)
 
     assert torch.autograd.gradcheck(function, inputs.leaves())
 
 
 def test_only_what_needs_a_gradient_gets_one():
-    inputs = make(previous=True).to(torch.float32)
+    inputs = make(prev_node=True).to(torch.float32)
     grad = torch.randn_like(inputs(node_sum))
     full = run(node_sum, inputs, grad)[1:]
     for index in range(len(full)):
@@ -414,35 +411,37 @@ def test_mixed_dtypes_are_promoted():
 def test_sums_of_the_gradient():
     inputs = make((2, 4, 9, 7, 4)).to(torch.float32)
     grad = torch.randn(inputs(node_sum).shape)
-    processed, sums, dots, bypass_dots = OPS.node_sum_grad(
+    grad_group0, sum_dy, sum_dy_xhat, grad_bypass_weights = OPS.node_sum_grad(
         grad, inputs.candidates, inputs.mean, inputs.rstd, inputs.bypass
     )
     groups = grad.unflatten(1, (4, 4)).transpose(1, 2)  # [N, g, C, H, W]
-    assert torch.equal(processed, groups[:, 0])
-    torch.testing.assert_close(sums, groups[:, 0].sum((0, 2, 3)))
+    assert torch.equal(grad_group0, groups[:, 0])
+    torch.testing.assert_close(sum_dy, groups[:, 0].sum((0, 2, 3)))
     for k, y in enumerate(inputs.candidates):
         normal = (y - inputs.mean[k, 0][:, None, None]) * inputs.rstd[k, 0][:, None, None]
-        torch.testing.assert_close(dots[k], (groups[:, 0] * normal).sum((0, 2, 3)), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(sum_dy_xhat[k], (groups[:, 0] * normal).sum((0, 2, 3)), rtol=1e-4, atol=1e-4)
     for e, x in enumerate(inputs.bypass):
-        torch.testing.assert_close(bypass_dots[e], (groups[:, 1:].flatten(1, 2) * x).sum(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            grad_bypass_weights[e], (groups[:, 1:].flatten(1, 2) * x).sum(), rtol=1e-4, atol=1e-4
+        )
     assert OPS.node_sum_grad(grad[:, :4], inputs.candidates, inputs.mean, inputs.rstd, [])[0].shape == (0,)
 
 
 def test_sums_of_more_chunks_than_are_merged_at_once():
     y, grad = (torch.randn(1, 16, 66, 70).contiguous(memory_format=torch.channels_last) for _ in range(2))
-    _, sums, dots, _ = OPS.node_sum_grad(grad, [y], torch.zeros(1, 1, 16), torch.ones(1, 1, 16), [])
-    torch.testing.assert_close(sums, grad.sum((0, 2, 3)), rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(dots[0], (grad * y).sum((0, 2, 3)), rtol=1e-4, atol=1e-3)
+    _, sum_dy, sum_dy_xhat, _ = OPS.node_sum_grad(grad, [y], torch.zeros(1, 1, 16), torch.ones(1, 1, 16), [])
+    torch.testing.assert_close(sum_dy, grad.sum((0, 2, 3)), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(sum_dy_xhat[0], (grad * y).sum((0, 2, 3)), rtol=1e-4, atol=1e-3)
 
 
-def check_bypass_grad(channels: int, groups: int, dtype: torch.dtype, processed: bool = True, addends: int = 2) -> None:
+def check_bypass_grad(channels: int, groups: int, dtype: torch.dtype, seen: bool = True, addends: int = 2) -> None:
     groups = max(groups, 2)
     size = (2, channels * groups, 11, 7)
     kinds = ["channels_last", "sliced", "contiguous"]
     grads = [image(*size, kind=kind).to(dtype) for kind in kinds]
     others = [image(*size, kind=kind).to(dtype) for kind in kinds[:addends]]
-    weights = torch.randn(3, dtype=number_dtype(dtype))
-    front = image(2, channels, 11, 7, "sliced").to(dtype) if processed else None
+    weights = torch.randn(3, dtype=acc_dtype(dtype))
+    front = image(2, channels, 11, 7, "sliced").to(dtype) if seen else None
     result, nothing = OPS.bypass_grad(front, grads, weights, others, channels)
     assert nothing.numel() == 0
     assert result.dtype == dtype
@@ -468,7 +467,7 @@ def check_bypass_grad(channels: int, groups: int, dtype: torch.dtype, processed:
 @pytest.mark.parametrize("channels", [1, 4, 5, 16])
 def test_bypass_grad(channels, groups, dtype):
     check_bypass_grad(channels, groups, dtype)
-    check_bypass_grad(channels, groups, dtype, processed=False, addends=0)
+    check_bypass_grad(channels, groups, dtype, seen=False, addends=0)
 
 
 @pytest.mark.parametrize("kind", ["contiguous", "sliced"])
@@ -478,29 +477,30 @@ def test_opcheck(size, kind):
     arguments = (leaves.candidates, leaves.mean, leaves.rstd, leaves.weights, leaves.bypass, leaves.bypass_weights, 1)
     torch.library.opcheck(OPS.node_sum.default, arguments)
     if size[-1] > 1:
-        previous = torch.randn(leaves(node_sum).shape).requires_grad_()
-        torch.library.opcheck(OPS.node_sum.default, (*arguments, None, None, previous))
+        prev_node = torch.randn(leaves(node_sum).shape).requires_grad_()
+        torch.library.opcheck(OPS.node_sum.default, (*arguments, None, None, prev_node))
     inputs = make(size, kinds=(kind,)).to(torch.float32)
     grad = torch.randn(inputs(node_sum).shape)
     arguments = (inputs.candidates, inputs.mean, inputs.rstd)
     torch.library.opcheck(OPS.node_sum_grad.default, (grad, *arguments, inputs.bypass))
-    processed, sums, dots, _ = OPS.node_sum_grad(grad, *arguments, inputs.bypass)
-    processed = processed if inputs.bypass else grad
-    numbers = (inputs.weights, sums, dots, [1, 0, 1, 1])
-    torch.library.opcheck(OPS.node_sum_grad_candidates.default, (processed, *arguments, *numbers))
+    grad_group0, *sums, _ = OPS.node_sum_grad(grad, *arguments, inputs.bypass)
+    grad_group0 = grad_group0 if inputs.bypass else grad
+    torch.library.opcheck(
+        OPS.node_sum_grad_candidates.default, (grad_group0, *arguments, inputs.weights, *sums, [1, 0, 1, 1])
+    )
     if inputs.bypass:
-        for front in (processed, None):
+        for front in (grad_group0, None):
             arguments = (front, [grad, grad], torch.rand(2), [grad], size[1])
             torch.library.opcheck(OPS.bypass_grad.default, arguments)
             torch.library.opcheck(OPS.bypass_grad.default, (*arguments, True))
     population = make(size, individuals=2, shared=(True,)).to(torch.float32)
-    numbers = (population.mean, population.rstd, population.weights, population.bypass, population.bypass_weights)
-    torch.library.opcheck(OPS.node_sum.default, (population.candidates, *numbers, 2, size[0]))
+    tables = (population.mean, population.rstd, population.weights, population.bypass, population.bypass_weights)
+    torch.library.opcheck(OPS.node_sum.default, (population.candidates, *tables, 2, size[0]))
 
 
 @pytest.mark.parametrize("normalized", [None, [True, False, True, False]], ids=str)
 def test_compile_has_no_graph_break(normalized):
-    inputs = replace(make(previous=normalized is None), normalized=normalized)
+    inputs = replace(make(prev_node=normalized is None), normalized=normalized)
     compiled = torch.compile(node_sum, fullgraph=True, backend="aot_eager")
     grad = torch.randn(inputs(node_sum).shape)
     ours, expected = run(compiled, inputs, grad), run(node_sum, inputs, grad)
@@ -530,13 +530,13 @@ def test_compile_has_no_graph_break(normalized):
         ({"bypass": [torch.rand(2, 6, 9, 7)] * 2}, r"6 channels bypass the 4 that are summed"),
         ({"bypass": [torch.rand(2, 0, 9, 7)] * 2}, r"0 channels bypass the 4 that are summed"),
         ({"bypass": [torch.rand(2, 4)] * 2}, r"bypass\[0\] must be \[N, R, H, W\], got shape \[2, 4\]"),
-        ({"previous": torch.rand(2, 12, 9, 7)}, r"bypass\[0\] has shape \[2, 12, 9, 7\], expected \[N, 8, 9, 7\]"),
-        ({"previous": torch.rand(3, 16, 9, 7)}, r"previous\[0\] has shape \[3, 16, 9, 7\]; for 1 individuals of 2"),
-        ({"previous": torch.rand(2, 16)}, r"previous must be \[N, C \+ R, H, W\], got shape \[2, 16\]"),
+        ({"prev_node": torch.rand(2, 12, 9, 7)}, r"bypass\[0\] has shape \[2, 12, 9, 7\], expected \[N, 8, 9, 7\]"),
+        ({"prev_node": torch.rand(3, 16, 9, 7)}, r"prev_node has shape \[3, 16, 9, 7\]; for 1 individuals of 2"),
+        ({"prev_node": torch.rand(2, 16)}, r"prev_node must be \[N, C \+ R, H, W\], got shape \[2, 16\]"),
         ({"individuals": 0}, r"individuals is 0"),
         ({"normalized": [True]}, r"normalized has 1 entries, but there are 4 candidates"),
     ],
-    ids=lambda value: value if isinstance(value, str) else ",".join(value),  # not the numbers: they are random
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),  # not the tensors: they are random
 )
 def test_errors(change, message):
     with pytest.raises(RuntimeError, match=message):
@@ -549,23 +549,31 @@ def test_errors_of_the_raw_operators():
     grad = torch.randn(2, 16, 9, 7)
     with pytest.raises(RuntimeError, match=r"weights must be float32"):
         OPS.node_sum(y, mean, rstd, weights.double(), [], None, 1)
-    with pytest.raises(RuntimeError, match=r"candidates\[1\] has another dtype"):
+    with pytest.raises(RuntimeError, match=r"candidates\[1\] must have the dtype and the device of the first"):
         OPS.node_sum([y[0], y[1].double()], mean, rstd, weights, [], None, 1)
     with pytest.raises(RuntimeError, match=r"node_sum_grad: mean has shape \[4, 2, 4\]; there are gradients for one"):
         OPS.node_sum_grad(grad[:, :4], y, mean.expand(-1, 2, -1), rstd, [])
-    with pytest.raises(RuntimeError, match=r"a candidate has shape \[2, 4, 9, 7\], but there are 1 images"):
+    with pytest.raises(RuntimeError, match=r"candidates\[0\] has shape \[2, 4, 9, 7\], but there are 1 images"):
         OPS.node_sum_grad(grad[:1, :4], y, mean, rstd, [])
-    sums, dots = torch.rand(4), torch.rand(4, 4)
+    sum_dy, sum_dy_xhat = torch.rand(4), torch.rand(4, 4)
     with pytest.raises(RuntimeError, match=r"node_sum_grad_candidates: normalized has 1 entries"):
-        OPS.node_sum_grad_candidates(grad[:, :4], y, mean, rstd, weights, sums, dots, [1])
-    with pytest.raises(RuntimeError, match=r"dots has shape \[4\], expected \[4, 4\]"):
-        OPS.node_sum_grad_candidates(grad[:, :4], y, mean, rstd, weights, sums, sums, [1] * 4)
+        OPS.node_sum_grad_candidates(grad[:, :4], y, mean, rstd, weights, sum_dy, sum_dy_xhat, [1])
+    with pytest.raises(RuntimeError, match=r"sum_dy_xhat has shape \[4\], expected \[4, 4\]"):
+        OPS.node_sum_grad_candidates(grad[:, :4], y, mean, rstd, weights, sum_dy, sum_dy, [1] * 4)
     with pytest.raises(RuntimeError, match=r"bypass_grad: 11 channels bypass the 5"):
         OPS.bypass_grad(None, [grad], torch.rand(1), [], 5)
-    with pytest.raises(RuntimeError, match=r"processed has shape \[2, 16, 9, 7\], expected \[N, 4, 9, 7\]"):
+    with pytest.raises(RuntimeError, match=r"seen_grad has shape \[2, 16, 9, 7\], expected \[N, 4, 9, 7\]"):
         OPS.bypass_grad(grad, [grad], torch.rand(1), [], 4)
     with pytest.raises(RuntimeError, match=r"bypass_grad: weights has shape \[2\], expected \[1\]"):
         OPS.bypass_grad(None, [grad], torch.rand(2), [], 4)
+
+
+def test_the_former_name_of_prev_node_warns():
+    inputs = make(prev_node=True).to(torch.float32)
+    arguments = (inputs.candidates, inputs.mean, inputs.rstd, inputs.weights, inputs.bypass, inputs.bypass_weights)
+    with pytest.warns(DeprecationWarning, match="previous is called prev_node now"):
+        ours = node_sum(*arguments, previous=inputs.prev_node)
+    assert torch.equal(ours, node_sum(*arguments, prev_node=inputs.prev_node))
 
 
 def test_double_backward_says_so():

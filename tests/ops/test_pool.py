@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastnas._library import _C
 from fastnas.ops import pool, pool_reference
+from fastnas.ops.layout import acc_dtype
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -32,10 +33,6 @@ SHAPES = [
     (2, 20, 6, 7),
     (1, 64, 8, 8),
 ]
-
-
-def accumulate(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def images(shape: tuple[int, ...], dtype: torch.dtype = torch.float64, kind: str = "channels_last") -> Tensor:
@@ -87,7 +84,7 @@ def check(x: Tensor, stride: int, individuals: int = 1, kind: str = "channels_la
     expected = run(pool_reference, x.double(), stride, [grad.double() for grad in grads], **options)
     forward, backward = TOLERANCE[x.dtype]
     assert ours[0].is_contiguous(memory_format=torch.channels_last)
-    assert [result.dtype for result in ours] == [x.dtype] * 2 + [accumulate(x.dtype)] * 2 + [x.dtype]
+    assert [result.dtype for result in ours] == [x.dtype] * 2 + [acc_dtype(x.dtype)] * 2 + [x.dtype]
     assert torch.equal(ours[1].double(), expected[1])  # a maximum is one of the values
     for index, tolerance in enumerate([forward, 0, forward, forward, backward]):
         assert_close(ours[index], expected[index], tolerance)
@@ -227,11 +224,11 @@ def check_grad(
     # One wider tensor holds the gradients of all nodes, as that of a concatenation does.
     joined = layout(torch.randn(shape[0], max(count, 1) * channels, *average.shape[2:]).to(dtype), "channels_last")
     grads = list(joined.split(channels, 1))[:count]
-    scales = torch.randn(2, count, channels, dtype=accumulate(dtype))
-    corrections = torch.randn(2, 3, channels, dtype=accumulate(dtype)) if corrected else None
-    skips = torch.randn(count, channels, dtype=accumulate(dtype)) if skip else None
+    scales = torch.randn(2, count, channels, dtype=acc_dtype(dtype))
+    bn_coeffs = torch.randn(2, 3, channels, dtype=acc_dtype(dtype)) if corrected else None
+    skips = torch.randn(count, channels, dtype=acc_dtype(dtype)) if skip else None
     added = [layout(torch.randn(shape).to(dtype), kind) for _ in range(addends)]
-    result = OPS.pool_grad.default(x, grads, scales, outputs if corrected else [], corrections, skips, added, stride)
+    result = OPS.pool_grad.default(x, grads, scales, outputs if corrected else [], bn_coeffs, skips, added, stride)
 
     def column(table: Tensor) -> Tensor:
         return table.double().view(1, -1, 1, 1)
@@ -242,9 +239,9 @@ def check_grad(
         of_outputs = [total + column(scales[k, n]) * grad.double() for k, total in enumerate(of_outputs)]
         if skips is not None:
             expected = expected + column(skips[n]) * grad.double()
-    if corrections is not None:
+    if bn_coeffs is not None:
         for k, output in enumerate(outputs):
-            slope, mean, offset = (column(table) for table in corrections[k])
+            slope, mean, offset = (column(table) for table in bn_coeffs[k])
             of_outputs[k] = of_outputs[k] + slope * (output.double() - mean) + offset
     expected = expected + torch.autograd.grad((average, maximum), wide, of_outputs)[0]
     for addend in added:
@@ -274,7 +271,7 @@ def test_grad_of_layouts(kind, stride):
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_grad_without_nodes(stride):
-    """Only addends, only corrections, nothing at all."""
+    """Only addends, only bn_coeffs, nothing at all."""
     for skip in {False, stride == 1}:
         check_grad((2, 4, 5, 6), torch.float32, stride, 0, skip=skip, addends=2)
         check_grad((2, 4, 5, 6), torch.float32, stride, 0, corrected=True, skip=skip)
@@ -311,9 +308,9 @@ def test_opcheck(statistics, kind, stride):
     torch.library.opcheck(OPS.pool.default, (x.requires_grad_(), stride, 2, statistics))
     x = x.detach()
     average, maximum, _, _ = pool(x, stride)
-    scales, corrections, skip = torch.randn(2, 2, 4), torch.randn(2, 3, 4), torch.randn(2, 4)
+    scales, bn_coeffs, skip = torch.randn(2, 2, 4), torch.randn(2, 3, 4), torch.randn(2, 4)
     identity = (skip, [x]) if stride == 1 else (None, [])
-    arguments = (x, [average, maximum], scales, [average, maximum], corrections, *identity, stride)
+    arguments = (x, [average, maximum], scales, [average, maximum], bn_coeffs, *identity, stride)
     torch.library.opcheck(OPS.pool_grad.default, arguments)
 
 
@@ -349,7 +346,7 @@ def test_double_backward_says_so():
     ("arguments", "message"),
     [
         ((torch.rand(2, 3, 4), 1, 1, False), r"fastnas::pool: x must be \[N, C, H, W\], got shape \[2, 3, 4\]"),
-        ((torch.rand(2, 3, 4, 4), 3, 1, False), r"fastnas::pool: stride must be 1 or 2, got 3"),
+        ((torch.rand(2, 3, 4, 4), 3, 1, False), r"fastnas::pool: stride is 3, expected 1 or 2"),
         ((torch.rand(3, 3, 4, 4), 1, 2, True), r"individuals is 2, which does not divide the 3 images of x \[3, 3"),
         ((torch.rand(3, 3, 4, 4), 1, 0, True), r"individuals is 0"),
         ((torch.ones(1, 1, 1, 1, dtype=torch.int64), 1, 1, False), r"pool\" not implemented for 'Long'"),
@@ -365,14 +362,14 @@ def test_errors(arguments, message):
     [
         ({"grads": [torch.rand(1, 2, 4, 5)]}, r"pool_grad: grads\[0\] has shape \[1, 2, 4, 5\], expected \[1, 2, 4, 4"),
         ({"grads": [torch.rand(1, 2, 4, 4).double()]}, r"grads\[0\] must have the dtype and the device of x"),
-        ({"grads": [torch.rand(1, 2, 4, 4)] * 65}, r"grads must hold at most 64 tensors, got 65"),
+        ({"grads": [torch.rand(1, 2, 4, 4)] * 65}, r"grads must hold 0 to 64 tensors, got 65"),
         ({"scales": torch.rand(2, 2, 2)}, r"scales has shape \[2, 2, 2\], expected \[2, 1, 2\]"),
-        ({"scales": torch.rand(2, 1, 2).double()}, r"scales must be on the device of x and of dtype float32"),
+        ({"scales": torch.rand(2, 1, 2).double()}, r"scales must be float32 and on the device of x"),
         ({"outputs": [torch.rand(1, 2, 4, 4)] * 2}, r"outputs must hold average and maximum where .* got 2"),
-        ({"corrections": torch.rand(2, 3, 2)}, r"outputs must hold average and maximum where .* got 0"),
+        ({"bn_coeffs": torch.rand(2, 3, 2)}, r"outputs must hold average and maximum where .* got 0"),
         (
-            {"corrections": torch.rand(2, 2), "outputs": [torch.rand(1, 2, 4, 4)] * 2},
-            r"corrections has shape \[2, 2\], expected \[2, 3, 2\]",
+            {"bn_coeffs": torch.rand(2, 2), "outputs": [torch.rand(1, 2, 4, 4)] * 2},
+            r"bn_coeffs has shape \[2, 2\], expected \[2, 3, 2\]",
         ),
         ({"skip": torch.rand(2)}, r"skip has shape \[2\], expected \[1, 2\]"),
         (
@@ -388,7 +385,7 @@ def test_errors_of_pool_grad(change, message):
         "grads": [torch.rand(1, 2, 4, 4)],
         "scales": torch.rand(2, 1, 2),
         "outputs": [],
-        "corrections": None,
+        "bn_coeffs": None,
         "skip": None,
         "addends": [],
         "stride": 1,

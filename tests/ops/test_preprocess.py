@@ -15,6 +15,7 @@ from torch import Tensor
 from fastnas._library import _C
 from fastnas.nn.primitives import FactorizedReduce
 from fastnas.ops import preprocess, preprocess_reference
+from fastnas.ops.layout import acc_dtype
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -42,7 +43,7 @@ class Case:
     def make(self, dtype: torch.dtype) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Inputs, channels-last, weights, and a gradient of the output."""
         inputs = [channels_last(torch.randn(self.images, c, self.height, self.width)).to(dtype) for c in self.channels]
-        weights = [torch.randn(rows, sum(self.channels), dtype=weight_dtype(dtype)) for rows in self.rows]
+        weights = [torch.randn(rows, sum(self.channels), dtype=acc_dtype(dtype)) for rows in self.rows]
         height, width = -(-self.height // self.stride), -(-self.width // self.stride)
         grad = channels_last(torch.randn(self.images, sum(self.rows), height, width).to(dtype))
         return inputs, weights, grad
@@ -65,10 +66,6 @@ CASES = [
     Case((12, 3), (2, 17, 5, 1), (1, 0, 1, 0), 2, images=3, height=9, width=6),
     Case((32, 32), (32, 32), (0, 1), 2, images=18, height=16, width=15),  # more images than chunks
 ]
-
-
-def weight_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def channels_last(x: Tensor) -> Tensor:
@@ -104,7 +101,7 @@ def check(case: Case, dtype: torch.dtype) -> None:
     assert_close(ours, exact(case, inputs, weights, grad), dtype)
     assert ours[0].is_contiguous(memory_format=torch.channels_last)
     assert [t.dtype for t in ours] == (
-        [dtype, *[weight_dtype(dtype)] * 2, *[dtype] * len(inputs), *[weight_dtype(dtype)] * len(weights)]
+        [dtype, *[acc_dtype(dtype)] * 2, *[dtype] * len(inputs), *[acc_dtype(dtype)] * len(weights)]
     )
 
 
@@ -215,21 +212,21 @@ def test_layouts(case, kind):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("case", [c for c in CASES if sum(c.rows) > 2], ids=str)
-def test_grads_in_parts_and_coefficients(case, dtype):
+def test_grads_in_parts_and_bn_coeffs(case, dtype):
     inputs, weights, grad = case.make(dtype)
     output = preprocess(inputs, weights, case.offsets, case.stride)[0]
     cut = torch.randint(1, grad.shape[1], ()).item()
     parts = [slice_of_wider(grad[:, :cut]), slice_of_wider(grad[:, cut:])]
-    coefficients = torch.randn(4, grad.shape[1], dtype=weight_dtype(dtype))
-    a, b, mean, constant = (t.double()[None, :, None, None] for t in coefficients)
-    folded = a * grad.double() + b * (output.double() - mean) + constant
+    bn_coeffs = torch.randn(4, grad.shape[1], dtype=acc_dtype(dtype))
+    scale, slope, mean, offset = (t.double()[None, :, None, None] for t in bn_coeffs)
+    folded = scale * grad.double() + slope * (output.double() - mean) + offset
     plain = OPS.preprocess_grad(parts, None, None, inputs, weights, case.offsets, case.stride)
-    with_coefficients = OPS.preprocess_grad(parts, output, coefficients, inputs, weights, case.offsets, case.stride)
-    for (grad_inputs, grad_weights), g in ((plain, grad), (with_coefficients, folded)):
+    with_bn_coeffs = OPS.preprocess_grad(parts, output, bn_coeffs, inputs, weights, case.offsets, case.stride)
+    for (grad_inputs, grad_weights), g in ((plain, grad), (with_bn_coeffs, folded)):
         assert_close([*grad_inputs, *grad_weights], exact(case, inputs, weights, g)[3:], dtype, forward=0)
 
 
-def test_coefficients_are_the_backward_of_batch_normalisation():
+def test_bn_coeffs_are_the_backward_of_batch_normalisation():
     case = Case((5, 12), (6, 4), (0, 1), 2, images=4)
     inputs, weights, grad = case.make(torch.float64)
     for tensor in (*inputs, *weights):
@@ -239,11 +236,11 @@ def test_coefficients_are_the_backward_of_batch_normalisation():
     expected = torch.autograd.grad(normalised, [*inputs, *weights], grad)
     output, mean, variance = preprocess(inputs, weights, case.offsets, case.stride, statistics=True)
     mean, variance = mean[0], variance[0]
-    r = (variance + 1e-5).rsqrt()
+    rstd = (variance + 1e-5).rsqrt()
     centred = output.detach() - mean[:, None, None]
-    b = -(r**3) * (grad * centred).mean((0, 2, 3))
-    coefficients = torch.stack([r, b, mean, -r * grad.mean((0, 2, 3))])
-    ours = OPS.preprocess_grad([grad], output, coefficients, inputs, weights, case.offsets, case.stride)
+    slope = -(rstd**3) * (grad * centred).mean((0, 2, 3))
+    bn_coeffs = torch.stack([rstd, slope, mean, -rstd * grad.mean((0, 2, 3))])
+    ours = OPS.preprocess_grad([grad], output, bn_coeffs, inputs, weights, case.offsets, case.stride)
     torch.testing.assert_close([*ours[0], *ours[1]], list(expected))
 
 
@@ -358,9 +355,9 @@ def test_opcheck(case, statistics):
     torch.library.opcheck(OPS.preprocess.default, (inputs, weights, *options, 2, statistics))
     inputs, weights = [x.detach() for x in inputs], [w.detach() for w in weights]
     output = preprocess(inputs, weights, *options)[0]
-    coefficients = torch.randn(4, grad.shape[1])
+    bn_coeffs = torch.randn(4, grad.shape[1])
     torch.library.opcheck(OPS.preprocess_grad.default, ([grad], None, None, inputs, weights, *options))
-    torch.library.opcheck(OPS.preprocess_grad.default, ([grad], output, coefficients, inputs, weights, *options))
+    torch.library.opcheck(OPS.preprocess_grad.default, ([grad], output, bn_coeffs, inputs, weights, *options))
 
 
 def test_compile_has_no_graph_break():
@@ -414,12 +411,12 @@ G, C = torch.rand(2, 5, 4, 4), torch.rand(4, 5)
         (([G[:1]], None, None, [X], [W]), r"grads\[0\] has shape \[1, 5, 4, 4\], expected \[2, C, 4, 4\]"),
         (([G, G], None, None, [X], [W]), r"grads have 10 channels together, expected the 5 rows"),
         (([G.double()], None, None, [X], [W]), r"grads\[0\] must have the dtype and the device of the inputs"),
-        (([G], G, None, [X], [W]), r"output and coefficients must be given together, or neither"),
-        (([G], G, C[:3], [X], [W]), r"coefficients has shape \[3, 5\], expected \[4, 5\]"),
-        (([G], G, C.double(), [X], [W]), r"coefficients must have the dtype"),
-        (([G], G[:, :4], C, [X], [W]), r"output has shape \[2, 4, 4, 4\], expected .* \[2, 5, 4, 4\]"),
-        (([G], None, None, [X, X.double()], [W]), r"inputs\[1\] and inputs\[0\] must have one dtype"),
-        (([G], None, None, [X], [W.double()]), r"weights\[0\] must be float32 for float32"),
+        (([G], G, None, [X], [W]), r"output and bn_coeffs must be given together, or neither"),
+        (([G], G, C[:3], [X], [W]), r"bn_coeffs has shape \[3, 5\], expected \[4, 5\]"),
+        (([G], G, C.double(), [X], [W]), r"bn_coeffs must be float32"),
+        (([G], G[:, :4], C, [X], [W]), r"output has shape \[2, 4, 4, 4\], expected \[2, 5, 4, 4\]"),
+        (([G], None, None, [X, X.double()], [W]), r"inputs\[1\] must have the dtype and the device of inputs\[0\]"),
+        (([G], None, None, [X], [W.double()]), r"weights\[0\] must be float32 and on the device of the inputs"),
     ],
 )
 def test_errors_of_the_raw_gradient(arguments, message):

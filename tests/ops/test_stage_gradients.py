@@ -12,13 +12,13 @@ from stage_cases import (
     TOLERANCE,
     Arguments,
     Case,
+    acc_dtype,
     assert_close,
     fused,
     gradients_like,
     layout,
     make,
     run,
-    weight_dtype,
 )
 from torch import Tensor
 
@@ -69,19 +69,19 @@ def test_outputs_that_nobody_uses():
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels", [3, 4, 16])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_coefficients(dtype, channels, stride, shared):
-    """The gradient of an output as the one who normalises it has it: a · grad + b · (y - mean) + c."""
+def test_bn_coeffs(dtype, channels, stride, shared):
+    """The gradient of an output as the one who normalises it has it: scale · grad + slope · (y - mean) + offset."""
     a = make(Case(MIXED, channels, count=3, stride=stride, shared=shared, raw=True, dtype=dtype))
     y = OPS.stage(*a.raw())[0]
     grads = gradients_like(y)
-    coefficients = torch.randn(7, 4, channels, dtype=weight_dtype(dtype))  # a, b, mean, c
+    bn_coeffs = torch.randn(7, 4, channels, dtype=acc_dtype(dtype))  # scale, slope, mean, offset
     arguments = (a.inputs, a.mean, a.rstd, a.depthwise, a.pointwise, a.dilations, stride)
     for kind in ("channels_last", "offset"):  # others: test_layouts_of_gradients
         strided = [layout(g, kind) for g in grads], [layout(t, kind) for t in y]
-        *gradients, sums = OPS.stage_grad(*strided, coefficients, *arguments)
+        *gradients, bn_sums = OPS.stage_grad(*strided, bn_coeffs, *arguments)
         effective = []
         for j in range(7):
-            scale, slope, mean, offset = coefficients[j].double().view(4, -1, 1, 1)  # [C, 1, 1] each
+            scale, slope, mean, offset = bn_coeffs[j].double().view(4, -1, 1, 1)  # [C, 1, 1] each
             effective.append(scale * grads[j].double() + slope * (y[j].double() - mean) + offset)
         b = a.double()
         normal = [
@@ -93,10 +93,12 @@ def test_coefficients(dtype, channels, stride, shared):
         wanted = torch.autograd.grad(outputs, [*normal, *weights], effective)
         assert_close(gradients[0], wanted[: len(normal)], TOLERANCE[dtype][1], "inputs")
         assert_close([*gradients[1], *gradients[2]], wanted[len(normal) :], 1e-4, "weights", least=1)
-        dots = [torch.stack([g.sum((0, 2, 3)), (g * x).sum((0, 2, 3))]) for g, x in zip(wanted, normal, strict=False)]
-        assert sums.shape == (len(normal), 2, channels)
+        expected = [
+            torch.stack([g.sum((0, 2, 3)), (g * x).sum((0, 2, 3))]) for g, x in zip(wanted, normal, strict=False)
+        ]
+        assert bn_sums.shape == (len(normal), 2, channels)
         scale = max(g.abs().sum((0, 2, 3)).max().item() for g in wanted[: len(normal)])
-        torch.testing.assert_close(sums.double(), torch.stack(dots).detach(), rtol=0, atol=1e-5 * scale)
+        torch.testing.assert_close(bn_sums.double(), torch.stack(expected).detach(), rtol=0, atol=1e-5 * scale)
     plain = OPS.stage_grad([g.to(dtype) for g in effective], [], None, *arguments)
     assert_close(plain[0], gradients[0], TOLERANCE[dtype][1])
     assert OPS.stage_grad(grads, [], None, a.inputs, None, None, *arguments[3:])[3].shape == (0,)
@@ -149,9 +151,9 @@ def sliced(a: Arguments) -> Arguments:
 def test_opcheck(case):
     a = sliced(make(case))
     outputs = OPS.stage(*a.raw())[0]
-    grads, coefficients = gradients_like(outputs), torch.randn(len(outputs), 4, case.channels)
+    grads, bn_coeffs = gradients_like(outputs), torch.randn(len(outputs), 4, case.channels)
     arguments = (a.inputs, a.mean, a.rstd, a.depthwise, a.pointwise, a.dilations, case.stride)
-    torch.library.opcheck(OPS.stage_grad.default, (grads, outputs, coefficients, *arguments))
+    torch.library.opcheck(OPS.stage_grad.default, (grads, outputs, bn_coeffs, *arguments))
     torch.library.opcheck(OPS.stage_grad.default, (grads, [], None, *arguments))
     for leaf in a.leaves:
         leaf.requires_grad_()

@@ -211,7 +211,7 @@ void stage(int64_t channels, int64_t stride, bool shared, bool normalized) {
   });
   compare("stage_grad", [&](int threads) {
     StageGrads<T> grads{};
-    grads.coefficients = coefficients;
+    grads.bn_coeffs = coefficients;
     std::vector<Buffer<T>> grad_x;
     std::vector<Buffer<A>> grad_weights;
     for (int i = 0; i < args.inputs(); ++i) grads.grad_x[i] = grad_x.emplace_back(N * H * W * channels);
@@ -330,7 +330,7 @@ void node_sum(int64_t channels, int64_t groups, int64_t individuals) {
       });
       return result.bytes();
     });
-    if (R) args.previous = {previous, W, false};
+    if (R) args.prev_node = {previous, W, false};
   }
   args.bypass_count = E;
   if (P > 1) return;  // gradients are those of training
@@ -360,15 +360,15 @@ void node_sum(int64_t channels, int64_t groups, int64_t individuals) {
   if (R == 0) return;
   compare("bypass_grad", [&](int threads) {
     BypassGrad<T> bypass{};
-    bypass.processed = {front, C, false};
+    bypass.seen_grad = {front, C, false};
     bypass.grads[0] = {grad, W, false};
     bypass.addends[0] = {other, W, false};
     bypass.weights = weights;
     bypass.grad_count = bypass.addend_count = 1;
     bypass.shape = shape;
-    bypass.previous = true;
+    bypass.of_prev_node = true;
     const Buffer<T> result(N * pixels * W), own(N * pixels * C);
-    bypass.own = own.data();
+    bypass.grad_group0 = own.data();
     split(threads, N * shape.tiles,
           [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(bypass_grad, bypass, result.data(), first, last); });
     return result.bytes() + own.bytes();
@@ -403,7 +403,7 @@ void pool(int64_t channels, int64_t stride) {
     args.scales = scales;
     args.outputs[0] = {average, channels};
     args.outputs[1] = {maximum, channels};
-    args.corrections = corrections;
+    args.bn_coeffs = corrections;
     args.skip = stride == 1 ? skip.data() : nullptr;
     args.addends[0] = {addend, channels};
     args.addend_count = 1;
@@ -470,7 +470,7 @@ void preprocess(int64_t channels, int64_t stride) {
     auto grad = std::make_unique<PreprocessGrad<T>>();
     grad->grads = {{grad_output}, {outputs}, {outputs}, 1};
     grad->output = output;
-    grad->coefficients = coefficients;
+    grad->bn_coeffs = coefficients;
     grad->grad_states = {{grad_front, grad_back}, {channels, channels}, {channels, channels}, 2};
     split(threads, kPreprocessChunks, [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(preprocess_backward, *args, *grad, partial.data(), kPreprocessChunks, first, last);

@@ -25,7 +25,7 @@ from fastnas.nn.fused.batch_norm import Normalizer
 from fastnas.nn.fused.evaluation import evaluate
 from fastnas.nn.fused.forward import Settings, run_forward
 from fastnas.nn.fused.plan import CellLayout, CellWeights
-from fastnas.ops.layout import DEVICE_TYPES, accumulate_dtype, computation_dtype
+from fastnas.ops.layout import DEVICE_TYPES, acc_dtype, computation_dtype
 
 
 class _Cell(torch.autograd.Function):
@@ -103,20 +103,20 @@ def fused_cell(
     if differentiable and individuals > 1:
         return None
     dtype = computation_dtype(s0)
-    acc_dtype = accumulate_dtype(dtype)
+    acc = acc_dtype(dtype)
     inputs = [s.flatten(0, -4).to(dtype).contiguous(memory_format=torch.channels_last) for s in (s0, s1)]
     shared = individuals > 1 and s0.shape[0] == 1, individuals > 1 and s1.shape[0] == 1
     settings = Settings(batch, individuals, shared, layout.parts, eps)
     structure = structure_of(weights)
-    tensors = [weight if weight.dtype == acc_dtype else weight.to(acc_dtype) for weight in tensors]
+    tensors = [weight if weight.dtype == acc else weight.to(acc) for weight in tensors]
     if edge_weights is not None:
         op_weights = op_weights * edge_weights[..., None]
     columns = layout.indices.tensors()[layout.columns]
-    rows = op_weights.reshape(individuals, -1).index_select(1, columns).to(acc_dtype)  # [P, K]
+    rows = op_weights.reshape(individuals, -1).index_select(1, columns).to(acc)  # [P, K]
     of_bypasses = None  # [P, E]: without partial channels nothing bypasses the candidates
     if edge_weights is not None and layout.parts > 1:
-        of_bypasses = edge_weights.reshape(individuals, -1).to(acc_dtype)
-    normalizer = Normalizer(batch, acc_dtype, follows=images is None)
+        of_bypasses = edge_weights.reshape(individuals, -1).to(acc)
+    normalizer = Normalizer(batch, acc, follows=images is None)
     arguments = layout, settings, inputs, rows, of_bypasses, CellWeights(*nested(structure, iter(tensors))), normalizer
     if differentiable and not torch.compiler.is_compiling():
         output = _Cell.apply(layout, settings, normalizer, structure, *inputs, rows, of_bypasses, *tensors)

@@ -28,7 +28,7 @@ from fastnas.nn.fused.batch_norm import (
 from fastnas.nn.fused.branch import BackwardPass, Branch, BranchOutput, ForwardPass, Slot
 from fastnas.nn.fused.branches import IdentityBranch, PointwiseBranch, ZeroBranch, branch_of, match_op
 from fastnas.nn.fused.patterns import IdentityPattern
-from fastnas.ops.layout import DEVICE_TYPES, accumulate_dtype, computation_dtype
+from fastnas.ops.layout import DEVICE_TYPES, acc_dtype, computation_dtype
 
 _node_sum = torch.ops.fastnas.node_sum.default
 _node_sum_grad = torch.ops.fastnas.node_sum_grad.default
@@ -250,7 +250,7 @@ def fused_sum(
     if len(batch) > 1 or (batch == {True} and smallest <= 1):
         return None  # mixed modes, or perhaps one value per channel, which BatchNorm refuses
     dtype = computation_dtype(x)
-    acc_dtype = accumulate_dtype(dtype)
+    acc = acc_dtype(dtype)
     known: list[Branch] = []
     tensors: list[list[list[Tensor | None]]] = []  # as in `Term`
     for k in live:
@@ -261,14 +261,12 @@ def fused_sum(
             branch, given = IdentityBranch([Slot(IdentityPattern())]), modules[k](cast(Tensor, given))
         states = given if isinstance(given, tuple) else (given,)  # [N, C, H, W] each
         affine = [] if branch.last_norms[0] is None else branch.affine()
-        learned = [
-            [None if each is None else each.to(acc_dtype) for each in some] for some in (branch.weights(), affine)
-        ]
+        learned = [[None if each is None else each.to(acc) for each in some] for some in (branch.weights(), affine)]
         known.append(branch)
         tensors.append([[x.to(dtype).contiguous(memory_format=torch.channels_last) for x in states], *learned])
-    normalizer = Normalizer(batch == {True}, acc_dtype)
-    dropped = [None if masks is None or (mask := masks[k]) is None else mask.to(acc_dtype) for k in live]
-    of_live = None if weights is None else weights.to(acc_dtype)
+    normalizer = Normalizer(batch == {True}, acc)
+    dropped = [None if masks is None or (mask := masks[k]) is None else mask.to(acc) for k in live]
+    of_live = None if weights is None else weights.to(acc)
     if of_live is not None and len(live) < len(modules):
         columns = of_live.unbind()
         of_live = torch.stack([columns[k] for k in live])  # not by index, which would have to be copied to the device

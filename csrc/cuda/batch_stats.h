@@ -1,7 +1,7 @@
 // Mean and variance of channels: what threads, warps and blocks have seen, merged in an order that is always the same.
 //
 // Counts, means and Σ(y - mean)² are merged as Chan, Golub and LeVeque (1983) do, in float64; plain sums of squares
-// would cancel where the mean is large. A block leaves a row of 1 + J·2·C numbers: how many pixels it saw, and for each
+// would cancel where the mean is large. A block leaves a row of 1 + J·2·C values: how many pixels it saw, and for each
 // of J outputs the means and the Σ(y - mean)² of its C channels.
 #pragma once
 
@@ -10,10 +10,10 @@
 namespace fastnas::cuda {
 namespace {
 
-struct Moments {
+struct BatchStats {
   double count, mean, square;  // square: Σ(y - mean)²
 
-  __device__ void merge(const Moments& other) {
+  __device__ void merge(const BatchStats& other) {
     if (other.count == 0) return;
     if (count == 0) {
       *this = other;
@@ -27,7 +27,7 @@ struct Moments {
   }
 };
 
-/// Numbers in a block's row.
+/// Values in a block's row.
 inline __host__ __device__ int64_t statistics_row(int64_t outputs, int64_t channels) {
   return 1 + outputs * 2 * channels;
 }
@@ -41,12 +41,12 @@ __global__ void __launch_bounds__(kMergeThreads, 1)
     merge_statistics_kernel(const double* __restrict__ table, int64_t blocks, int64_t individuals, int64_t outputs,
                             int64_t channels, A* __restrict__ mean, A* __restrict__ variance) {
   constexpr int kWarps = kMergeThreads / kWarp;
-  __shared__ Moments seen[kWarps][kWarp];
+  __shared__ BatchStats seen[kWarps][kWarp];
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t column = int64_t(blockIdx.x) * kWarp + lane, output = column / channels, c = column % channels;
   const bool active = column < outputs * channels;
   for (int64_t p = blockIdx.y; p < individuals; p += gridDim.y) {
-    Moments sum{0, 0, 0};
+    BatchStats sum{0, 0, 0};
     for (int64_t block = warp; block < blocks && active; block += kWarps) {
       const double* const row = table + (p * blocks + block) * statistics_row(outputs, channels);
       const double* const entry = row + 1 + output * 2 * channels + c;
