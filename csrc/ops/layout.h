@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/memory.h"
+#include "cpu/caching_allocator.h"
 #include "ops/dtype.h"
 
 namespace fastnas {
@@ -60,7 +60,7 @@ inline Order order_of(const Tensor& t, int64_t leading_dims) {
                                                                                         : Order::row_major;
 }
 
-/// From this size on, memory of CPU tensors is kept for the next step (cpu/memory.h).
+/// From this size on, CPU tensors come from the caching allocator (cpu/caching_allocator.h).
 constexpr int64_t kKeptBytes = 64 << 10;
 
 /// Uninitialised, on the device of `like`.
