@@ -7,7 +7,7 @@
 // Normalisation never makes a tensor: (y - mean)·scale is a multiply-add on the way into the sum. With partial channels
 // the sum is group 0 of the result and the bypass is added up beside it; the channel shuffle is where both are stored
 // (shuffle.h). Backward, one pass leaves Σ dy and Σ dy·(y_k - mean_k) of each image, merged by the caller in a fixed
-// order, and a second one applies BatchNorm's backward (batch_norm_backward.h).
+// order, and a second one applies BatchNorm's backward (bn_backward.h).
 #include "ops/node_sum.h"
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -16,7 +16,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "cpu/batch_norm_backward.h"
+#include "cpu/bn_backward.h"
 #include "cpu/node_tile.h"
 #include "cpu/scratch_arena.h"
 #include "cpu/shuffle.h"
@@ -108,20 +108,20 @@ void add_run(const A* grad, int64_t period, int64_t n, A* sum) {
 
 /// The gradient of a candidate with the statistics of the batch, whose coefficients are tables [period].
 template <typename A>
-void apply_batch_norm(const BatchNormBackwardFromSums<const A*>& tables, const A* grad, const A* y, int64_t period,
-                      int64_t n, A* result) {
+void apply_bn_backward(const BnBackwardSums<const A*>& tables, const A* grad, const A* y, int64_t period, int64_t n,
+                       A* result) {
   constexpr int L = kLanes<A>, V = kVectorRegisters == 32 ? 4 : 2;
   for (int64_t j = 0; j < period && j < n; j += V * L) {
-    BatchNormBackwardFromSums<Vec<A>> batch_norm[V];
+    BnBackwardSums<Vec<A>> bn_backward[V];
     for (int v = 0; v < V; ++v) {
       const int64_t at = j + v * L;
-      batch_norm[v] = {load(tables.scale + at), load(tables.mean_dy + at), load(tables.slope + at),
-                       load(tables.mean + at)};
+      bn_backward[v] = {load(tables.scale + at), load(tables.mean_dy + at), load(tables.slope + at),
+                        load(tables.mean + at)};
     }
     for (int64_t i = j; i < n; i += period) {
       for (int v = 0; v < V; ++v) {
         const int64_t at = i + v * L;
-        store_unaligned(result + at, batch_norm[v](load_unaligned(grad + at), load_unaligned(y + at)));
+        store_unaligned(result + at, bn_backward[v](load_unaligned(grad + at), load_unaligned(y + at)));
       }
     }
   }
@@ -218,7 +218,7 @@ void node_sum_forward(const NodeSum<T>& args, T* result, int64_t stride, int64_t
 }
 
 template <typename T>
-void node_sum_grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* processed, double* partial, int64_t first,
+void node_sum_grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* grad_group0, double* partial, int64_t first,
                    int64_t last) {
   using A = accumulate_t<T>;
   const NodeShape& s = args.shape;
@@ -250,7 +250,7 @@ void node_sum_grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* process
       if (R == 0) {
         dy = dense(data, grad.stride, C, tile.count, grad_buffer);
       } else {
-        T* const to = processed + (image * s.pixels + tile.begin) * C;
+        T* const to = grad_group0 + (image * s.pixels + tile.begin) * C;
         A* values = grad_buffer;
         if constexpr (std::is_same_v<T, A>) {
           if (n == tile.count * C) dy = values = to;
@@ -289,7 +289,7 @@ void node_sum_grad(const NodeSum<T>& args, const NodePixels<T>& grad, T* process
 }
 
 template <typename T>
-void node_sum_grad_candidates(const NodeSum<T>& args, const NodePixels<T>& processed, const NodeSumGrads<T>& grads,
+void node_sum_grad_candidates(const NodeSum<T>& args, const NodePixels<T>& grad_group0, const NodeSumGrads<T>& grads,
                               int64_t first, int64_t last) {
   using A = accumulate_t<T>;
   const NodeShape& s = args.shape;
@@ -319,8 +319,8 @@ void node_sum_grad_candidates(const NodeSum<T>& args, const NodePixels<T>& proce
     const int64_t image = item / s.tiles;
     const Tile tile = tile_of(s, item % s.tiles);
     const int64_t n = whole<A>(tile.count * C);
-    const T* data = tile_data(processed, s, image, tile);
-    const A* dy = dense(data, processed.stride, C, tile.count, grad_buffer);
+    const T* data = tile_data(grad_group0, s, image, tile);
+    const A* dy = dense(data, grad_group0.stride, C, tile.count, grad_buffer);
     for (int64_t k = 0; k < K; ++k) {
       T* out = grads.candidates[k] + (image * s.pixels + tile.begin) * C;
       A* values = output;
@@ -331,7 +331,7 @@ void node_sum_grad_candidates(const NodeSum<T>& args, const NodePixels<T>& proce
       if (grads.normalized[k]) {
         const NodePixels<T>& y = args.candidates[k];
         const A* y_values = dense(tile_data(y, s, image, tile), y.stride, C, tile.count, input);
-        apply_batch_norm<A>({scale + at, mean_dy + at, slope + at, mean + at}, dy, y_values, period, n, values);
+        apply_bn_backward<A>({scale + at, mean_dy + at, slope + at, mean + at}, dy, y_values, period, n, values);
       } else {
         apply_scale(scale + at, dy, period, n, values);
       }

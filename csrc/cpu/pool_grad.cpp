@@ -10,7 +10,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include "cpu/batch_norm_backward.h"
+#include "cpu/bn_backward.h"
 #include "cpu/pool_rows.h"
 #include "cpu/scratch_arena.h"
 
@@ -33,7 +33,7 @@ struct PoolingGrad {
   A* compact;                      // such a row before it is spread, for stride 2
   A* grads;                        // rows [G, pitch]
   A* outputs;                      // rows [2, pitch]
-  A *scales, *corrections, *skip;  // repeated
+  A *scales, *bn_coeffs, *skip;    // repeated
 
   PoolingGrad(cpu::ScratchArena& scratch, const PoolShape& shape, int64_t grad_count)
       : channels(shape.channels),
@@ -57,7 +57,7 @@ struct PoolingGrad {
         grads(scratch.take<A>(grad_count * pitch)),
         outputs(scratch.take<A>(2 * pitch)),
         scales(scratch.take<A>(2 * grad_count * period)),
-        corrections(scratch.take<A>(6 * period)),
+        bn_coeffs(scratch.take<A>(6 * period)),
         skip(scratch.take<A>(grad_count * period)) {}
 
   /// Maxima of the runs of the image's row `row`, which is in `x`.
@@ -81,14 +81,14 @@ struct PoolingGrad {
   }
 
   /// Of the average (0) or the maximum (1), for the channels at `k` of the period.
-  BatchNormCorrection<Vec<A>> correction(int output, int64_t k) const {
-    const A* table = corrections + output * 3 * period + k;
+  BnBackwardStatistics<Vec<A>> through_statistics(int output, int64_t k) const {
+    const A* table = bn_coeffs + output * 3 * period + k;
     return {load(table), load(table + period), load(table + 2 * period)};
   }
 
   /// Gradients of the average and of the maximum of a row of `values` / C windows, from the rows in `grads` and
   /// `outputs`.
-  template <bool corrected>
+  template <bool batch_statistics>
   void combine(int64_t values, int64_t grad_count, const A* inverse_pixels, A* averages, A* maxima,
                A* identities) const {
     for (int64_t k = 0; k < period; k += kLanes<A>) {
@@ -100,9 +100,9 @@ struct PoolingGrad {
           maximum += g * load(scales + (grad_count + n) * period + k);
           if (identities) identity += g * load(skip + n * period + k);
         }
-        if constexpr (corrected) {
-          average += correction(0, k)(load(outputs + i));
-          maximum += correction(1, k)(load(outputs + pitch + i));
+        if constexpr (batch_statistics) {
+          average += through_statistics(0, k)(load(outputs + i));
+          maximum += through_statistics(1, k)(load(outputs + pitch + i));
         }
         store(averages + i, average * load(inverse_pixels + i));
         store(maxima + i, maximum);
@@ -201,7 +201,7 @@ void pool_grad(const PoolGrad<T>& args, T* result, int64_t first, int64_t last) 
   fill(p.x + p.run, -A(__builtin_inf()), channels);
   fill(p.right - channels, A(0), channels);
   repeat_rows(args.scales, 2 * args.grad_count, channels, p.period, p.scales);
-  if (args.corrections) repeat_rows(args.corrections, 6, channels, p.period, p.corrections);
+  if (args.corrections) repeat_rows(args.corrections, 6, channels, p.period, p.bn_coeffs);
   if (args.skip) repeat_rows(args.skip, args.grad_count, channels, p.period, p.skip);
   fill(p.no_windows, A(0), p.pitch);
 

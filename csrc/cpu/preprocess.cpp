@@ -13,7 +13,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include "cpu/batch_norm_backward.h"
+#include "cpu/bn_backward.h"
 #include "cpu/channels.h"
 #include "cpu/pointwise.h"
 #include "cpu/prefetcher.h"
@@ -154,12 +154,12 @@ void gather_grads(const Preprocess<T>& args, const PreprocessGrad<T>& grad, cons
     if (!grad.coefficients) {
       copy_pixels<A>(from, stride, block.pixels, channels, all + first, all_stride);
     } else {
-      const A* coefficients = grad.coefficients + first;
+      const A* bn_coeffs = grad.coefficients + first;
       const T* output = grad.output + begin * args.outputs + first;
-      const auto total = [=, outputs = args.outputs]<int W>(Run<A, W> dy, int64_t p, int64_t c) {
-        return load_batch_norm_backward<W>(coefficients, outputs, c)(dy, load_run<W, A>(output + p * outputs + c));
+      const auto bn_backward = [=, outputs = args.outputs]<int W>(Run<A, W> dy, int64_t p, int64_t c) {
+        return load_bn_backward<W>(bn_coeffs, outputs, c)(dy, load_run<W, A>(output + p * outputs + c));
       };
-      map_pixels<A>(from, stride, all + first, all_stride, channels, block.pixels, total);
+      map_pixels<A>(from, stride, all + first, all_stride, channels, block.pixels, bn_backward);
     }
     first += channels;
   }

@@ -12,7 +12,7 @@
 
 #include <optional>
 
-#include "cpu/batch_norm_backward.h"
+#include "cpu/bn_backward.h"
 #include "cpu/depthwise.h"
 #include "cpu/packed.h"
 #include "cpu/pointwise.h"
@@ -34,13 +34,13 @@ void copy_gradient(const Stage<T>& args, const StageGrads<T>& grads, int stage, 
   if (!grads.coefficients) return copy_pixels<A>(grad, stride, pixels, channels, out, lanes);
   const int64_t y_stride = grads.y_stride[stage];
   const T* y = grads.y[stage] + pixel * y_stride;
-  const A* coefficients = grads.coefficients + stage * 4 * channels;
+  const A* bn_coeffs = grads.coefficients + stage * 4 * channels;
   for_runs(channels, [&]<int W>(int64_t first, int64_t last) {
     for (int64_t c = first; c < last; c += W) {
-      const auto batch_norm = load_batch_norm_backward<W>(coefficients, channels, c);
+      const auto bn_backward = load_bn_backward<W>(bn_coeffs, channels, c);
       for (int64_t p = 0; p < pixels; ++p) {
         const Run<A, W> dy = load_run<W, A>(grad + p * stride + c), value = load_run<W, A>(y + p * y_stride + c);
-        store_run<W, A>(out + p * lanes + c, batch_norm(dy, value));
+        store_run<W, A>(out + p * lanes + c, bn_backward(dy, value));
       }
     }
   });
@@ -59,20 +59,20 @@ bool interleave_gradients(const Stage<T>& args, const StageGrads<T>& grads, cons
   }
   return with_slot_count<A>(channels, pixels, [&]<int S>() {
     const T *grad[S] = {}, *y[S] = {};
-    BatchNormBackward<Vec<A>> batch_norm[S] = {};
+    BnBackward<Vec<A>> bn_backward[S] = {};
     packing.for_slots(group, images, [&](int slot, int i, int stage) {
       grad[slot] = grads.grad[stage] + (pixel + i * image_pixels) * channels;
       if (!grads.coefficients) return;
       y[slot] = grads.y[stage] + (pixel + i * image_pixels) * channels;
       const A* table = grads.coefficients + stage * 4 * channels;
-      batch_norm[slot] = {repeated(table, channels), repeated(table + channels, channels),
-                          repeated(table + 2 * channels, channels), repeated(table + 3 * channels, channels)};
+      bn_backward[slot] = {repeated(table, channels), repeated(table + channels, channels),
+                           repeated(table + 2 * channels, channels), repeated(table + 3 * channels, channels)};
     });
     const auto values = [&](int s, int64_t p) {
       if (!grad[s]) return Vec<A>{};
       const Vec<A> dy = load_run<kLanes<A>, A>(grad[s] + p * channels);
       if (!y[s]) return dy;
-      return batch_norm[s](dy, load_run<kLanes<A>, A>(y[s] + p * channels));
+      return bn_backward[s](dy, load_run<kLanes<A>, A>(y[s] + p * channels));
     };
     interleave<S, A>(pixels, values, out);
   });

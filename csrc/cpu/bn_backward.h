@@ -18,7 +18,7 @@ namespace fastnas::FASTNAS_ISA {
 
 /// From folded coefficients: scale = w·rstd, slope = -w·rstd²·sum_dy_xhat/N, offset = -w·rstd·sum_dy/N.
 template <typename V>
-struct BatchNormBackward {
+struct BnBackward {
   V scale, slope, mean, offset;
 
   V operator()(const V& dy, const V& y) const { return scale * dy + slope * (y - mean) + offset; }
@@ -26,7 +26,7 @@ struct BatchNormBackward {
 
 /// What the statistics of the batch add to scale·dy, where a kernel sums that over several consumers first.
 template <typename V>
-struct BatchNormCorrection {
+struct BnBackwardStatistics {
   V slope, mean, offset;
 
   V operator()(const V& y) const { return slope * (y - mean) + offset; }
@@ -34,7 +34,7 @@ struct BatchNormCorrection {
 
 /// From the sums: scale = w·rstd, mean_dy = sum_dy/N, slope = w·rstd²·sum_dy_xhat/N.
 template <typename V>
-struct BatchNormBackwardFromSums {
+struct BnBackwardSums {
   V scale, mean_dy, slope, mean;
 
   V operator()(const V& dy, const V& y) const { return scale * (dy - mean_dy) - slope * (y - mean); }
@@ -42,7 +42,7 @@ struct BatchNormBackwardFromSums {
 
 /// W channels from channel c on of a table [4, channels] of scale, slope, mean and offset.
 template <int W, typename A>
-inline BatchNormBackward<Run<A, W>> load_batch_norm_backward(const A* table, int64_t channels, int64_t c) {
+inline BnBackward<Run<A, W>> load_bn_backward(const A* table, int64_t channels, int64_t c) {
   return {load_run<W, A>(table + c), load_run<W, A>(table + channels + c), load_run<W, A>(table + 2 * channels + c),
           load_run<W, A>(table + 3 * channels + c)};
 }
