@@ -6,7 +6,7 @@
 #include <string>
 
 #include "cpu/isa.h"
-#include "cpu/memory.h"
+#include "cpu/caching_allocator.h"
 
 namespace py = pybind11;
 using fastnas::cpu::Isa;
@@ -38,7 +38,7 @@ py::dict memory_use() {
   const auto use = fastnas::cpu::memory_use();
   py::dict bytes;
   bytes["used"] = use.used;
-  bytes["kept"] = use.kept;
+  bytes["kept"] = use.cached;
   bytes["peak"] = use.peak;
   return bytes;
 }

@@ -1,3 +1,11 @@
+// augment_batch: from uint8 images to a normalised batch, cropped, flipped and with a hole cut out where drawn.
+//
+// A pixel's new value depends on its channel and its 256 levels only, so normalisation is a table [C, 256] in the type
+// of the result, which stays in the first-level cache; a lookup and a store are all that is done for a value. Images
+// are channels-last and each is read and written once, row by row. A row of the result is at most five stretches:
+// frame, image, hole, image, frame. So crop, flip and cutout are the ends of these stretches and the direction in which
+// the source is read, and no pixel is tested on its own. Lookups are scalar; the loop over 3 channels, or 1, is
+// unrolled. A thread takes images.
 #include "ops/augment_batch.h"
 
 #include <torch/headeronly/util/BFloat16.h>

@@ -1,4 +1,11 @@
-// Short runs of channels, by which pixels go into scratch memory and out of it.
+// Short runs of channels, by which pixels get into scratch memory and out of it.
+//
+// A pixel of a tensor has any number of channels, at any distance from the next pixel, in the type of storage; in
+// scratch memory its channels are padded and in the type of accumulation. Between the two, pixels are copied in runs of
+// W = 16, 8, 4, 2 or 1 channels. W is known at compile time, so a run is one vector, a few, or part of one, and its
+// conversion needs no loop: `for_runs` cuts any number of channels into runs, and each run goes down all pixels before
+// the next one begins, so that what belongs to its channels (a mean, a scale) is loaded once. Loads and stores are
+// unaligned: only scratch memory is known to be aligned.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +22,9 @@ struct RunOf {
 template <typename A, int W>
 using Run = typename RunOf<A, W>::type;
 
-/// W values stored as T.
+/// W values that are stored as T.
 template <int W, typename A, typename T>
-inline Run<A, W> read(const T* from) {
+inline Run<A, W> load_run(const T* from) {
   Run<A, W> values;
   if constexpr (std::is_same_v<T, A>) {
     std::memcpy(&values, from, sizeof values);
@@ -28,7 +35,7 @@ inline Run<A, W> read(const T* from) {
 }
 
 template <int W, typename A, typename T>
-inline void write(T* to, const Run<A, W>& values) {
+inline void store_run(T* to, const Run<A, W>& values) {
   if constexpr (std::is_same_v<T, A>) {
     std::memcpy(to, &values, sizeof values);
   } else {
@@ -36,7 +43,7 @@ inline void write(T* to, const Run<A, W>& values) {
   }
 }
 
-// Calls f.operator()<W>() with the longest run that divides `channels`.
+/// Calls f.operator()<W>() with the longest run that divides `channels`.
 template <typename F>
 inline void for_run(int64_t channels, const F& f) {
   if (channels % 16 == 0) return f.template operator()<16>();
@@ -69,7 +76,7 @@ void copy_pixels(const T* from, int64_t from_stride, int64_t pixels, int64_t cha
   for_runs(channels, [&]<int W>(int64_t first, int64_t last) {
     for (int64_t c = first; c < last; c += W) {
       for (int64_t p = 0; p < pixels; ++p) {
-        write<W, A>(to + p * to_stride + c, read<W, A>(from + p * from_stride + c));
+        store_run<W, A>(to + p * to_stride + c, load_run<W, A>(from + p * from_stride + c));
       }
     }
   });

@@ -1,3 +1,11 @@
+// color_jitter: brightness, contrast, saturation and hue of uint8 images, with the rounding of Pillow and torchvision.
+//
+// Red, green and blue of a pixel meet in every step (grey value, hue), so interleaved channels would fill vectors
+// badly: blocks of 256 pixels are spread into an array for each channel, on the stack, where the compiler turns the
+// loop over pixels into vectors of floats; ops/color_jitter.h holds the formulas, which the CUDA kernel shares. They
+// contain selections and no branches. Contrast needs the mean grey value of the brightened image first, so each image
+// is read twice. This file is compiled without fused multiply-adds (CMakeLists.txt): every instruction set and a GPU
+// give the same levels. A thread takes images.
 #include "ops/color_jitter.h"
 
 namespace fastnas::FASTNAS_ISA {

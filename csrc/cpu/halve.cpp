@@ -1,3 +1,11 @@
+// halve: the maximum of the 2×2 windows of an image, and its gradient beside that of the channels that were processed.
+//
+// With partial channels and stride 2 this is the way past the candidates. A window is four pixels, whose channels are
+// compared in runs of 16, 8, 4, 2 or 1 (channels.h), straight from the tensors: every value is used once, so scratch
+// memory would only add copies. A thread takes rows of the output. Backward the same comparisons are made again, so
+// that no forward pass has to store their result; masks of lanes say which pixel held the maximum, so nothing branches
+// on values. Of equal pixels the first counts and a NaN stays, as in torch. Pixels of the image's gradient are written
+// whole, the channels that the candidates saw first, so that no concatenation has to follow.
 #include "ops/halve.h"
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -11,7 +19,7 @@ namespace {
 template <typename A, int W>
 using Lanes = decltype(Run<A, W>{} < Run<A, W>{});
 
-/// The window of output pixel (y, x): its pixels in the image, -1 beyond the edge.
+/// The window of an output pixel: its four pixels in the image, -1 beyond the edge.
 template <typename T>
 struct Window {
   int64_t pixel[4];
@@ -31,11 +39,11 @@ struct Window {
 /// first counts and a NaN stays, as in torch.
 template <int W, typename A, typename T>
 Run<A, W> largest(const Halve<T>& args, const Window<T>& window, int64_t c, Lanes<A, W>* taken) {
-  Run<A, W> most = read<W, A>(args.x + window.pixel[0] * args.stride + c);
+  Run<A, W> most = load_run<W, A>(args.x + window.pixel[0] * args.stride + c);
   for (int i = 1; i < 4; ++i) {
     taken[i] = Lanes<A, W>{};
     if (window.pixel[i] < 0) continue;
-    const Run<A, W> value = read<W, A>(args.x + window.pixel[i] * args.stride + c);
+    const Run<A, W> value = load_run<W, A>(args.x + window.pixel[i] * args.stride + c);
     taken[i] = (value > most) | (value != value);
     most = taken[i] ? value : most;
   }
@@ -54,7 +62,7 @@ void halve(const Halve<T>& args, T* result, int64_t first, int64_t last) {
       for_runs(args.channels, [&]<int W>(int64_t begin, int64_t end) {
         for (int64_t c = begin; c < end; c += W) {
           Lanes<A, W> taken[4];
-          write<W, A>(to + c, largest<W, A>(args, window, c, taken));
+          store_run<W, A>(to + c, largest<W, A>(args, window, c, taken));
         }
       });
     }
@@ -77,13 +85,13 @@ void halve_grad(const Halve<T>& args, const HalveGrad<T>& grad, T* result, int64
         for (int64_t c = begin; c < end; c += W) {
           Lanes<A, W> taken[4];
           largest<W, A>(args, window, c, taken);
-          const Run<A, W> value = read<W, A>(from + c);
+          const Run<A, W> value = load_run<W, A>(from + c);
           Lanes<A, W> open = ~Lanes<A, W>{};  // where no later pixel is the largest
           for (int i = 3; i >= 0; --i) {
             const Lanes<A, W> here = i > 0 ? open & taken[i] : open;
             open &= ~here;
             if (window.pixel[i] < 0) continue;
-            write<W, A>(result + window.pixel[i] * width + seen + c, here ? value : Run<A, W>{});
+            store_run<W, A>(result + window.pixel[i] * width + seen + c, here ? value : Run<A, W>{});
           }
         }
       });

@@ -1,3 +1,11 @@
+// What this processor can do, and what was chosen of it.
+//
+// AVX2 here means AVX2, FMA and BMI2, and AVX-512 its F, BW, DQ and VL parts: what CMakeLists.txt compiles the variants
+// with (F16C is older than AVX2). Processors have all of a group or none, but a virtual machine may hide any of them.
+// The choice
+// is made once, at the first call, and kept in an atomic: a test that overrides it need not lock, and a kernel
+// call pays one relaxed load. Other processors than x86 have the portable variant alone, whose vectors of 16 bytes GCC
+// maps to whatever the architecture guarantees (SSE2, NEON). Compiled once, for any processor.
 #include "cpu/isa.h"
 
 #include <atomic>

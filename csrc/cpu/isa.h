@@ -1,5 +1,11 @@
-// Run-time choice of the instruction set. Every kernel file in this folder is compiled once per instruction set, each
-// time into its own namespace (CMakeLists.txt sets FASTNAS_ISA); callers pick one with FASTNAS_CPU_CALL.
+// Which instruction set the kernels use, chosen when the program runs.
+//
+// A package is built once and runs on any processor, but AVX2 doubles and AVX-512 quadruples the lanes that a portable
+// build may use. So every kernel file in this folder is compiled once for each instruction set, each time into its own
+// namespace, whose name CMakeLists.txt passes as FASTNAS_ISA; the files differ in nothing but the width of Vec (vec.h)
+// and the number of registers. Everything that a kernel file defines or instantiates must be in that namespace, or the
+// linker would keep one variant for all of them. Callers know no variant: FASTNAS_CPU_VARIANTS declares all, and
+// FASTNAS_CPU_CALL picks one.
 #pragma once
 
 namespace fastnas::cpu {

@@ -1,3 +1,11 @@
+// mixed_sum: Σ_k w_k · o_k over the outputs of K candidates, for one or several individuals, and both gradients.
+//
+// Every value is read once and used once, so the kernel is as fast as memory is, and no vector type appears: outputs
+// are flat arrays in one order, and the compiler turns the loops over them into vectors of whatever width there is. A
+// thread takes tiles of kMixedSumTile elements; the sum of a tile stays in the first-level cache, in the type of
+// accumulation, while the candidates pass by, and is written once. An output that individuals share is a table of its
+// own that all of them read. The gradient of a weight is a dot product of a tile with 16 running sums, the same number
+// for every instruction set, and the caller merges the tiles in a fixed order.
 #include "ops/mixed_sum.h"
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -15,8 +23,8 @@ struct Tile {
 Tile tile_of(int64_t index, int64_t elements) {
   const int64_t tiles = mixed_sum_tiles(elements);
   const int64_t begin = index % tiles * kMixedSumTile;
-  const int64_t rest = elements - begin;
-  return {index / tiles, begin, rest < kMixedSumTile ? rest : kMixedSumTile};
+  const int64_t left = elements - begin;
+  return {index / tiles, begin, left < kMixedSumTile ? left : kMixedSumTile};
 }
 
 template <typename T>
@@ -29,15 +37,15 @@ const T* output_tile(const MixedSum<T>& args, int64_t k, const Tile& tile) {
 template <typename T>
 double dot(const T* a, const T* b, int64_t n) {
   using A = accumulate_t<T>;
-  constexpr int kLanes = 16;
-  A lanes[kLanes] = {};
+  constexpr int kSums = 16;
+  A sums[kSums] = {};
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int lane = 0; lane < kLanes; ++lane) lanes[lane] += A(a[i + lane]) * A(b[i + lane]);
+  for (; i + kSums <= n; i += kSums) {
+    for (int j = 0; j < kSums; ++j) sums[j] += A(a[i + j]) * A(b[i + j]);
   }
-  for (int lane = 0; i < n; ++i, ++lane) lanes[lane] += A(a[i]) * A(b[i]);
+  for (int j = 0; i < n; ++i, ++j) sums[j] += A(a[i]) * A(b[i]);
   double sum = 0;
-  for (A lane : lanes) sum += lane;
+  for (A each : sums) sum += each;
   return sum;
 }
 

@@ -1,26 +1,26 @@
 // Tiles of the images that node_sum and bypass_grad work on, and how values get in and out of them.
+//
+// A node's inputs are dozens of images, each read once, so these kernels are as fast as memory is: a tile is some
+// pixels of one image, few enough that what all inputs add to stays in the nearest cache. A tile of C channels is one
+// flat run of values whose coefficients repeat every C values (periodic.h). Loops take blocks of four vectors, which
+// share a loop's overhead and have four requests to memory on the way at a time; tables of coefficients are as long as
+// a whole number of blocks, so that any C is handled by whole vectors. A tile is read in place where it is dense and a
+// whole number of blocks long; otherwise it is copied to scratch memory, with zeros behind it.
 #pragma once
 
 #include <type_traits>
 
+#include "cpu/periodic.h"
 #include "cpu/shuffle.h"
 #include "cpu/vec.h"
 #include "ops/node_sum.h"
 
 namespace fastnas::FASTNAS_ISA {
 
-// A tile of C channels is one flat run of values whose coefficients repeat every C values. Tables of coefficients are
-// as long as a whole number of blocks of kBlock vectors, so that any C is handled by whole vectors.
+/// Vectors of a block.
 constexpr int kBlock = 4;
 template <typename A>
 constexpr int64_t kBlockValues = kBlock * kLanes<A>;
-
-template <typename A>
-inline int64_t period_of(int64_t channels) {
-  int64_t period = channels;
-  while (period % kBlockValues<A>) period += channels;
-  return period;
-}
 
 /// `n` values rounded up to whole blocks.
 template <typename A>
@@ -35,8 +35,8 @@ struct Tile {
 };
 
 inline Tile tile_of(const NodeShape& shape, int64_t index) {
-  const int64_t begin = index * shape.tile, rest = shape.pixels - begin;
-  return {begin, rest < shape.tile ? rest : shape.tile};
+  const int64_t begin = index * shape.tile, left = shape.pixels - begin;
+  return {begin, left < shape.tile ? left : shape.tile};
 }
 
 template <typename T>
@@ -57,16 +57,17 @@ inline const A* dense(const T* data, int64_t stride, int64_t width, int64_t pixe
   return buffer;
 }
 
+/// A flat run of values, as tensors store them.
 template <typename T, typename A>
-inline void write(const A* __restrict__ from, int64_t n, T* __restrict__ to) {
+inline void store_row(const A* __restrict__ from, int64_t n, T* __restrict__ to) {
   for (int64_t i = 0; i < n; ++i) to[i] = T(from[i]);
 }
 
 /// The same for pixels of `width` values that are `stride` apart.
 template <typename T, typename A>
-inline void write_pixels(const A* from, int64_t width, int64_t pixels, T* to, int64_t stride) {
-  if (stride == width) return write(from, pixels * width, to);
-  for (int64_t p = 0; p < pixels; ++p) write(from + p * width, width, to + p * stride);
+inline void store_rows(const A* from, int64_t width, int64_t pixels, T* to, int64_t stride) {
+  if (stride == width) return store_row(from, pixels * width, to);
+  for (int64_t p = 0; p < pixels; ++p) store_row(from + p * width, width, to + p * stride);
 }
 
 }  // namespace fastnas::FASTNAS_ISA

@@ -1,11 +1,15 @@
 // 1×1 convolutions of pixels in scratch memory: dense matrix products of the shapes that cells have, with a block of
 // pixels that fits the nearest cache and few channels.
 //
-// Both products keep a tile of sums in registers. Each step loads one row of the tile's other operand, a vector or two,
-// and multiplies it by one value of every pixel (or input): enough sums in flight to hide the latency of an addition.
+// Output channels lie in vectors, pixels go down the rows. Both products keep a tile of sums in registers, 6 or 8 rows
+// of one to three vectors (kTileRows): as many as registers hold beside the operands, and enough sums in flight to hide
+// the latency of an addition. Each step loads one row of the tile's other operand, a vector or two, and multiplies it
+// by one value of every pixel (or input), broadcast from memory. Nothing is repacked: the block is small and used once,
+// so a general matrix product would spend more on copying than on computing. What the next block needs is prefetched
+// one line a step (prefetcher.h).
 #pragma once
 
-#include "cpu/ahead.h"
+#include "cpu/prefetcher.h"
 #include "cpu/vec.h"
 
 namespace fastnas::FASTNAS_ISA {
@@ -33,10 +37,10 @@ struct Lines {
 /// y[p, :] = Σ_ci weights[ci, :] · z[p, ci] for `rows` pixels and `vectors` vectors of outputs.
 template <typename A, int rows, int vectors>
 inline void pointwise_tile(const A* z, int64_t z_stride, int64_t inputs, const A* weights, int64_t outputs, A* y,
-                           AheadLines ahead) {
+                           PrefetchLines lines) {
   Vec<A> sum[rows][vectors] = {};
   for (int64_t ci = 0; ci < inputs; ++ci) {
-    ahead.next();
+    lines.fetch_next();
     Vec<A> weight[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) weight[v] = load(weights + ci * outputs + v * kLanes<A>);
@@ -56,38 +60,38 @@ inline void pointwise_tile(const A* z, int64_t z_stride, int64_t inputs, const A
 
 template <typename A, int vectors>
 inline void pointwise_columns(const A* z, int64_t z_stride, int64_t inputs, const A* weights, int64_t outputs,
-                              int64_t pixels, A* y, Ahead& ahead) {
+                              int64_t pixels, A* y, Prefetcher& prefetcher) {
   constexpr int rows = kTileRows<vectors>;
   int64_t p = 0;
   for (; p + rows <= pixels; p += rows) {
     pointwise_tile<A, rows, vectors>(z + p * z_stride, z_stride, inputs, weights, outputs, y + p * outputs,
-                                     ahead.take(inputs, weights));
+                                     prefetcher.take(inputs, weights));
   }
   if (p == pixels) return;
   if (pixels >= rows) {  // once more for some pixels, which get the same values again
     p = pixels - rows;
     pointwise_tile<A, rows, vectors>(z + p * z_stride, z_stride, inputs, weights, outputs, y + p * outputs,
-                                     ahead.take(inputs, weights));
+                                     prefetcher.take(inputs, weights));
     return;
   }
   for (; p < pixels; ++p) {
     pointwise_tile<A, 1, vectors>(z + p * z_stride, z_stride, inputs, weights, outputs, y + p * outputs,
-                                  ahead.take(inputs, weights));
+                                  prefetcher.take(inputs, weights));
   }
 }
 
 /// y[p, :] = Σ_ci weights[ci, :] · z[p, ci]: z [pixels, z_stride], weights [inputs, outputs] → y [pixels, outputs].
 ///
 /// `outputs` is a multiple of the vector, `weights` and `y` are aligned; `z` need not be, and z_stride >= inputs. `y`
-/// is overwritten and must not overlap the operands. Meanwhile lines are read `ahead`.
+/// is overwritten and must not overlap the operands. Meanwhile the lines of `prefetcher` are fetched.
 template <typename A>
 inline void pointwise(const A* z, int64_t z_stride, int64_t inputs, const A* weights, int64_t outputs,
-                      const Lines& rows, A* y, Ahead& ahead) {
+                      const Lines& rows, A* y, Prefetcher& prefetcher) {
   for_columns(outputs / kLanes<A>, [&]<int vectors>(int64_t v) {
     const int64_t c = v * kLanes<A>;
     for (int64_t line = 0; line < rows.lines; ++line) {
       pointwise_columns<A, vectors>(z + line * rows.z_line, z_stride, inputs, weights + c, outputs, rows.pixels,
-                                    y + line * rows.y_line + c, ahead);
+                                    y + line * rows.y_line + c, prefetcher);
     }
   });
 }
@@ -95,14 +99,14 @@ inline void pointwise(const A* z, int64_t z_stride, int64_t inputs, const A* wei
 template <typename A>
 inline void pointwise(const A* z, int64_t z_stride, int64_t inputs, const A* weights, int64_t outputs, int64_t pixels,
                       A* y) {
-  Ahead nothing;
+  Prefetcher nothing;
   pointwise(z, z_stride, inputs, weights, outputs, Lines{1, pixels, 0, 0}, y, nothing);
 }
 
 /// grad[ci, :] += Σ_p z[p, ci] · g[p, :] for `rows` inputs and `vectors` vectors of outputs.
 template <typename A, int rows, int vectors>
 inline void pointwise_grad_tile(const A* z, int64_t z_stride, const A* g, int64_t outputs, int64_t pixels, A* grad,
-                                AheadLines ahead) {
+                                PrefetchLines lines) {
   Vec<A> sum[rows][vectors];
 #pragma GCC unroll 8
   for (int ci = 0; ci < rows; ++ci) {
@@ -110,7 +114,7 @@ inline void pointwise_grad_tile(const A* z, int64_t z_stride, const A* g, int64_
     for (int v = 0; v < vectors; ++v) sum[ci][v] = load(grad + ci * outputs + v * kLanes<A>);
   }
   for (int64_t p = 0; p < pixels; ++p) {
-    ahead.next();
+    lines.fetch_next();
     Vec<A> gradient[vectors];
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) gradient[v] = load(g + p * outputs + v * kLanes<A>);
@@ -130,40 +134,40 @@ inline void pointwise_grad_tile(const A* z, int64_t z_stride, const A* g, int64_
 
 template <typename A, int vectors>
 inline void pointwise_grad_columns(const A* z, int64_t z_stride, int64_t inputs, const A* g, int64_t outputs,
-                                   int64_t pixels, A* grad, Ahead& ahead) {
+                                   int64_t pixels, A* grad, Prefetcher& prefetcher) {
   constexpr int rows = kTileRows<vectors>;
   int64_t ci = 0;
   for (; ci + rows <= inputs; ci += rows) {
     pointwise_grad_tile<A, rows, vectors>(z + ci, z_stride, g, outputs, pixels, grad + ci * outputs,
-                                          ahead.take(pixels, grad));
+                                          prefetcher.take(pixels, grad));
   }
   for (; ci + 4 <= inputs; ci += 4) {
     pointwise_grad_tile<A, 4, vectors>(z + ci, z_stride, g, outputs, pixels, grad + ci * outputs,
-                                       ahead.take(pixels, grad));
+                                       prefetcher.take(pixels, grad));
   }
   for (; ci < inputs; ++ci) {
     pointwise_grad_tile<A, 1, vectors>(z + ci, z_stride, g, outputs, pixels, grad + ci * outputs,
-                                       ahead.take(pixels, grad));
+                                       prefetcher.take(pixels, grad));
   }
 }
 
 /// grad[ci, :] += Σ_p z[p, ci] · g[p, :]: z [pixels, z_stride], g [pixels, outputs] → grad [inputs, outputs].
 ///
 /// `outputs` is a multiple of the vector, `g` and `grad` are aligned; `z` need not be, and z_stride >= inputs.
-/// Meanwhile lines are read `ahead`.
+/// Meanwhile the lines of `prefetcher` are fetched.
 template <typename A>
 inline void pointwise_grad_weights(const A* z, int64_t z_stride, int64_t inputs, const A* g, int64_t outputs,
-                                   int64_t pixels, A* grad, Ahead& ahead) {
+                                   int64_t pixels, A* grad, Prefetcher& prefetcher) {
   for_columns(outputs / kLanes<A>, [&]<int vectors>(int64_t v) {
     const int64_t c = v * kLanes<A>;
-    pointwise_grad_columns<A, vectors>(z, z_stride, inputs, g + c, outputs, pixels, grad + c, ahead);
+    pointwise_grad_columns<A, vectors>(z, z_stride, inputs, g + c, outputs, pixels, grad + c, prefetcher);
   });
 }
 
 template <typename A>
 inline void pointwise_grad_weights(const A* z, int64_t z_stride, int64_t inputs, const A* g, int64_t outputs,
                                    int64_t pixels, A* grad) {
-  Ahead nothing;
+  Prefetcher nothing;
   pointwise_grad_weights(z, z_stride, inputs, g, outputs, pixels, grad, nothing);
 }
 

@@ -1,24 +1,31 @@
+// pool, backward: from the gradients of all that reads average and maximum to the gradient of the image.
+//
+// A thread takes an image at a time and goes down its rows of windows, which are flat runs of values (pool_rows.h). The
+// consumers' gradients of a row are weighted and added up, with BatchNorm's backward where its statistics are the
+// batch's. The average hands every pixel of a window the same share. For the maximum nothing was stored: the maximum of
+// a window is the maximum of three runs of three pixels, one of each row. A window row hands its gradient to the runs
+// that hold the maxima; once a row of the image has heard of all its windows, the runs hand what they got to their
+// pixels. So each comparison serves all windows that share it, and all of it works on whole vectors with masks. With
+// stride 2 the gradient of a window around every other pixel is zero.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include "cpu/memory.h"
+#include "cpu/bn_backward.h"
 #include "cpu/pool_rows.h"
+#include "cpu/scratch_arena.h"
 
 namespace fastnas::FASTNAS_ISA {
 namespace {
 
-// The maximum of a window is the maximum of three runs of three pixels, one of each row. A window row hands its
-// gradient to the runs that hold the maxima; once a row of the image has heard of all its windows, the runs hand what
-// they got to their pixels. With stride 2 the gradient of a window around every other pixel is zero.
 template <typename A>
 struct PoolingGrad {
-  int64_t channels, run, pitch, repeats;
+  int64_t channels, run, pitch, period;
   A* x;                            // a row [run] with a border of -∞
   Ring<A> maximum;                 // of the run of three around each pixel
   Ring<A> place;                   // of that maximum: 0 left, 1 middle, 2 right
   Ring<A> maximum_grad;            // of the maxima of runs
   Ring<A> window_average;          // gradients of the averages of the windows around a row
-  Ring<A> skipped;                 // what reaches a row through identities
+  Ring<A> identity_grad;           // what reaches a row through identities
   A *left, *middle, *right;        // gradients that runs hand to their pixels, with a border of 0
   A* inverse;                      // [3, pitch]
   A *window_maximum, *no_windows;  // gradients of the maxima of a row of windows; zeros [run]
@@ -26,32 +33,32 @@ struct PoolingGrad {
   A* compact;                      // such a row before it is spread, for stride 2
   A* grads;                        // rows [G, pitch]
   A* outputs;                      // rows [2, pitch]
-  A *scales, *corrections, *skip;  // repeated
+  A *scales, *bn_coeffs, *skip;    // repeated
 
-  PoolingGrad(Layout& layout, const PoolShape& shape, int64_t grad_count)
+  PoolingGrad(cpu::ScratchArena& scratch, const PoolShape& shape, int64_t grad_count)
       : channels(shape.channels),
         run(shape.width * channels),
         pitch(padded<A>(run) + kLanes<A>),
-        repeats(period<A>(channels)),
-        x(bordered<A>(layout, run, channels)),
-        maximum(layout, run),
-        place(layout, run),
-        maximum_grad(layout, run),
-        window_average(layout, run),
-        skipped(layout, run),
-        left(bordered<A>(layout, run, channels)),
-        middle(layout.take<A>(pitch)),
-        right(bordered<A>(layout, run, channels)),
-        inverse(layout.take<A>(3 * pitch)),
-        window_maximum(layout.take<A>(pitch)),
-        no_windows(layout.take<A>(pitch)),
-        pixels(layout.take<A>(pitch)),
-        compact(layout.take<A>(2 * pitch)),
-        grads(layout.take<A>(grad_count * pitch)),
-        outputs(layout.take<A>(2 * pitch)),
-        scales(layout.take<A>(2 * grad_count * repeats)),
-        corrections(layout.take<A>(6 * repeats)),
-        skip(layout.take<A>(grad_count * repeats)) {}
+        period(period_of<A>(channels)),
+        x(take_bordered_row<A>(scratch, run, channels)),
+        maximum(scratch, run),
+        place(scratch, run),
+        maximum_grad(scratch, run),
+        window_average(scratch, run),
+        identity_grad(scratch, run),
+        left(take_bordered_row<A>(scratch, run, channels)),
+        middle(scratch.take<A>(pitch)),
+        right(take_bordered_row<A>(scratch, run, channels)),
+        inverse(scratch.take<A>(3 * pitch)),
+        window_maximum(scratch.take<A>(pitch)),
+        no_windows(scratch.take<A>(pitch)),
+        pixels(scratch.take<A>(pitch)),
+        compact(scratch.take<A>(2 * pitch)),
+        grads(scratch.take<A>(grad_count * pitch)),
+        outputs(scratch.take<A>(2 * pitch)),
+        scales(scratch.take<A>(2 * grad_count * period)),
+        bn_coeffs(scratch.take<A>(6 * period)),
+        skip(scratch.take<A>(grad_count * period)) {}
 
   /// Maxima of the runs of the image's row `row`, which is in `x`.
   void find_maxima(int64_t row, int64_t stride) const {
@@ -73,28 +80,33 @@ struct PoolingGrad {
     if (row == 0 || (stride == 2 && row % 2 == 0)) fill(maximum_grad[row], A(0), run);
   }
 
+  /// Of the average (0) or the maximum (1), for the channels at `k` of the period.
+  BnBackwardStatistics<Vec<A>> through_statistics(int output, int64_t k) const {
+    const A* table = bn_coeffs + output * 3 * period + k;
+    return {load(table), load(table + period), load(table + 2 * period)};
+  }
+
   /// Gradients of the average and of the maximum of a row of `values` / C windows, from the rows in `grads` and
   /// `outputs`.
-  template <bool corrected>
-  void combine(int64_t values, int64_t grad_count, const A* inverse_pixels, A* averages, A* maxima, A* skipped) const {
-    for (int64_t k = 0; k < repeats; k += kLanes<A>) {
-      for (int64_t i = k; i < values; i += repeats) {
-        Vec<A> average = {}, maximum = {}, past = {};
+  template <bool batch_statistics>
+  void combine(int64_t values, int64_t grad_count, const A* inverse_pixels, A* averages, A* maxima,
+               A* identities) const {
+    for (int64_t k = 0; k < period; k += kLanes<A>) {
+      for (int64_t i = k; i < values; i += period) {
+        Vec<A> average = {}, maximum = {}, identity = {};
         for (int64_t n = 0; n < grad_count; ++n) {
           const Vec<A> g = load(grads + n * pitch + i);
-          average += g * load(scales + n * repeats + k);
-          maximum += g * load(scales + (grad_count + n) * repeats + k);
-          if (skipped) past += g * load(skip + n * repeats + k);
+          average += g * load(scales + n * period + k);
+          maximum += g * load(scales + (grad_count + n) * period + k);
+          if (identities) identity += g * load(skip + n * period + k);
         }
-        if constexpr (corrected) {
-          const A* table = corrections + k;
-          average += load(table) * (load(outputs + i) - load(table + repeats)) + load(table + 2 * repeats);
-          table += 3 * repeats;
-          maximum += load(table) * (load(outputs + pitch + i) - load(table + repeats)) + load(table + 2 * repeats);
+        if constexpr (batch_statistics) {
+          average += through_statistics(0, k)(load(outputs + i));
+          maximum += through_statistics(1, k)(load(outputs + pitch + i));
         }
         store(averages + i, average * load(inverse_pixels + i));
         store(maxima + i, maximum);
-        if (skipped) store(skipped + i, past);
+        if (identities) store(identities + i, identity);
       }
     }
   }
@@ -141,8 +153,8 @@ struct PoolingGrad {
     }
   }
 
-  /// Hands the gradients of the windows and runs of row `row` to its pixels, on top of those from `past` if there are.
-  void to_pixels(int64_t row, const PoolShape& shape, const A* past) const {
+  /// Hands the gradients of the windows and runs of row `row` to its pixels, on top of `identities` if there are any.
+  void to_pixels(int64_t row, const PoolShape& shape, const A* identities) const {
     const A* averages[3];  // around this row and its neighbours
     for (int64_t d = 0; d < 3; ++d) {
       const int64_t centre = row + d - 1;
@@ -160,7 +172,7 @@ struct PoolingGrad {
     fill(left + run, A(0), channels);
     for (int64_t i = 0; i < run; i += kLanes<A>) {
       const Vec<A> sum = load(middle + i) + load_unaligned(left + i + channels) + load_unaligned(right + i - channels);
-      store(pixels + i, past ? sum + load(past + i) : sum);
+      store(pixels + i, identities ? sum + load(identities + i) : sum);
     }
   }
 };
@@ -182,17 +194,15 @@ void pool_grad(const PoolGrad<T>& args, T* result, int64_t first, int64_t last) 
   const int64_t windows_high = pool_windows(height, stride), windows_wide = pool_windows(width, stride);
   const int64_t values = windows_wide * channels;
   const bool pooled = args.grad_count > 0 || args.bn_coeffs;
-  Layout count(nullptr);
-  PoolingGrad<A>(count, args.shape, args.grad_count);
-  Layout layout(cpu::scratch(count.bytes()));
-  PoolingGrad<A> p(layout, args.shape, args.grad_count);
+  cpu::ScratchArena scratch;
+  PoolingGrad<A> p(scratch, args.shape, args.grad_count);
   fill_inverse(p.inverse, p.pitch, windows_wide, stride, args.shape);
   fill(p.x - channels, -A(__builtin_inf()), channels);
   fill(p.x + p.run, -A(__builtin_inf()), channels);
   fill(p.right - channels, A(0), channels);
-  repeat(args.scales, 2 * args.grad_count, channels, p.scales);
-  if (args.bn_coeffs) repeat(args.bn_coeffs, 6, channels, p.corrections);
-  if (args.skip) repeat(args.skip, args.grad_count, channels, p.skip);
+  repeat_rows(args.scales, 2 * args.grad_count, channels, p.period, p.scales);
+  if (args.bn_coeffs) repeat_rows(args.bn_coeffs, 6, channels, p.period, p.bn_coeffs);
+  if (args.skip) repeat_rows(args.skip, args.grad_count, channels, p.period, p.skip);
   fill(p.no_windows, A(0), p.pitch);
 
   for (int64_t image = first; image < last; ++image) {
@@ -200,7 +210,7 @@ void pool_grad(const PoolGrad<T>& args, T* result, int64_t first, int64_t last) 
     for (int64_t i = 0; i < windows_high; ++i) {
       const int64_t centre = i * stride;
       for (; pooled && loaded < height && loaded <= centre + 1; ++loaded) {
-        read_row(args.x, image * height + loaded, width, channels, p.x);
+        load_row_into(args.x, image * height + loaded, width, channels, p.x);
         p.find_maxima(loaded, stride);
       }
       if (pooled) {
@@ -208,17 +218,17 @@ void pool_grad(const PoolGrad<T>& args, T* result, int64_t first, int64_t last) 
         A* const averages = stride == 1 ? p.window_average[centre] : p.compact;
         A* const maxima = stride == 1 ? p.window_maximum : p.compact + p.pitch;
         for (int64_t n = 0; n < args.grad_count; ++n) {
-          read_row(args.grads[n], row, windows_wide, channels, p.grads + n * p.pitch);
+          load_row_into(args.grads[n], row, windows_wide, channels, p.grads + n * p.pitch);
         }
         for (int k = 0; args.bn_coeffs && k < 2; ++k) {
-          read_row(args.outputs[k], row, windows_wide, channels, p.outputs + k * p.pitch);
+          load_row_into(args.outputs[k], row, windows_wide, channels, p.outputs + k * p.pitch);
         }
-        const A* inverse = p.inverse + (rows_of_window(centre, height) - 1) * p.pitch;
-        A* const past = args.skip ? p.skipped[centre] : nullptr;
+        const A* inverse = p.inverse + (pixels_of_window(centre, height) - 1) * p.pitch;
+        A* const identities = args.skip ? p.identity_grad[centre] : nullptr;
         if (args.bn_coeffs) {
-          p.template combine<true>(values, args.grad_count, inverse, averages, maxima, past);
+          p.template combine<true>(values, args.grad_count, inverse, averages, maxima, identities);
         } else {
-          p.template combine<false>(values, args.grad_count, inverse, averages, maxima, past);
+          p.template combine<false>(values, args.grad_count, inverse, averages, maxima, identities);
         }
         if (stride == 2) {
           spread(averages, width, channels, p.window_average[centre]);
@@ -231,12 +241,12 @@ void pool_grad(const PoolGrad<T>& args, T* result, int64_t first, int64_t last) 
       for (; finished < complete; ++finished) {
         const int64_t row = image * height + finished;
         if (pooled) {
-          p.to_pixels(finished, args.shape, args.skip ? p.skipped[finished] : nullptr);
+          p.to_pixels(finished, args.shape, args.skip ? p.identity_grad[finished] : nullptr);
         } else {
           fill(p.pixels, A(0), p.run);
         }
         for (int64_t k = 0; k < args.addend_count; ++k) {
-          read_row<true>(args.addends[k], row, width, channels, p.pixels);
+          load_row_into<true>(args.addends[k], row, width, channels, p.pixels);
         }
         T* to = result + row * p.run;
         for (int64_t j = 0; j < p.run; ++j) to[j] = T(p.pixels[j]);

@@ -1,18 +1,29 @@
+// preprocess: 1×1 convolutions of relu(x), x being states side by side that are never put together in memory; forward
+// and backward.
+//
+// A block of pixels passes through all steps while it is in the nearest cache. The states' channels are gathered beside
+// each other into z, in runs (channels.h), and rectified on the way; one matrix product (pointwise.h) gives the outputs
+// of all matrices that read the same pixels, with output channels, padded, in vectors; sums for BatchNorm's statistics
+// are taken, and the outputs go to memory. With stride 2, a factorized reduction, the matrices of offset 0 and those of
+// offset 1 are two such groups, each gathering its own pixels. Backward, z is gathered again; the gradient of a block,
+// with BatchNorm's backward applied as it is read, gives that of z and adds to the weights'. These are summed over at
+// most 16 chunks of images and merged in their order, so results do not depend on threads.
 #include "ops/preprocess.h"
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
-#include "cpu/ahead.h"
+#include "cpu/bn_backward.h"
 #include "cpu/channels.h"
-#include "cpu/memory.h"
 #include "cpu/pointwise.h"
+#include "cpu/prefetcher.h"
+#include "cpu/scratch_arena.h"
 #include "cpu/statistics.h"
 
 namespace fastnas::FASTNAS_ISA {
 namespace {
 
-// A block of pixels passes through all steps while it is in the nearest cache.
+// Of all buffers of a block.
 constexpr int64_t kBlockBytes = 32 << 10;
 
 int64_t block_pixels(int64_t bytes_of_a_pixel, int64_t pixels) {
@@ -30,8 +41,8 @@ inline void map_pixels(const From* from, int64_t from_stride, To* to, int64_t to
   for_runs(channels, [&]<int W>(int64_t first, int64_t last) {
     for (int64_t p = 0; p < pixels; ++p) {
       for (int64_t c = first; c < last; c += W) {
-        const Run<A, W> value = read<W, A>(from + p * from_stride + c);
-        write<W, A>(to + p * to_stride + c, f.template operator()<W>(value, p, c));
+        const Run<A, W> value = load_run<W, A>(from + p * from_stride + c);
+        store_run<W, A>(to + p * to_stride + c, f.template operator()<W>(value, p, c));
       }
     }
   });
@@ -50,8 +61,8 @@ template <typename T, typename F>
 inline void for_rows(const Preprocess<T>& args, const Block& block, const F& f) {
   for (int64_t p = 0; p < block.pixels;) {
     const int64_t y = (block.begin + p) / args.output_width, x = (block.begin + p) % args.output_width;
-    const int64_t rest = block.pixels - p, row = args.output_width - x;
-    const int64_t n = rest < row ? rest : row;
+    const int64_t left = block.pixels - p, row = args.output_width - x;
+    const int64_t n = left < row ? left : row;
     f(p, y, x, n);
     p += n;
   }
@@ -72,39 +83,39 @@ inline int64_t input_pixel(const Preprocess<T>& args, const Block& block, int64_
 
 /// z [pixels, z_stride] = relu(x) at the pixels that the matrices of this offset read, zero beyond the edge.
 template <typename T, typename A>
-void gather(const Preprocess<T>& args, const Block& block, int64_t offset, A* z, int64_t z_stride) {
+void gather_states(const Preprocess<T>& args, const Block& block, int64_t offset, A* z, int64_t z_stride) {
   for_rows(args, block, [&](int64_t p, int64_t y, int64_t x, int64_t n) {
-    const int64_t read = inside(args, offset, y, x, n);
+    const int64_t within = inside(args, offset, y, x, n);
     A* row = z + p * z_stride;
     int64_t first = 0;
-    for (int64_t i = 0; i < args.states.count && read > 0; ++i) {
+    for (int64_t i = 0; i < args.states.count && within > 0; ++i) {
       const int64_t stride = args.states.stride[i];
       const T* state = args.states.data[i] + input_pixel(args, block, offset, y, x) * stride;
       const auto rectified = []<int W>(Run<A, W> value, int64_t, int64_t) {
         return value < 0 ? Run<A, W>{} : value;  // NaN stays
       };
-      map_pixels<A>(state, stride * args.stride, row + first, z_stride, args.states.channels[i], read, rectified);
+      map_pixels<A>(state, stride * args.stride, row + first, z_stride, args.states.channels[i], within, rectified);
       first += args.states.channels[i];
     }
-    std::memset(row + read * z_stride, 0, (n - read) * z_stride * sizeof(A));
+    std::memset(row + within * z_stride, 0, (n - within) * z_stride * sizeof(A));
   });
 }
 
 /// The gradient of x where this offset reads it: gx [pixels, stride], masked by z = relu(x) [pixels, stride].
 template <typename T, typename A>
-void scatter(const Preprocess<T>& args, const Parts<T>& grads, const Block& block, int64_t offset, const A* gx,
-             const A* z, int64_t stride) {
+void scatter_grads(const Preprocess<T>& args, const Parts<T>& grads, const Block& block, int64_t offset, const A* gx,
+                   const A* z, int64_t stride) {
   for_rows(args, block, [&](int64_t p, int64_t y, int64_t x, int64_t n) {
-    const int64_t read = inside(args, offset, y, x, n);
+    const int64_t within = inside(args, offset, y, x, n);
     int64_t first = 0;
-    for (int64_t i = 0; i < grads.count && read > 0; ++i) {
+    for (int64_t i = 0; i < grads.count && within > 0; ++i) {
       const int64_t channels = grads.channels[i];
       T* to = grads.data[i] + input_pixel(args, block, offset, y, x) * channels;
       const A* mask = z + p * stride + first;
       const auto masked = [=]<int W>(Run<A, W> value, int64_t q, int64_t c) {
-        return fastnas::FASTNAS_ISA::read<W, A>(mask + q * stride + c) <= 0 ? Run<A, W>{} : value;
+        return load_run<W, A>(mask + q * stride + c) <= 0 ? Run<A, W>{} : value;
       };
-      map_pixels<A>(gx + p * stride + first, stride, to, args.stride * channels, channels, read, masked);
+      map_pixels<A>(gx + p * stride + first, stride, to, args.stride * channels, channels, within, masked);
       first += channels;
     }
   });
@@ -143,14 +154,12 @@ void gather_grads(const Preprocess<T>& args, const PreprocessGrad<T>& grad, cons
     if (!grad.bn_coeffs) {
       copy_pixels<A>(from, stride, block.pixels, channels, all + first, all_stride);
     } else {
-      const A *a = grad.bn_coeffs + first, *b = a + args.outputs, *mean = b + args.outputs;
-      const A* constant = mean + args.outputs;
+      const A* bn_coeffs = grad.bn_coeffs + first;
       const T* output = grad.output + begin * args.outputs + first;
-      const auto total = [=, outputs = args.outputs]<int W>(Run<A, W> value, int64_t p, int64_t c) {
-        const Run<A, W> y = read<W, A>(output + p * outputs + c);
-        return read<W, A>(a + c) * value + read<W, A>(b + c) * (y - read<W, A>(mean + c)) + read<W, A>(constant + c);
+      const auto bn_backward = [=, outputs = args.outputs]<int W>(Run<A, W> dy, int64_t p, int64_t c) {
+        return load_bn_backward<W>(bn_coeffs, outputs, c)(dy, load_run<W, A>(output + p * outputs + c));
       };
-      map_pixels<A>(from, stride, all + first, all_stride, channels, block.pixels, total);
+      map_pixels<A>(from, stride, all + first, all_stride, channels, block.pixels, bn_backward);
     }
     first += channels;
   }
@@ -168,76 +177,77 @@ void select_grads(const Preprocess<T>& args, const A* all, int64_t pixels, int64
 
 /// `pixels` pixels of dense images from `pixel` on; of slices of wider ones most of the lines would be others'.
 template <typename T>
-void add_ahead(const Parts<T>& images, int64_t pixel, int64_t pixels, Ahead& ahead) {
+void prefetch_images(const Parts<T>& images, int64_t pixel, int64_t pixels, Prefetcher& prefetcher) {
   for (int64_t i = 0; i < images.count; ++i) {
     const int64_t channels = images.channels[i];
-    if (images.stride[i] == channels) ahead.add(images.data[i] + pixel * channels, pixels * channels);
+    if (images.stride[i] == channels) prefetcher.add(images.data[i] + pixel * channels, pixels * channels);
   }
 }
 
 /// The states behind a block, as far as they lie behind each other; behind the last block of an image there is the
 /// next.
 template <typename T>
-void read_states_ahead(const Preprocess<T>& args, const Block& block, Ahead& ahead) {
+void prefetch_states(const Preprocess<T>& args, const Block& block, Prefetcher& prefetcher) {
   if (args.stride > 1) return;
   const int64_t pixel = block.image * args.height * args.width + block.begin + block.pixels;
-  add_ahead(args.states, pixel, block.pixels, ahead);
+  prefetch_images(args.states, pixel, block.pixels, prefetcher);
 }
 
 /// What the gradients of the next block need, and where they go.
 template <typename T>
-void read_grads_ahead(const Preprocess<T>& args, const PreprocessGrad<T>& grad, const Block& block, Ahead& ahead) {
+void prefetch_grads(const Preprocess<T>& args, const PreprocessGrad<T>& grad, const Block& block,
+                    Prefetcher& prefetcher) {
   const int64_t next = block.image * args.output_height * args.output_width + block.begin + block.pixels;
-  add_ahead(grad.grads, next, block.pixels, ahead);
-  if (grad.bn_coeffs) ahead.add(grad.output + next * args.outputs, block.pixels * args.outputs);
-  read_states_ahead(args, block, ahead);
+  prefetch_images(grad.grads, next, block.pixels, prefetcher);
+  if (grad.bn_coeffs) prefetcher.add(grad.output + next * args.outputs, block.pixels * args.outputs);
+  prefetch_states(args, block, prefetcher);
   if (args.stride > 1) return;
   for (int64_t i = 0; i < grad.grad_states.count; ++i) {  // of this block: it is written after the products
     const int64_t channels = grad.grad_states.channels[i];
-    ahead.add(grad.grad_states.data[i] + (next - block.pixels) * channels, block.pixels * channels);
+    prefetcher.add(grad.grad_states.data[i] + (next - block.pixels) * channels, block.pixels * channels);
   }
 }
 
 // --- buffers ---
 
 template <typename A>
-struct Forward {
+struct ForwardBuffers {
   template <typename T>
-  Forward(Layout& layout, const Preprocess<T>& args)
+  ForwardBuffers(cpu::ScratchArena& scratch, const Preprocess<T>& args)
       : width{padded<A>(args.group_outputs[0]), padded<A>(args.group_outputs[1])},
-        sums{{layout, width[0]}, {layout, width[1]}} {
+        stats{{scratch, width[0]}, {scratch, width[1]}} {
     const int64_t widest = width[0] > width[1] ? width[0] : width[1];
     pixels = block_pixels((args.channels + widest + 1) * sizeof(A), args.output_height * args.output_width);
-    z = layout.take<A>(pixels * args.channels);
-    y = layout.take<A>(pixels * widest);
-    for (int offset = 0; offset < 2; ++offset) weights[offset] = layout.take<A>(args.channels * width[offset]);
-    table = layout.take<double>(2 * args.outputs);
+    z = scratch.take<A>(pixels * args.channels);
+    y = scratch.take<A>(pixels * widest);
+    for (int offset = 0; offset < 2; ++offset) weights[offset] = scratch.take<A>(args.channels * width[offset]);
+    table = scratch.take<double>(2 * args.outputs);
   }
 
-  int64_t width[2];       // outputs of a group, padded
-  MomentSums<A> sums[2];  // of a group
-  int64_t pixels;         // of a block
-  A* z;                   // [pixels, Cin]
-  A* y;                   // [pixels, width], of one group
-  A* weights[2];          // [Cin, width]
-  double* table;          // [2, rows], of one matrix
+  int64_t width[2];        // outputs of a group, padded
+  BatchStats<A> stats[2];  // of a group
+  int64_t pixels;          // of a block
+  A* z;                    // [pixels, Cin]
+  A* y;                    // [pixels, width], of one group
+  A* weights[2];           // [Cin, width]
+  double* table;           // [2, rows], of one matrix
 };
 
 template <typename A>
-struct Backward {
+struct BackwardBuffers {
   template <typename T>
-  Backward(Layout& layout, const Preprocess<T>& args) : z_width(padded<A>(args.channels)) {
+  BackwardBuffers(cpu::ScratchArena& scratch, const Preprocess<T>& args) : z_width(padded<A>(args.channels)) {
     const int64_t* outputs = args.group_outputs;
     g_width = padded<A>(outputs[0] > outputs[1] ? outputs[0] : outputs[1]);
     pixels =
         block_pixels((2 * z_width + g_width + args.outputs + 1) * sizeof(A), args.output_height * args.output_width);
-    z = layout.take<A>(pixels * z_width);
-    gx = layout.take<A>(pixels * z_width);
-    g = layout.take<A>(pixels * g_width);
-    all = layout.take<A>(pixels * args.outputs);
+    z = scratch.take<A>(pixels * z_width);
+    gx = scratch.take<A>(pixels * z_width);
+    g = scratch.take<A>(pixels * g_width);
+    all = scratch.take<A>(pixels * args.outputs);
     for (int offset = 0; offset < 2; ++offset) {
-      weights[offset] = layout.take<A>(outputs[offset] * z_width);
-      grad_weights[offset] = layout.take<A>(outputs[offset] * z_width);
+      weights[offset] = scratch.take<A>(outputs[offset] * z_width);
+      grad_weights[offset] = scratch.take<A>(outputs[offset] * z_width);
     }
   }
 
@@ -252,20 +262,13 @@ struct Backward {
   A* grad_weights[2];  // as weights
 };
 
-template <typename Buffers, typename T>
-Buffers buffers(const Preprocess<T>& args) {
-  Layout sizes(nullptr);
-  Buffers(sizes, args);
-  Layout layout(cpu::scratch(sizes.bytes()));
-  return Buffers(layout, args);
-}
-
 }  // namespace
 
 template <typename T>
-void preprocess_forward(const Preprocess<T>& args, T* output, double* moments, int64_t first, int64_t last) {
+void preprocess_forward(const Preprocess<T>& args, T* output, double* stats, int64_t first, int64_t last) {
   using A = accumulate_t<T>;
-  auto b = buffers<Forward<A>>(args);
+  cpu::ScratchArena scratch;
+  ForwardBuffers<A> b(scratch, args);
   for (int offset = 0; offset < 2; ++offset) {
     std::memset(b.weights[offset], 0, args.channels * b.width[offset] * sizeof(A));
   }
@@ -280,18 +283,18 @@ void preprocess_forward(const Preprocess<T>& args, T* output, double* moments, i
   }
   const int64_t pixels = args.output_height * args.output_width;
   for (int64_t image = first; image < last; ++image) {
-    for (auto& sums : b.sums) sums.begin();
+    for (auto& each : b.stats) each.begin();
     for (int64_t begin = 0; begin < pixels; begin += b.pixels) {
       const Block block{image, begin, pixels - begin < b.pixels ? pixels - begin : b.pixels};
       for (int64_t offset = 0; offset < args.stride; ++offset) {
         const int64_t width = b.width[offset];
         if (width == 0) continue;
-        gather(args, block, offset, b.z, args.channels);
-        Ahead ahead;
-        read_states_ahead(args, block, ahead);
+        gather_states(args, block, offset, b.z, args.channels);
+        Prefetcher prefetcher;
+        prefetch_states(args, block, prefetcher);
         const Lines rows{1, block.pixels, 0, 0};
-        pointwise(b.z, args.channels, args.channels, b.weights[offset], width, rows, b.y, ahead);
-        if (moments) b.sums[offset].add(b.y, block.pixels);
+        pointwise(b.z, args.channels, args.channels, b.weights[offset], width, rows, b.y, prefetcher);
+        if (stats) b.stats[offset].add(b.y, block.pixels);
         for (int64_t m = 0; m < args.matrix_count; ++m) {
           const Matrix<A>& matrix = args.matrices[m];
           if (matrix.offset != offset) continue;
@@ -300,10 +303,10 @@ void preprocess_forward(const Preprocess<T>& args, T* output, double* moments, i
         }
       }
     }
-    for (int64_t m = 0; moments && m < args.matrix_count; ++m) {
+    for (int64_t m = 0; stats && m < args.matrix_count; ++m) {
       const Matrix<A>& matrix = args.matrices[m];
-      b.sums[matrix.offset].finish(matrix.column, matrix.rows, b.table);
-      double* to = moments + image * 2 * args.outputs + matrix.output;
+      b.stats[matrix.offset].finish(matrix.column, matrix.rows, b.table);
+      double* to = stats + image * 2 * args.outputs + matrix.output;
       for (int64_t i = 0; i < 2; ++i) {
         std::memcpy(to + i * args.outputs, b.table + i * matrix.rows, matrix.rows * sizeof(double));
       }
@@ -315,7 +318,8 @@ template <typename T>
 void preprocess_backward(const Preprocess<T>& args, const PreprocessGrad<T>& grad, accumulate_t<T>* partial,
                          int64_t chunks, int64_t first, int64_t last) {
   using A = accumulate_t<T>;
-  auto b = buffers<Backward<A>>(args);
+  cpu::ScratchArena scratch;
+  const BackwardBuffers<A> b(scratch, args);
   std::memset(b.z, 0, b.pixels * b.z_width * sizeof(A));  // its padding stays zero
   for (int offset = 0; offset < 2; ++offset) {
     std::memset(b.weights[offset], 0, args.group_outputs[offset] * b.z_width * sizeof(A));
@@ -342,14 +346,15 @@ void preprocess_backward(const Preprocess<T>& args, const PreprocessGrad<T>& gra
         for (int64_t offset = 0; offset < args.stride; ++offset) {
           const int64_t outputs = args.group_outputs[offset];
           if (outputs == 0) continue;
-          gather(args, block, offset, b.z, b.z_width);
+          gather_states(args, block, offset, b.z, b.z_width);
           if (!direct) select_grads(args, b.all, block.pixels, offset, b.g, b.g_width);
-          Ahead ahead;
-          read_grads_ahead(args, grad, block, ahead);
+          Prefetcher prefetcher;
+          prefetch_grads(args, grad, block, prefetcher);
           const Lines rows{1, block.pixels, 0, 0};
-          pointwise(b.g, b.g_width, outputs, b.weights[offset], b.z_width, rows, b.gx, ahead);
-          pointwise_grad_weights(b.g, b.g_width, outputs, b.z, b.z_width, block.pixels, b.grad_weights[offset], ahead);
-          scatter(args, grad.grad_states, block, offset, b.gx, b.z, b.z_width);
+          pointwise(b.g, b.g_width, outputs, b.weights[offset], b.z_width, rows, b.gx, prefetcher);
+          pointwise_grad_weights(b.g, b.g_width, outputs, b.z, b.z_width, block.pixels, b.grad_weights[offset],
+                                 prefetcher);
+          scatter_grads(args, grad.grad_states, block, offset, b.gx, b.z, b.z_width);
         }
         clear_unread(args, grad.grad_states, block);
       }
@@ -378,10 +383,10 @@ void preprocess_merge(const Preprocess<T>& args, const accumulate_t<T>* partial,
       for (int64_t c = begin; c < end; c += W) {
         Run<double, W> sum{};
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-          sum +=
-              __builtin_convertvector((read<W, A>(partial + chunk * size + row * args.channels + c)), Run<double, W>);
+          sum += __builtin_convertvector((load_run<W, A>(partial + chunk * size + row * args.channels + c)),
+                                         Run<double, W>);
         }
-        write<W, A>(to + c, __builtin_convertvector(sum, Run<A, W>));
+        store_run<W, A>(to + c, __builtin_convertvector(sum, Run<A, W>));
       }
     });
   }

@@ -1,6 +1,11 @@
 // Pixels of a wider image in a dense buffer, and the channel shuffle of partial channels.
 //
-// Shuffled, channel i of group q is channel i·g + q. Four groups, the usual number, are turned by 4×4 transpositions.
+// With partial channels only the first C of g·C channels, group 0, pass through a node's candidates; the groups from 1
+// on, R = (g - 1)·C channels, bypass them. The result is shuffled: channel i of group q is channel i·g + q, so that the
+// next node sees other channels. A shuffle is the transposition of a [g, C] matrix in every pixel. Four groups, the
+// usual number, are shuffled by 4×4 transpositions in registers, whatever the instruction set; any other number goes
+// value by value. Here vectors are V = Vec<A>, Four<A> or A itself, the widest that divides a pixel: these loops only
+// move memory, and are as fast as it is.
 #pragma once
 
 #include <cstddef>
@@ -19,9 +24,9 @@ struct FourOf {
 template <typename A>
 using Four = typename FourOf<A>::type;
 
-/// Reads the values of a vector V of A's.
+/// The values of a vector V of A's, stored as T.
 template <typename A, typename V, typename T>
-inline void read(const T* from, V* to) {
+inline void load_into(const T* from, V* to) {
   if constexpr (std::is_same_v<T, A>) {
     __builtin_memcpy(to, from, sizeof *to);
   } else if constexpr (std::is_same_v<V, A>) {
@@ -49,7 +54,7 @@ inline void gather_by(const T* __restrict__ from, int64_t stride, int64_t width,
   for (int64_t p = 0; p < pixels; ++p) {
     for (int64_t c = 0; c < width; c += static_cast<int64_t>(sizeof(V) / sizeof(A))) {
       V values;
-      read<A>(from + p * stride + c, &values);
+      load_into<A>(from + p * stride + c, &values);
       __builtin_memcpy(to + p * width + c, &values, sizeof values);
     }
   }
@@ -61,8 +66,8 @@ inline void add_channels_by(const T* __restrict__ from, int64_t stride, A weight
   for (int64_t p = 0; p < pixels; ++p) {
     for (int64_t c = 0; c < width; c += static_cast<int64_t>(sizeof(V) / sizeof(A))) {
       V values, total;
-      read<A>(from + p * stride + c, &values);
-      read<A>(sum + p * sum_stride + c, &total);
+      load_into<A>(from + p * stride + c, &values);
+      load_into<A>(sum + p * sum_stride + c, &total);
       total += weight * values;
       __builtin_memcpy(sum + p * sum_stride + c, &total, sizeof total);
     }
@@ -94,25 +99,25 @@ inline void add_channels(const T* from, int64_t stride, A weight, int64_t width,
   add_channels_by<A>(from, stride, weight, width, pixels, sum, sum_stride);
 }
 
-/// Pixels of groups · channels values, `stride` apart and shuffled, from group 0 [pixels, channels] and the rest, group
-/// after group, whose pixels are `rest_stride` apart. Where there is `more`, such pixels `more_stride` apart, its
-/// groups from 1 on are added where they are.
+/// Pixels of groups · channels values, `stride` apart and shuffled, from group 0 [pixels, channels] and the bypass,
+/// group after group from 1 on, whose pixels are `bypass_stride` apart. Where there is a previous node, such pixels
+/// `prev_stride` apart, its groups from 1 on are added where they are.
 template <typename A, typename T>
-inline void shuffle(const A* __restrict__ first, const A* __restrict__ rest, int64_t rest_stride,
-                    const T* __restrict__ more, int64_t more_stride, int64_t channels, int64_t groups, int64_t pixels,
-                    A* __restrict__ to, int64_t stride) {
+inline void shuffle(const A* __restrict__ group0, const A* __restrict__ bypass, int64_t bypass_stride,
+                    const T* __restrict__ prev_node, int64_t prev_stride, int64_t channels, int64_t groups,
+                    int64_t pixels, A* __restrict__ to, int64_t stride) {
   if (groups == 4 && channels % 4 == 0) {
     for (int64_t p = 0; p < pixels; ++p) {
       for (int64_t i = 0; i < channels; i += 4) {
         Four<A> rows[4];
-        __builtin_memcpy(&rows[0], first + p * channels + i, sizeof rows[0]);
+        __builtin_memcpy(&rows[0], group0 + p * channels + i, sizeof rows[0]);
         for (int q = 1; q < 4; ++q) {
-          __builtin_memcpy(&rows[q], rest + p * rest_stride + (q - 1) * channels + i, sizeof rows[0]);
+          __builtin_memcpy(&rows[q], bypass + p * bypass_stride + (q - 1) * channels + i, sizeof rows[0]);
         }
         transpose<A>(rows);
-        for (int j = 0; more && j < 4; ++j) {
+        for (int j = 0; prev_node && j < 4; ++j) {
           Four<A> values;
-          read<A>(more + p * more_stride + 4 * (i + j), &values);
+          load_into<A>(prev_node + p * prev_stride + 4 * (i + j), &values);
           rows[j] += __builtin_shufflevector(Four<A>{}, values, 0, 5, 6, 7);
         }
         __builtin_memcpy(to + p * stride + 4 * i, rows, sizeof rows);
@@ -121,12 +126,12 @@ inline void shuffle(const A* __restrict__ first, const A* __restrict__ rest, int
     return;
   }
   for (int64_t p = 0; p < pixels; ++p) {
-    for (int64_t i = 0; i < channels; ++i) to[p * stride + i * groups] = first[p * channels + i];
+    for (int64_t i = 0; i < channels; ++i) to[p * stride + i * groups] = group0[p * channels + i];
     for (int64_t q = 1; q < groups; ++q) {
-      const A* group = rest + p * rest_stride + (q - 1) * channels;
+      const A* group = bypass + p * bypass_stride + (q - 1) * channels;
       for (int64_t i = 0; i < channels; ++i) {
         const int64_t at = i * groups + q;
-        to[p * stride + at] = more ? group[i] + A(more[p * more_stride + at]) : group[i];
+        to[p * stride + at] = prev_node ? group[i] + A(prev_node[p * prev_stride + at]) : group[i];
       }
     }
   }
@@ -135,34 +140,34 @@ inline void shuffle(const A* __restrict__ first, const A* __restrict__ rest, int
 /// The inverse of `shuffle`; pixels are `stride` apart in `from`.
 template <typename A>
 inline void unshuffle(const A* __restrict__ from, int64_t stride, int64_t channels, int64_t groups, int64_t pixels,
-                      A* __restrict__ first, A* __restrict__ rest) {
+                      A* __restrict__ group0, A* __restrict__ bypass) {
   if (groups == 4 && channels % 4 == 0) {
     for (int64_t p = 0; p < pixels; ++p) {
       for (int64_t i = 0; i < channels; i += 4) {
         Four<A> rows[4];
         __builtin_memcpy(rows, from + p * stride + 4 * i, sizeof rows);
         transpose<A>(rows);
-        __builtin_memcpy(first + p * channels + i, &rows[0], sizeof rows[0]);
+        __builtin_memcpy(group0 + p * channels + i, &rows[0], sizeof rows[0]);
         for (int q = 1; q < 4; ++q) {
-          __builtin_memcpy(rest + (3 * p + q - 1) * channels + i, &rows[q], sizeof rows[0]);
+          __builtin_memcpy(bypass + (3 * p + q - 1) * channels + i, &rows[q], sizeof rows[0]);
         }
       }
     }
     return;
   }
   for (int64_t p = 0; p < pixels; ++p) {
-    for (int64_t i = 0; i < channels; ++i) first[p * channels + i] = from[p * stride + i * groups];
+    for (int64_t i = 0; i < channels; ++i) group0[p * channels + i] = from[p * stride + i * groups];
     for (int64_t q = 1; q < groups; ++q) {
-      A* group = rest + (p * (groups - 1) + q - 1) * channels;
+      A* group = bypass + (p * (groups - 1) + q - 1) * channels;
       for (int64_t i = 0; i < channels; ++i) group[i] = from[p * stride + i * groups + q];
     }
   }
 }
 
-/// sum += weight · the rest of shuffled pixels, which are `stride` apart in `from` and `sum_stride` in `sum`.
+/// sum += weight · the bypass in shuffled pixels, which are `stride` apart in `from` and `sum_stride` in `sum`.
 template <typename A>
-inline void add_rest(const A* __restrict__ from, int64_t stride, int64_t channels, int64_t groups, int64_t pixels,
-                     A weight, A* __restrict__ sum, int64_t sum_stride) {
+inline void add_bypass(const A* __restrict__ from, int64_t stride, int64_t channels, int64_t groups, int64_t pixels,
+                       A weight, A* __restrict__ sum, int64_t sum_stride) {
   if (groups == 4 && channels % 4 == 0) {
     for (int64_t p = 0; p < pixels; ++p) {
       for (int64_t i = 0; i < channels; i += 4) {
@@ -187,15 +192,15 @@ inline void add_rest(const A* __restrict__ from, int64_t stride, int64_t channel
   }
 }
 
-/// sum += the groups from 1 on of shuffled pixels, where they are.
+/// sum += the groups from 1 on of shuffled pixels, where they are, without putting them in order.
 template <typename T, typename A>
-inline void add_groups(const T* __restrict__ from, int64_t stride, int64_t channels, int64_t groups, int64_t pixels,
-                       A* __restrict__ sum, int64_t sum_stride) {
+inline void add_shuffled_bypass(const T* __restrict__ from, int64_t stride, int64_t channels, int64_t groups,
+                                int64_t pixels, A* __restrict__ sum, int64_t sum_stride) {
   if (groups == 4) {
     for (int64_t p = 0; p < pixels; ++p) {
       for (int64_t i = 0; i < channels; ++i) {
         Four<A> values, total;
-        read<A>(from + p * stride + 4 * i, &values);
+        load_into<A>(from + p * stride + 4 * i, &values);
         A* const at = sum + p * sum_stride + 4 * i;
         __builtin_memcpy(&total, at, sizeof total);
         total += __builtin_shufflevector(Four<A>{}, values, 0, 5, 6, 7);

@@ -2,16 +2,17 @@
 //
 // Kernels compute on images in scratch memory, pixel after pixel, whose channels are padded with zeros to a multiple of
 // the vector: then all loads are aligned and no loop has a remainder, whatever the number of channels. Storage types
-// (bfloat16, float16) are converted on the way in and out.
+// (bfloat16, float16) are converted on the way in and out, so vectors hold float or double only. Vec<A> is GCC's vector
+// extension and not intrinsics: one source serves SSE, AVX2, AVX-512 and other processors, and the compiler fuses
+// products and sums.
+//
+// `load` and `store` mean aligned vectors. Everything else says so in its name: load_unaligned here, load_run in
+// channels.h (few channels, converted), load_into in shuffle.h, store_row in node_tile.h.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
-
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#endif
 
 namespace fastnas::FASTNAS_ISA {
 
@@ -75,34 +76,14 @@ inline void add_lanes(const Vec<A>& v, double* to) {
   }
 }
 
+/// Integers as wide as the lanes: what comparisons give, and which lane a shuffle takes each lane from.
+template <typename A>
+using LaneIndex = decltype(Vec<A>{} < Vec<A>{});
+
 /// The number of values that `n` take in scratch memory: a multiple of the vector.
 template <typename A>
 constexpr int64_t padded(int64_t n) {
   return (n + kLanes<A> - 1) / kLanes<A> * kLanes<A>;
 }
-
-/// Hands out parts of one block of scratch memory, each aligned to a cache line. With a null block it only counts, so
-/// the same code that lays a kernel's buffers out tells how many bytes they take.
-class Layout {
- public:
-  explicit Layout(void* block) : base_(static_cast<char*>(block)) {}
-
-  template <typename A>
-  A* take(int64_t count) {
-    A* part = base_ ? reinterpret_cast<A*>(base_ + bytes_) : nullptr;
-    const int64_t end = bytes_ + count * static_cast<int64_t>(sizeof(A));
-    bytes_ = (end + 63) / 64 * 64;
-#ifdef __SANITIZE_ADDRESS__
-    bytes_ += 64;  // a gap after each part, so that whoever leaves one does not reach the next unseen
-    if (base_) ASAN_POISON_MEMORY_REGION(base_ + end, bytes_ - end);
-#endif
-    return part;
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  char* base_;
-  int64_t bytes_ = 0;
-};
 
 }  // namespace fastnas::FASTNAS_ISA

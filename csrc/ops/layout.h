@@ -13,7 +13,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/memory.h"
+#include "cpu/caching_allocator.h"
 #include "ops/dtype.h"
 
 namespace fastnas {
@@ -78,7 +78,7 @@ inline MemoryFormat memory_format_of(const Tensor& t, int64_t leading_dims) {
   return image ? MemoryFormat::channels_last : MemoryFormat::contiguous;
 }
 
-/// From this size on, memory of CPU tensors comes from the caching allocator (cpu/memory.h).
+/// From this size on, memory of CPU tensors comes from the caching allocator (cpu/caching_allocator.h).
 constexpr int64_t kCachedBytes = 64 << 10;
 
 /// Uninitialised, on the device of `like`.

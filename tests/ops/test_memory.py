@@ -15,7 +15,7 @@ from torch import Tensor
 from fastnas._library import _C
 
 KIB, MIB = 1 << 10, 1 << 20
-REGION = 128 * MIB  # csrc/cpu/memory.cpp: what is asked of the system at once, at least
+REGION = 128 * MIB  # csrc/cpu/caching_allocator.cpp: what is asked of the system at once, at least
 
 
 def empty(size: int) -> Tensor:

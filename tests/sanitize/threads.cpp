@@ -15,8 +15,9 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/caching_allocator.h"
 #include "cpu/isa.h"
-#include "cpu/memory.h"
+#include "cpu/scratch_arena.h"
 #include "ops/augment_batch.h"
 #include "ops/color_jitter.h"
 #include "ops/edge_sum.h"
@@ -498,7 +499,8 @@ void memory() {
           const std::size_t size = std::size_t{4096} << (round % 3);
           char* block = static_cast<char*>(cpu::allocate(size));
           std::memset(block, static_cast<int>(t), size);
-          std::memset(cpu::scratch(size), static_cast<int>(t), size);
+          cpu::ScratchArena scratch;
+          for (int part = 0; part < 2; ++part) std::memset(scratch.take<char>(size), static_cast<int>(t), size);
           cpu::recycle(round % 2 ? block : std::exchange(handed[t], block));
         }
       }

@@ -1,11 +1,18 @@
-#include "cpu/memory.h"
+// Regions of the system's memory, cut into blocks.
+//
+// Two maps hold all blocks: by address, so that a block finds its neighbours when it is freed, and by size, so that a
+// request finds the smallest free block that holds it. Both take logarithmic time, which is nothing beside the large
+// tensors that come here; one mutex guards them. A request takes the front of a free block and leaves the rest to
+// others; freed blocks join their free neighbours. Small and large blocks live in different regions, or a small one
+// would keep a large region from becoming whole again. Whole regions go back to the system, oldest first, when the
+// cache would otherwise grow past what was ever in use. Compiled once, for any processor.
+#include "cpu/caching_allocator.h"
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <iterator>
 #include <map>
-#include <memory>
 #include <mutex>
 #include <new>
 #include <utility>
@@ -17,46 +24,24 @@
 namespace fastnas::cpu {
 namespace {
 
-constexpr std::size_t kLine = 64;
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
-/// What is left of a block is kept for others from this size on.
+/// What a request leaves of a block becomes a free block from this size on.
 constexpr std::size_t kLeast = std::size_t{32} << 10;
 /// Smaller blocks have regions of their own, or a few of them would keep large regions from becoming whole again.
 constexpr std::size_t kLarge = std::size_t{1} << 20;
 /// Of a region, at least. Pages that no block has reached yet cost nothing.
 constexpr std::size_t kRegion = std::size_t{128} << 20, kSmallRegion = std::size_t{8} << 20;
 
-// AddressSanitizer knows where a block ends, and keeps what was freed out of use for a while: it gets blocks of the
-// very size that was asked for, and none is used again.
-#ifdef __SANITIZE_ADDRESS__
-constexpr bool kKeep = false;
-#else
-constexpr bool kKeep = true;
-#endif
-
 /// Blocks follow each other, so tensors of the same power of two would all begin in the same sets of a cache, which
 /// hold eight lines each while a kernel reads dozens of tensors at a time. Some more lines behind each move the next
 /// one on.
 std::size_t padded(std::size_t bytes) {
-  if (!kKeep) return std::max<std::size_t>(1, bytes);
+  if (!kReuseMemory) return std::max<std::size_t>(1, bytes);
   constexpr std::size_t kLinesBetween = 5;
-  return (std::max<std::size_t>(1, bytes) + kLine - 1) / kLine * kLine + kLinesBetween * kLine;
+  return (std::max<std::size_t>(1, bytes) + kCacheLine - 1) / kCacheLine * kCacheLine + kLinesBetween * kCacheLine;
 }
 
-void* from_system(std::size_t bytes) {
-  const std::size_t alignment = bytes >= kHugePage ? kHugePage : kLine;
-  void* block = nullptr;
-  if (posix_memalign(&block, alignment, bytes) != 0) throw std::bad_alloc();
-#ifdef __linux__
-  if (bytes >= kHugePage) madvise(block, bytes, MADV_HUGEPAGE);
-#endif
-  return block;
-}
-
-/// Regions of the system's memory, each cut into blocks. A request gets the smallest free block that holds it, and what
-/// is left of that becomes a block again; free neighbours become one. So memory serves tensors of any size that come
-/// one after the other, and the system has to fault in and zero no page twice.
-class Blocks {
+class CachingAllocator {
  public:
   void* allocate(std::size_t wanted) {
     const std::size_t bytes = padded(wanted);
@@ -72,7 +57,7 @@ class Blocks {
       make_free(blocks_.emplace_hint(std::next(block), block->first + bytes, rest));
     }
     block->second.free = false;
-    use_.kept -= block->second.bytes;
+    use_.cached -= block->second.bytes;
     use_.used += block->second.bytes;
     use_.peak = std::max(use_.peak, use_.used);
     return block->first;
@@ -82,7 +67,7 @@ class Blocks {
     const std::lock_guard<std::mutex> lock(mutex_);
     auto block = blocks_.find(static_cast<char*>(address));
     use_.used -= block->second.bytes;
-    use_.kept += block->second.bytes;
+    use_.cached += block->second.bytes;
     const auto next = std::next(block);
     if (next != blocks_.end() && next->second.free && !next->second.begins_region) absorb(block, next);
     if (!block->second.begins_region && std::prev(block)->second.free) {
@@ -91,7 +76,7 @@ class Blocks {
       absorb(block, std::next(block));
     }
     make_free(block);
-    if (!kKeep) give_back(block);
+    if (!kReuseMemory) give_back(block);
   }
 
   MemoryUse use() {
@@ -133,15 +118,17 @@ class Blocks {
 
   Free::iterator add_region(std::size_t bytes, bool large) {
     const std::size_t least = large ? kRegion : kSmallRegion;
-    const std::size_t size = kKeep ? std::max(least, (bytes + kHugePage - 1) / kHugePage * kHugePage) : bytes;
+    const std::size_t size = kReuseMemory ? std::max(least, (bytes + kHugePage - 1) / kHugePage * kHugePage) : bytes;
     trim(std::max(use_.peak, use_.used + size) - size);
-    use_.kept += size;
-    return make_free(blocks_.emplace(static_cast<char*>(from_system(size)), Block{size, large, true, false}).first);
+    use_.cached += size;
+    return make_free(
+        blocks_.emplace(static_cast<char*>(allocate_from_system(size)), Block{size, large, true, false}).first);
   }
 
-  /// Gives whole regions back, oldest first, until no more than `most` bytes are used and kept, or there is none left.
+  /// Gives whole regions back, oldest first, until no more than `most` bytes are used and cached, or there is none
+  /// left.
   void trim(std::size_t most) {
-    while (use_.used + use_.kept > most) {
+    while (use_.used + use_.cached > most) {
       auto oldest = free_.end();
       for (auto each = free_.begin(); each != free_.end(); ++each) {
         if (is_region(each->second) && (oldest == free_.end() || each->first.age > oldest->first.age)) oldest = each;
@@ -158,7 +145,7 @@ class Blocks {
 
   void give_back(All::iterator region) {
     free_.erase(key(region));
-    use_.kept -= region->second.bytes;
+    use_.cached -= region->second.bytes;
     std::free(region->first);
     blocks_.erase(region);
   }
@@ -170,31 +157,25 @@ class Blocks {
   std::uint64_t time_ = 0;
 };
 
-Blocks& blocks() {
-  static auto* all = new Blocks;  // never destroyed: tensors may outlive static objects
+CachingAllocator& allocator() {
+  static auto* const all = new CachingAllocator;  // never destroyed: tensors may outlive static objects
   return *all;
 }
 
-struct Free {
-  void operator()(void* block) const { std::free(block); }
-};
-
 }  // namespace
 
-void* allocate(std::size_t bytes) { return blocks().allocate(bytes); }
-void recycle(void* block) noexcept { blocks().recycle(block); }
-MemoryUse memory_use() { return blocks().use(); }
+void* allocate(std::size_t bytes) { return allocator().allocate(bytes); }
+void recycle(void* block) noexcept { allocator().recycle(block); }
+MemoryUse memory_use() { return allocator().use(); }
 
-void* scratch(std::size_t bytes) {
-  thread_local std::unique_ptr<void, Free> block;
-  thread_local std::size_t size = 0;
-  if (!block || bytes > size || !kKeep) {
-    block.reset();
-    size = 0;
-    block.reset(from_system(std::max(kLine, bytes)));
-    size = bytes;
-  }
-  return block.get();
+void* allocate_from_system(std::size_t bytes) {
+  const std::size_t alignment = bytes >= kHugePage ? kHugePage : kCacheLine;
+  void* block = nullptr;
+  if (posix_memalign(&block, alignment, bytes) != 0) throw std::bad_alloc();
+#ifdef __linux__
+  if (bytes >= kHugePage) madvise(block, bytes, MADV_HUGEPAGE);
+#endif
+  return block;
 }
 
 }  // namespace fastnas::cpu
