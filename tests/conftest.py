@@ -20,6 +20,7 @@ from cuda_emulation import emulation
 
 from fastnas import primitive_names
 from fastnas.nn.primitives import PRIMITIVES
+from fastnas.strategies import STRATEGIES
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -36,7 +37,7 @@ def seed(request: pytest.FixtureRequest) -> int:
 @pytest.fixture(autouse=True)
 def registries() -> Iterator[None]:
     """What a test registers is forgotten after it."""
-    tables: list[dict[str, Any]] = [PRIMITIVES, primitive_names._names]
+    tables: list[dict[str, Any]] = [PRIMITIVES, primitive_names._names, STRATEGIES]
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):

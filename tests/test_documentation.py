@@ -54,10 +54,11 @@ def execute(page: str, blocks: list[tuple[int, str]]) -> dict[str, Any]:
     return namespace
 
 
-def test_examples_of_the_page_of_operators() -> None:
-    blocks = python_blocks("docs/operators.md")
+@pytest.mark.parametrize("page", ["docs/operators.md", "docs/extending.md"])
+def test_examples_of_pages(page: str) -> None:
+    blocks = python_blocks(page)
     assert blocks
-    execute("docs/operators.md", blocks)
+    execute(page, blocks)
 
 
 def test_examples_of_the_drop_in_page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
