@@ -84,7 +84,10 @@ struct NodeInputs {
   Tensor mean, rstd;
 
   NodeInputs(const Tensors& candidates, const Tensors& bypass, const Tensor& mean, const Tensor& rstd)
-      : candidates(as_nhwc(candidates)), bypass(as_nhwc(bypass)), mean(as_contiguous(mean)), rstd(as_contiguous(rstd)) {}
+      : candidates(as_nhwc(candidates)),
+        bypass(as_nhwc(bypass)),
+        mean(as_contiguous(mean)),
+        rstd(as_contiguous(rstd)) {}
 
   template <typename T>
   NodeSum<T> arguments(const NodeShape& shape) const {

@@ -136,7 +136,8 @@ Tensors grad_candidates(const Tensor& grad_group0, Tensors candidates, const Ten
   const Backend backend(grad_group0);
   const NodeShape shape = node_shape(1, grad_group0.size(0), grad_group0, C, 1);
   const NodeInputs inputs(candidates, {}, mean, rstd);
-  const Tensor g = as_nhwc(grad_group0), w = as_contiguous(weights), a = as_contiguous(sum_dy), d = as_contiguous(sum_dy_xhat);
+  const Tensor g = as_nhwc(grad_group0), w = as_contiguous(weights), a = as_contiguous(sum_dy),
+               d = as_contiguous(sum_dy_xhat);
   Tensors results;
   for (int64_t k = 0; k < K; ++k) {
     results.push_back(
