@@ -33,7 +33,7 @@ def resolve_backend(backend: str) -> str:
 class MixedOp(nn.Module):
     """Σ_o w_o · candidate_o(x) on the first C/k channels; the others bypass them (PC-DARTS, Xu et al. 2020, eq. 1).
 
-    With partial channels (k > 1) the channels of the candidates come first, then the bypass (max-pooled 2×2 on an edge of
+    With partial channels (k > 1) what the candidates give comes first, then the bypass (max-pooled 2×2 on an edge of
     stride 2), and a channel shuffle of k groups (ShuffleNet, Zhang et al. 2018) mixes them.
 
     Args:
