@@ -86,7 +86,7 @@ class SearchCell(nn.Module):
         [P, B, nodes·C, H', W'].
 
         Args:
-            edge_weights: [E] or [P, E], factors of whole edges, passing channels included; ones by default.
+            edge_weights: [E] or [P, E], factors of whole edges, bypassing channels included; ones by default.
             active: [E, O] booleans on the CPU; the other candidates are not computed. All by default.
         """
         if self.backend == "fused" and (fused := self._fused(s0, s1, weights, edge_weights, active)) is not None:

@@ -31,9 +31,9 @@ def resolve_backend(backend: str) -> str:
 
 
 class MixedOp(nn.Module):
-    """Σ_o w_o · candidate_o(x) on the first C/k channels; the other channels pass (PC-DARTS, Xu et al. 2020, eq. 1).
+    """Σ_o w_o · candidate_o(x) on the first C/k channels; the others bypass them (PC-DARTS, Xu et al. 2020, eq. 1).
 
-    With partial channels (k > 1) the processed channels come first, then the bypass (max-pooled 2×2 on an edge of
+    With partial channels (k > 1) what the candidates give comes first, then the bypass (max-pooled 2×2 on an edge of
     stride 2), and a channel shuffle of k groups (ShuffleNet, Zhang et al. 2018) mixes them.
 
     Args:
@@ -125,14 +125,14 @@ class MixedOp(nn.Module):
                 "expected one for each in the last dimension."
             )
         flat = x.flatten(0, -4)  # [P·B, C, H, W]
-        processed = flat if self.partial_channels == 1 else flat[:, : self.processed]  # [P·B, C/k, H, W]
-        total = self._sum(processed, x.shape[:-3], weights, active)  # [P, B, C/k, H', W']
+        seen = flat if self.partial_channels == 1 else flat[:, : self.processed]  # [P·B, C/k, H, W]
+        total = self._sum(seen, x.shape[:-3], weights, active)  # [P, B, C/k, H', W']
         if self.partial_channels == 1:
             return total
-        rest = self.bypass(flat[:, self.processed :]).unflatten(0, x.shape[:-3])  # [P or 1, B, C - C/k, H', W']
+        bypass = self.bypass(flat[:, self.processed :]).unflatten(0, x.shape[:-3])  # [P or 1, B, C - C/k, H', W']
         if x.dim() == 5:
-            rest = rest.expand(total.shape[0], *rest.shape[1:])
-        joined = torch.cat([total, rest], dim=-3)  # [P, B, C, H', W']
+            bypass = bypass.expand(total.shape[0], *bypass.shape[1:])
+        joined = torch.cat([total, bypass], dim=-3)  # [P, B, C, H', W']
         shuffled = F.channel_shuffle(joined.flatten(0, -4), self.partial_channels)  # [P·B, C, H', W']
         return shuffled.unflatten(0, joined.shape[:-3])
 

@@ -1,5 +1,6 @@
-"""The wing between the networks and the operators: how cells and nodes run on what is fused.
+"""What stands between the networks and the operators: how cells and nodes run on what is fused.
 
-`plan` and `patterns` say what there is to compute, `forward`, `backward` and `evaluation` compute a cell of a supernet,
-`node` a node of a derived network, `branches` what both know of each kind of candidate.
+`patterns` says what a candidate computes, `branches` (`branch`, `separable`) how the operators compute each kind of
+candidate, `batch_norm` what normalises them. `plan`, `forward`, `backward` and `evaluation` put that together for a
+cell of a supernet (`cell`), `node` for a node of a derived network.
 """

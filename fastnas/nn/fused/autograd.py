@@ -33,14 +33,16 @@ def first_order(backward: Backward) -> Backward:
 
 def structure_of(lists: list[Any]) -> Any:
     """How tensors are nested in lists, without the tensors: autograd keeps those, and wants them side by side."""
-    nested = bool(lists) and isinstance(lists[0], list)
-    return [structure_of(each) for each in lists] if nested else len(lists)
+    if lists and isinstance(lists[0], list):
+        return [structure_of(each) for each in lists]
+    return len(lists)
 
 
 def flattened(lists: list[Any]) -> list[Any]:
     """The tensors of nested lists, side by side."""
-    nested = bool(lists) and isinstance(lists[0], list)
-    return [tensor for each in lists for tensor in flattened(each)] if nested else lists
+    if lists and isinstance(lists[0], list):
+        return [tensor for each in lists for tensor in flattened(each)]
+    return lists
 
 
 def nested(structure: Any, tensors: Iterator[Any]) -> list[Any]:

@@ -77,20 +77,20 @@ class CellGrads:
 def run_backward(layout: CellLayout, settings: Settings, saved: SavedCell, grad: Tensor) -> CellGrads:
     """The gradients of a cell from that of its output [N, nodes·C, H', W'], which is channels-last."""
     width = saved.preprocessed[0].shape[1]
-    way = _Way(layout, settings, saved, [*saved.preprocessed, *saved.output.split(width, 1)])
+    run = _CellBackward(layout, settings, saved, [*saved.preprocessed, *saved.output.split(width, 1)])
     grad_inputs = [grad, grad]
-    for source in reversed(range(len(way.states))):
+    for source in reversed(range(len(run.states))):
         from_outside = [grad.narrow(1, (source - 2) * width, width)] if source >= 2 else []
-        total = way.through_state(source, from_outside) if source < len(layout.states) else from_outside[0]
+        total = run.through_state(source, from_outside) if source < len(layout.states) else from_outside[0]
         if source >= 2:
-            way.through_node(source, total)
+            run.through_node(source, total)
         else:
-            grad_inputs[source] = way.through_preprocess(source, total)
-    return CellGrads(grad_inputs, way.grad_op_weights, way.grad_edge_weights, way.grad_weights)
+            grad_inputs[source] = run.through_preprocess(source, total)
+    return CellGrads(grad_inputs, run.grad_op_weights, run.grad_edge_weights, run.grad_weights)
 
 
-class _Way:
-    """Where the backward pass has come to: from the last state to the first."""
+class _CellBackward:
+    """How far the backward pass has come, on its way from the last state to the first."""
 
     def __init__(self, layout: CellLayout, settings: Settings, saved: SavedCell, states: list[Tensor]) -> None:
         self.layout, self.settings, self.saved, self.states = layout, settings, saved, states

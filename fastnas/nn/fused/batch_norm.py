@@ -127,6 +127,9 @@ def uses_batch(norm: nn.BatchNorm2d) -> bool:
     return norm.training or norm.running_mean is None
 
 
+Taken = tuple[Sequence[nn.BatchNorm2d], BatchStats]
+
+
 class Normalizer:
     """Where the BatchNorms of one pass take mean and variance from, and how their running averages follow.
 
@@ -138,7 +141,7 @@ class Normalizer:
 
     def __init__(self, batch: bool, acc_dtype: torch.dtype, follows: bool = True) -> None:
         self.batch, self.acc_dtype, self.follows = batch, acc_dtype, batch and follows
-        self._taken: list[tuple[Sequence[nn.BatchNorm2d], BatchStats]] = []
+        self._taken: list[Taken] = []
 
     def running(self, norms: Sequence[nn.BatchNorm2d]) -> BatchStats:
         """Their running averages [norms, 1, C], of one or more."""
@@ -179,28 +182,32 @@ class Normalizer:
                 mean = mean + _stacked(shifts, torch.zeros_like(mean))
             self._taken.append((norms, BatchStats(mean, stats.variance[:, 0], stats.values)))
 
-    @torch.no_grad()
     def follow(self) -> None:
         """Moves running averages towards the batch's statistics, as BatchNorm does while training."""
-        groups: dict[tuple[float | None, torch.dtype], list[tuple[Sequence[nn.BatchNorm2d], BatchStats]]] = {}
+        groups: dict[tuple[float | None, torch.dtype], list[Taken]] = {}
         for norms, stats in self._taken:
             key = norms[0].momentum, cast(Tensor, norms[0]._buffers["running_mean"]).dtype
             groups.setdefault(key, []).append((norms, stats))
         for (momentum, _), taken in groups.items():
-            if momentum is None:
-                _follow_cumulatively(taken)
-                continue
-            # Not norm.running_mean: attributes that modules look for in several places take ten times as long.
-            buffers = [norm._buffers for norms, _ in taken for norm in norms]
-            running_statistics(
-                [cast(Tensor, each["running_mean"]) for each in buffers],
-                [cast(Tensor, each["running_var"]) for each in buffers],
-                [cast(Tensor, each["num_batches_tracked"]) for each in buffers],
-                [stats.mean for _, stats in taken],
-                [stats.variance for _, stats in taken],
-                [stats.values for _, stats in taken],
-                momentum,
-            )
+            _follow(momentum, taken)
+
+
+@torch.no_grad()
+def _follow(momentum: float | None, taken: Sequence[Taken]) -> None:
+    if momentum is None:
+        _follow_cumulatively(taken)
+        return
+    # Not norm.running_mean: attributes that modules look for in several places take ten times as long.
+    buffers = [norm._buffers for norms, _ in taken for norm in norms]
+    running_statistics(
+        [cast(Tensor, each["running_mean"]) for each in buffers],
+        [cast(Tensor, each["running_var"]) for each in buffers],
+        [cast(Tensor, each["num_batches_tracked"]) for each in buffers],
+        [stats.mean for _, stats in taken],
+        [stats.variance for _, stats in taken],
+        [stats.values for _, stats in taken],
+        momentum,
+    )
 
 
 def _stacked(tensors: Sequence[Tensor | None], default: Tensor) -> Tensor:
@@ -209,7 +216,7 @@ def _stacked(tensors: Sequence[Tensor | None], default: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def _follow_cumulatively(taken: Sequence[tuple[Sequence[nn.BatchNorm2d], BatchStats]]) -> None:
+def _follow_cumulatively(taken: Sequence[Taken]) -> None:
     """Without a momentum the average is that of all batches so far."""
     for norms, (means, variances, count) in taken:
         unbiased = variances * (count / max(1, count - 1))  # [norms, C]

@@ -145,6 +145,29 @@ def test_layouts_follow_their_cell_to_another_device() -> None:
     agree(outcome(network, x), outcome(reference, x))
 
 
+def test_a_cell_that_was_pickled_without_a_layout() -> None:
+    """As versions before this one did."""
+    fused, reference = pair()
+    for cell in cells(fused):
+        del cell.layout, cell._planned_for
+    x = images()
+    agree(outcome(fused, x), outcome(reference, x))
+
+
+def test_a_replica_has_a_layout_of_its_own_modules() -> None:
+    """`nn.DataParallel` copies modules without their parts, and replaces these afterwards."""
+    fused, _ = pair()
+    cell = cells(fused)[0]
+    replica = cell._replicate_for_data_parallel()
+    assert replica._is_planned(None)
+    replica.edges = copy.deepcopy(cell.edges)
+    assert not replica._is_planned(None)
+    replica._plan()
+    assert replica._is_planned(None)
+    assert cell._is_planned(None)
+    assert "layout" not in "".join(cell.state_dict())
+
+
 def test_unknown_candidates_are_computed_edge_by_edge() -> None:
     space = CellSpace("unknown", ("sep_conv_3x3", "conv_7x1_1x7", "none"), True, 2)
     with pytest.raises(Fallback):

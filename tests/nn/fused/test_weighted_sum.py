@@ -122,7 +122,7 @@ def test_biases(kind: str, training: bool) -> None:
             layer.running_mean.normal_()
     modules.train(training)
     x = torch.randn(3, 4, 8, 8, dtype=torch.float64)
-    # A copy of the module would have a form of the original's layers.
+    # A copy of the module would have a pattern of the original's layers.
     twin = copy.deepcopy(modules)
     twin[0].pattern = None
     outcomes = []
