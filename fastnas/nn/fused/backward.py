@@ -100,7 +100,8 @@ class _CellBackward:
         self.scale = saved.op_weights[0, :, None] * self.rstd  # [K, C/k]
         # Statistics of the batch take a share of the gradient.
         self.has_stats = self.indices[layout.has_norm][:, None] if settings.batch else None  # [K, 1]
-        self.coeffs = saved.mean.new_zeros(len(layout.row_norms), 4, self.seen)  # (a, b, mean, c) of each row
+        # (scale, slope, mean, offset) of each row.
+        self.coeffs = saved.mean.new_zeros(len(layout.row_norms), 4, self.seen)  # [K, 4, C/k]
         self.grad_op_weights = torch.zeros_like(saved.op_weights)
         self.grad_edge_weights = None if saved.edge_weights is None else torch.zeros_like(saved.edge_weights)
         self.grad_weights = CellWeights([[], []], [[] for _ in layout.states])

@@ -4,9 +4,9 @@ Nothing normalised is written out. Whoever reads a raw output y next normalises 
 second stage of a separable convolution (`stage`), or the sum of a node (`node_sum`). Scale γ and shift β fold into the
 two: γ·(y - mean)·rstd + β is (y - mean')·rstd' with rstd' = γ·rstd and mean' = mean - β / rstd'.
 
-In the backward pass the gradient of y is a·dy + b·(y - mean) + c, where dy is the gradient of what was normalised and
-a, b, c are coefficients of each channel that follow from Σ dy and Σ dy·x̂, x̂ = (y - mean)·rstd. It is not written out
-either: the operators are given dy, y and a row (a, b, mean, c).
+In the backward pass the gradient of y is scale·dy + slope·(y - mean) + offset, where dy is the gradient of what was
+normalised, and scale, slope and offset of each channel follow from Σ dy and Σ dy·x̂, x̂ = (y - mean)·rstd. It is not
+written out either: the operators are given dy, y and a row (scale, slope, mean, offset).
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Normalization(NamedTuple):
 def bn_backward_coeffs(
     sum_dy: Tensor, sum_dy_xhat: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, count: int
 ) -> Tensor:
-    """The row (a, b, mean, c) [..., 4, C] by which dy becomes the gradient a·dy + b·(y - mean) + c of y.
+    """The row (scale, slope, mean, offset) [..., 4, C] by which dy becomes the gradient of y, see the module.
 
     Args:
         sum_dy, sum_dy_xhat: Σ dy and Σ dy·x̂ [..., C], x̂ = (y - mean)·rstd.

@@ -114,7 +114,7 @@ class BackwardPass:
 
     states: Sequence[Tensor]  # one [N, C, H, W]; where a lone candidate reads several, side by side in the channels
     grads: Sequence[Tensor]  # of each node that the state leads to, [N, C', H', W']
-    coeffs: Tensor  # (a, b, mean, c) [K, 4, C'] of each row, see `batch_norm`
+    coeffs: Tensor  # (scale, slope, mean, offset) [K, 4, C'] of each row, see `batch_norm`
     batch: bool  # whether the batch's statistics normalised
     indices: Sequence[Tensor] = ()  # of the cell; none for a lone candidate
     grad_states: list[Tensor] = field(default_factory=list)  # finished, to be added up where there is one state

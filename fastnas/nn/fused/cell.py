@@ -5,10 +5,10 @@ once for all candidates that leave it, one branch for each kind (`branches`), th
 node is one sum over all of them that normalises on the way (`node_sum`). Nothing normalised or weighted is stored but
 states.
 
-The backward pass goes through the states from the last to the first. Once the gradient G of a node is known, that of a
-raw output y is a·G + b·(y - mean) + c with coefficients for each channel: the weight of the candidate and the backward
-pass of BatchNorm in one (b = c = 0 where statistics are constants; see `batch_norm`). It is not stored either:
-operators are given G, y and the coefficients, a row (a, b, mean, c) of a table [K, 4, C] for each candidate.
+The backward pass goes through the states from the last to the first. Once the gradient dy of a node is known, that of
+a raw output y is scale·dy + slope·(y - mean) + offset with coefficients for each channel: the weight of the candidate
+and the backward pass of BatchNorm in one (slope and offset are 0 where statistics are constants; see `batch_norm`). It
+is not stored either: operators are given dy, y and the coefficients, a row of a table [K, 4, C] for each candidate.
 """
 
 from __future__ import annotations
