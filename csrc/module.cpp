@@ -5,8 +5,8 @@
 #include <stdexcept>
 #include <string>
 
-#include "cpu/isa.h"
 #include "cpu/caching_allocator.h"
+#include "cpu/isa.h"
 
 namespace py = pybind11;
 using fastnas::cpu::Isa;
@@ -38,7 +38,7 @@ py::dict memory_use() {
   const auto use = fastnas::cpu::memory_use();
   py::dict bytes;
   bytes["used"] = use.used;
-  bytes["kept"] = use.cached;
+  bytes["cached"] = use.cached;
   bytes["peak"] = use.peak;
   return bytes;
 }
@@ -56,6 +56,9 @@ void set_cpu_capability(const std::string& name) {
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
+  if (const std::string problem = fastnas::cpu::choose_isa_of_environment(); !problem.empty()) {
+    throw std::invalid_argument(problem);
+  }
   m.doc() = "Compiled operators of fastnas; importing it registers torch.ops.fastnas.";
   m.def("build_info", &build_info, "What this extension was built from and for.");
   m.def(
@@ -65,7 +68,7 @@ PYBIND11_MODULE(_C, m) {
       "best_cpu_capability", [] { return fastnas::cpu::isa_name(fastnas::cpu::best_isa()); },
       "The widest instruction set that this processor and this build share.");
   m.def("memory_use", &memory_use,
-        "Bytes of large CPU tensors of the operators: used now, kept for the next ones, most ever used.");
+        "Bytes of large CPU tensors of the operators: used now, cached for the next ones, most ever used.");
   m.def("set_cpu_capability", &set_cpu_capability, py::arg("name"),
         "Makes the CPU kernels use another instruction set; for tests and measurements.");
 }

@@ -7,6 +7,8 @@ import torch  # noqa: F401  (its libraries must be loaded before the extension, 
 try:
     from fastnas import _C
 except ImportError as error:
+    if "FASTNAS_ISA" in str(error):
+        raise ImportError(f"{error}: set it to another value, or not at all.") from None
     raise ImportError(
         f"fastnas' compiled operators did not load ({error}). Build them with `pip install -e . --no-build-isolation` "
         "in the source folder, in the environment whose torch you use; after changing torch's version, build again."

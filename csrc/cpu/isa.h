@@ -8,6 +8,8 @@
 // FASTNAS_CPU_CALL picks one.
 #pragma once
 
+#include <string>
+
 namespace fastnas::cpu {
 
 enum class Isa { portable = 0, avx2 = 1, avx512 = 2 };
@@ -21,6 +23,9 @@ Isa best_isa();
 /// Makes kernels use `wanted` from now on (tests compare instruction sets with it). False, and nothing changed, where
 /// the processor or the build lacks it. Not meant to be called while kernels run.
 bool set_isa(Isa wanted);
+
+/// Makes kernels use what the variable FASTNAS_ISA names, if it is set. What is wrong with its value, or nothing.
+std::string choose_isa_of_environment();
 
 const char* isa_name(Isa value);
 

@@ -25,7 +25,7 @@ def empty(size: int) -> Tensor:
 
 def held() -> int:
     use = _C.memory_use()
-    return use["used"] + use["kept"]
+    return use["used"] + use["cached"]
 
 
 @pytest.fixture(autouse=True)
