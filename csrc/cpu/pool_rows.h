@@ -91,8 +91,8 @@ struct PoolColumns {
     fill(maximum - channels, -A(__builtin_inf()), channels);
   }
 
-  /// A row that does not exist is null.
-  void set(const A* above, const A* middle, const A* below) const {
+  /// A row that does not exist is null. Not inlined, so that the compiler makes a loop for each case.
+  [[gnu::noinline]] void set(const A* above, const A* middle, const A* below) const {
     for (int64_t i = 0; i < run; i += kLanes<A>) {
       Vec<A> s = load(middle + i), m = s;
       if (above) {
