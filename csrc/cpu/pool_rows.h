@@ -93,6 +93,8 @@ struct PoolColumns {
 
   /// A row that does not exist is null.
   void set(const A* above, const A* middle, const A* below) const {
+    A *const sum = this->sum, *const maximum = this->maximum;  // local: no store in the loop changes them
+    const int64_t run = this->run, channels = this->channels;
     for (int64_t i = 0; i < run; i += kLanes<A>) {
       Vec<A> s = load(middle + i), m = s;
       if (above) {
