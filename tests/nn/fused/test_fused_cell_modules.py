@@ -130,7 +130,9 @@ def test_a_change_after_the_first_step_is_honoured(
         logits = network(x)
         logits.square().sum().backward()
         gradients = [torch.zeros(1) if p.grad is None else p.grad for p in network.parameters()]
-        histories.append([logits, *gradients, *network.buffers(), network.eval()(x)])
+        # Not the indices of layouts, which only the fused cells make anew.
+        buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point() or buffer.dim() == 0]
+        histories.append([logits, *gradients, *buffers, network.eval()(x)])
     agree(histories[0], histories[1])
 
 
