@@ -132,7 +132,8 @@ class Cell(ForwardPlan):
                 return None
             if table.device != s0.device and not table.is_cpu:
                 return None  # an error, which the module's own forward raises
-        self.plan.to(s0.device)
+        if self.plan.device != s0.device:
+            self.plan.to(s0.device)
         beta = None if edge_weights is None else edge_weights.to(s0.device)
         return fused_cell(self.plan, s0, s1, weights.to(s0.device), beta)
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
+import torch
 from torch import Tensor, nn
 
 from fastnas.nn.batch_norm import BatchNorm
@@ -126,6 +127,11 @@ class CellLayout(nn.Module):
         self.sum_rows = [self.indices.add(self._sum_rows(node)) for node in range(2, len(self.states) + 1)]
         self.known = self._fits()
         self.indices.pack(self.preprocess[0].convolutions[0].weight.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the indices."""
+        return cast(Tensor, self.indices.packed).device
 
     def _branches(self) -> Iterator[Branch]:
         return (branch for state in self.states for branch in state.branches)
