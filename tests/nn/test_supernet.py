@@ -358,7 +358,7 @@ def test_deepcopy_is_independent(backend: str) -> None:
         ({"in_channels": -1}, r"^in_channels is -1, expected at least 1\.$"),
         ({"partial_channels": 0}, r"^partial_channels is 0, expected at least 1\.$"),
         ({"partial_channels": 3}, r"^4 channels cannot be cut into partial_channels=3 equal parts: choose a number of"),
-        ({"space": "dart"}, r"^unknown search space 'dart': expected one of darts, egnas, multi-level, nb201, a CellSpace"),
+        ({"space": "dart"}, r"^unknown search space 'dart': expected one of darts, egnas, multi-level, nb201, a Cell"),
         ({"backend": "cuda"}, r"^unknown backend 'cuda': expected auto, fused or reference\.$"),
         ({"stem": "mnist"}, r"^unknown stem 'mnist': use 'cifar' \(images of 32×32\) or 'imagenet' \(224×224\)\.$"),
         ({"stem": "imagenet", "channels": 3}, "^out_channels is 9, but the ImageNet stem halves it: choose an even"),
