@@ -130,12 +130,12 @@ def holder_of(module: nn.Module) -> Holder:
 
 
 def spec_of(module: nn.Module) -> PatchSpec:
-    spec: PatchSpec = getattr(type(module), "_fastnas_recipe")  # noqa: B009 (mypy knows no such attribute)
+    spec: PatchSpec = getattr(type(module), "_fastnas_spec")  # noqa: B009 (mypy knows no such attribute)
     return spec
 
 
 def is_accelerated(module: nn.Module) -> bool:
-    return hasattr(type(module), "_fastnas_recipe")
+    return hasattr(type(module), "_fastnas_spec")
 
 
 def accelerate_in_place(module: nn.Module, spec: PatchSpec, plan: ForwardPlan | None = None) -> None:
@@ -200,7 +200,7 @@ def _subclass(cls: Any, spec: PatchSpec) -> type[nn.Module]:
         "__qualname__": cls.__qualname__,
         "__doc__": cls.__doc__,
         "_fastnas_original": cls,
-        "_fastnas_recipe": spec,
+        "_fastnas_spec": spec,
     }
     subclass: type[nn.Module] = type(cls)(cls.__name__, (cls,), names)
     return subclass
