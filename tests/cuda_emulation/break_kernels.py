@@ -28,7 +28,7 @@ HEADING = """# CUDA kernels, broken on purpose
 
 Every kernel was broken in a copy, one line at a time, compiled for the CPU and run by the emulated tests of its
 operator. `python tests/cuda_emulation/break_kernels.py` repeats it; `tests/cuda_emulation/faults.py` holds the lines,
-and a test asks for a fault in every kernel. The builds `address` and `thread` have a sanitizer in them.
+and a test requires a fault for every kernel. The builds `address` and `thread` are instrumented with a sanitizer.
 
 | kernel | file | what was broken | build | who saw it |
 |---|---|---|---|---|"""
