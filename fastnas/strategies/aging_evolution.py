@@ -20,7 +20,7 @@ from fastnas.strategies.registry import register_strategy
 @register_strategy
 @dataclass
 class AgingEvolution(DiscreteStrategy):
-    """AmoebaNet's evolution. P and S are those for small budgets; the paper's 20,000 models took 100 and 25."""
+    """AmoebaNet's evolution. P and S suit small budgets; the paper has P = 100 and S = 25 for 20,000 models."""
 
     name: ClassVar[str] = "aging-evolution"
 
@@ -29,7 +29,7 @@ class AgingEvolution(DiscreteStrategy):
     sample_size: int = 3
     """S, drawn from the queue with replacement; the best of them is the parent."""
     identity: float = 0.05
-    """Probability that a child is its parent, evaluated once more."""
+    """Probability that a child is its parent unchanged, which is then evaluated again."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""What a search strategy may decide. The engine calls these hooks and knows no strategy by name."""
+"""The hooks through which a search strategy takes part in a search. The engine knows no strategy by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Strategy:
     is the running search; `SearchContext` documents what it offers.
 
     Everything that a hook changes must be part of the network, of `state_dict()` or of torch's global random state, for
-    these are what a checkpoint holds. A hook that runs long calls `search.check_stop()` where its state is complete.
+    these are what a checkpoint holds. A hook that runs long calls `search.check_stop()` at points where its state is
+    complete.
     """
 
     name: ClassVar[str]
@@ -61,11 +62,11 @@ class Strategy:
         return None
 
     def logits(self, search: SearchContext, images: Tensor) -> Tensor:
-        """The network's answer in a weight step: images [B, C, H, W] → [B, classes]."""
+        """Logits of a weight step: images [B, C, H, W] → [B, classes]."""
         return search.network(images, self.op_weights(search))
 
     def penalty(self, search: SearchContext) -> Tensor | float:
-        """What is added to the cross-entropy of a weight step, after `logits`."""
+        """What is added to the cross-entropy of a weight step. Called after `logits`; 0 by default."""
         return 0.0
 
     def mean_op_weights(self, search: SearchContext) -> OpWeights:
@@ -73,7 +74,7 @@ class Strategy:
         return search.network.op_weights()
 
     def validation_logits(self, search: SearchContext, images: Tensor) -> Tensor:
-        """The network's answer in validation, in evaluation mode: [B, C, H, W] → [B, classes]."""
+        """Logits in validation, with the network in evaluation mode: images [B, C, H, W] → [B, classes]."""
         return search.network(images, self.mean_op_weights(search))
 
     def genotype(self, search: SearchContext) -> AnyGenotype:
@@ -83,16 +84,16 @@ class Strategy:
     # --- when something happens ---
 
     def before_epoch(self, search: SearchContext) -> None:
-        """Before the weight steps of an epoch. Called again on resume if it was interrupted."""
+        """Before the weight steps of an epoch. If interrupted, the resumed run calls it again."""
 
     def before_step(self, search: SearchContext) -> None:
         """Before each weight step: where gradient strategies move α."""
 
     def after_step(self, search: SearchContext) -> None:
-        """After each weight step, while its gradients are there."""
+        """After each weight step, while its gradients are still in `.grad`."""
 
     def after_epoch(self, search: SearchContext) -> None:
-        """After the weight steps of an epoch, before validation. Called again on resume if it was interrupted."""
+        """After the weight steps of an epoch, before validation. If interrupted, the resumed run calls it again."""
 
     def finished(self, search: SearchContext) -> bool:
         """After an epoch: whether the search ends before its last one."""
@@ -101,11 +102,11 @@ class Strategy:
     # --- how the weights are trained ---
 
     def schedule(self, search: SearchContext) -> tuple[int, int]:
-        """(epoch, epochs) by which the learning rate falls; strategies of several stages begin anew in each."""
+        """(epoch, epochs) for the learning-rate schedule; a strategy with several stages restarts it in each."""
         return search.epoch, search.epochs
 
     def clipped_parameters(self, search: SearchContext) -> list[nn.Parameter]:
-        """Whose gradient norm is clipped together at each weight step."""
+        """Parameters whose joint gradient norm is clipped in each weight step."""
         return search.weight_parameters
 
     # --- what a checkpoint holds ---
@@ -115,4 +116,4 @@ class Strategy:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`, after `start` and before the network and the optimiser are restored."""
+        """The inverse of `state_dict`, after `start` and before the network and the optimizer are restored."""

@@ -13,8 +13,8 @@ from torch import Tensor
 class CMAES:
     """One run of CMA-ES, minimising.
 
-    The package's optimiser is a deterministic function of its arguments and of the fitness values it was told, so these
-    are all that is kept; `from_state` tells them again. No private attribute of the package is touched.
+    The package's optimizer is a deterministic function of its arguments and of the fitness values it was told, so these
+    are all that is stored; `from_state` replays them. No private attribute of the package is used.
 
     Args:
         mean: [n], where the search begins.

@@ -1,6 +1,6 @@
 """What a strategy may ask of the search that calls it.
 
-Strategies know this protocol, not the engine: whatever has these attributes can run them, a test's stand-in too.
+Strategies know this protocol, not the engine: anything that has these attributes can run them.
 """
 
 from __future__ import annotations
@@ -72,25 +72,25 @@ class SearchContext(Protocol):
         """The seed of the run."""
 
     def seed_for(self, *key: int) -> int:
-        """A seed, below 2³², that depends on the run's seed and `key` alone: draws need no generator that lives on."""
+        """A seed below 2³² that depends on the run's seed and `key` alone, so no generator has to be saved."""
 
     # --- images ---
 
     @property
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] and labels [B] of the weight step; in `before_step`, the step itself and `after_step`."""
+        """Images [B, C, H, W] and labels [B] of the weight step; set from `before_step` to `after_step`."""
 
     @property
     def weight_pipeline(self) -> Pipeline:
-        """Augmented batches of the images that train the weights."""
+        """Augmented batches of the weight half, the images that train the weights."""
 
     @property
     def alpha_pipeline(self) -> Callable[[int], Pipeline]:
-        """Makes a pipeline of augmented batches of the other images, those for α, from a batch size."""
+        """batch size → a pipeline of augmented batches of the α half."""
 
     @property
     def valid_pipeline(self) -> Pipeline:
-        """The images for α in a fixed order, without augmentation."""
+        """The α half in a fixed order, without augmentation."""
 
     # --- how the weights are trained ---
 
@@ -100,7 +100,7 @@ class SearchContext(Protocol):
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """SGD of the weights, with the learning rate of the epoch."""
+        """SGD for the weights, with the learning rate of the epoch."""
 
     # --- what happens on the way ---
 
@@ -113,7 +113,7 @@ class SearchContext(Protocol):
         """The log of the run."""
 
     def show(self, phase: str, done: int, total: int, /) -> None:
-        """Tells whoever watches what is being done, and how far it is."""
+        """Reports progress: `done` of `total` steps of a phase."""
 
     def check_stop(self) -> None:
         """Ends the run here if the user asked to stop. Call it where the state of the strategy is complete."""

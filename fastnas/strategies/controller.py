@@ -84,7 +84,7 @@ class IndependentLogits(Policy):
     def gene_logits(self, gene: int, codes: Tensor, memory: object) -> tuple[Tensor, object]:
         return self.logits[gene].expand(len(codes), -1), None
 
-    # Where every value is always legal, as on a table, all genes at once: a run there takes a hundred updates.
+    # Where every value is always legal, as in NAS-Bench-201, all genes are computed at once, for speed.
 
     def forward(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         if not all(self._free):
@@ -104,12 +104,12 @@ class IndependentLogits(Policy):
 
 
 class RecurrentPolicy(Policy):
-    """An LSTM that reads the genes chosen so far: each is embedded and is the next input, the first one is learned.
+    """An LSTM that reads the genes chosen so far: each is embedded as the next input; the first input is learned.
 
     Args:
         hidden: units of each layer.
         layers: of the LSTM.
-        scale: all weights begin uniform in ±scale.
+        scale: all weights are initialised uniformly in ±scale.
     """
 
     def __init__(self, encoding: Encoding, seed: int, hidden: int, layers: int, scale: float) -> None:

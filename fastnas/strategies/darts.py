@@ -1,4 +1,4 @@
-"""DARTS (Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", ICLR 2019), of first and second order."""
+"""DARTS (Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", ICLR 2019), first and second order."""
 
 from __future__ import annotations
 
@@ -65,12 +65,12 @@ def second_order_gradients(
 @register_strategy
 @dataclass
 class DARTS(GradientStrategy):
-    """DARTS: before each weight step, Adam moves α on a batch of the other half."""
+    """DARTS: before each weight step, Adam updates α on a batch of the α half."""
 
     name: ClassVar[str] = "darts"
 
     order: Literal[1, 2] = 2
-    """2: look one weight step ahead (four forward and backward passes); 1: take ω as it is."""
+    """2: look one weight step ahead (four forward and backward passes); 1: use the weights as they are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -19,7 +19,7 @@ from fastnas.strategies.wrapper import StrategyWrapper
 @register_strategy
 @dataclass
 class DARTSPlus(StrategyWrapper):
-    """Early stopping around another strategy, which decides everything else."""
+    """Stops another strategy early; that one decides everything else."""
 
     name: ClassVar[str] = "darts-plus"
     published_defaults: ClassVar = GradientStrategy.published_defaults
@@ -27,20 +27,21 @@ class DARTSPlus(StrategyWrapper):
     base: str = "darts:order=1"
     """The strategy that searches, with its options: NAME or NAME:OPTION=VALUE,OPTION=VALUE."""
     rule: Literal["skip", "ranking"] = "skip"
-    """Stop when a normal cell of the genotype has too many skip connections, or when the ranking of the convolutions no
-    longer changes."""
+    """skip: stop when a normal cell of the genotype has too many skip connections; ranking: when the ranking of the
+    convolutions no longer changes."""
     skips: int = 2
     """Skip connections in a normal cell that stop the search."""
     patience: int = 10
-    """Epochs of the same ranking that stop the search."""
+    """Epochs without a change of the ranking that stop the search."""
     rollback: bool = True
-    """By the rule of skips: give the genotype of the epoch before."""
+    """With rule skip, return the genotype of the epoch before the one that stopped the search."""
 
     def __post_init__(self) -> None:
         self.inner = parse(self.base)
         if not isinstance(self.inner, GradientStrategy):
             raise UserError(
-                f"darts-plus stops strategies that move α by gradient, and {self.base!r} is not one of them."
+                f"darts-plus wraps strategies that move α by gradient, and {self.base!r} is not one of them: use "
+                "darts, for example."
             )
         if self.rule not in ("skip", "ranking"):
             raise UserError(f"unknown rule {self.rule!r}: expected skip or ranking.")
@@ -48,7 +49,7 @@ class DARTSPlus(StrategyWrapper):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}, expected at least 1.")
         self.stopped = False
-        self.last: AnyGenotype | None = None  # the last genotype that did not break the rule of skips
+        self.last: AnyGenotype | None = None  # the last genotype with fewer skip connections than `skips`
         self.ranking: list[list[int]] = []  # of the convolutions of every edge, best first
         self.unchanged = 0  # epochs
 

@@ -1,4 +1,4 @@
-"""What all strategies share that choose architectures and have them evaluated: the loop around `ask` and `tell`."""
+"""What the strategies share that evaluate whole architectures: the loop around `ask` and `tell`."""
 
 from __future__ import annotations
 
@@ -52,20 +52,20 @@ class DiscreteStrategy(Strategy):
     default_space: ClassVar[str] = "egnas"
     default_evaluations: ClassVar[int] = 200
     default_warm_up: ClassVar[float] = 1.0
-    """Share of the epochs; at 1 all evaluations follow the last epoch, so that they see the same weights."""
+    """As a share of the epochs; with 1 all evaluations come after the last epoch, so that they see the same weights."""
 
     warm_up: int | None = None
-    """Epochs before architectures are evaluated; None for the strategy's own share of all."""
+    """Epochs before architectures are evaluated; None for the strategy's own share of the epochs."""
     evaluations: int | None = None
     """How many architectures a search evaluates in all, rounded up to whole generations; None for the strategy's
-    number."""
+    default."""
     evaluator: str = "shared"
-    """shared: by the shared weights; training: each trained from scratch; python:MODULE:FUNCTION: a callable of
-    yours."""
+    """shared: with the shared weights; training:EPOCHS: each one trained from scratch (1 epoch by default);
+    python:MODULE:FUNCTION: a function of your own; nb201:PATH: the table of NAS-Bench-201."""
     bn_mode: Literal["batch", "running", "recalibrate"] = "batch"
-    """Shared weights: normalise by the batch, by running statistics, or by statistics taken anew for each path."""
+    """BatchNorm with shared weights: statistics of the batch, running ones, or recomputed for each path."""
     fitness_batch_size: int = 128
-    """Images that architectures are scored on."""
+    """Images in a batch that architectures are scored on."""
     fitness_batches: int = 1
     """Batches of that size; more give less noise."""
 
@@ -99,7 +99,7 @@ class DiscreteStrategy(Strategy):
         return self.evaluations or self.default_evaluations
 
     def costs(self) -> tuple[str, ...]:
-        """What must be measured of an architecture besides its accuracy; see `evaluators.Costs`."""
+        """What to measure of an architecture besides its accuracy; see `evaluators.Costs`."""
         return ()
 
     def training_code(self, rng: Random) -> Code:
@@ -107,7 +107,7 @@ class DiscreteStrategy(Strategy):
         return self.encoding.sample(rng)
 
     def learn(self, codes: Sequence[Code], evaluations: Sequence[Evaluation]) -> None:
-        """`tell`, and what all strategies keep: the most accurate architecture of all."""
+        """Calls `tell`, and keeps the most accurate architecture, which all strategies do."""
         individuals = [Individual(code, result) for code, result in zip(codes, evaluations, strict=True)]
         for individual in individuals:
             if self.best is None or individual.accuracy > self.best.accuracy:
@@ -195,7 +195,7 @@ class DiscreteStrategy(Strategy):
         return path_logits(search.network, images, self.encoding.op_weights(self.best.code), self.bn_mode == "batch")
 
     def genotype(self, search: SearchContext) -> AnyGenotype:
-        """The most accurate architecture so far; before the first evaluation what the initial α stands for."""
+        """The most accurate architecture so far; before the first evaluation, the one derived from the initial α."""
         return super().genotype(search) if self.best is None else self.encoding.decode(self.best.code)
 
     # --- state ---

@@ -2,7 +2,7 @@
 Evolutionary Exploration", AAAI 2024).
 
 Supernet weights ω are trained by SGD on one half of the images. Once per epoch, after a warm-up, α moves: CMA-ES
-samples populations around it, all individuals are scored with the same ω on one batch of the other half, and the winner
+samples populations around it, all individuals are scored with the same ω on one batch of the α half, and the winner
 is added to α with a small step. α is never differentiated.
 """
 
@@ -38,7 +38,7 @@ from fastnas.strategies.scoring import fitness_pipeline
 
 
 def similarity(current: Tensor, candidates: Tensor, kind: Similarity) -> Tensor:
-    """L2 of equation 3, in [0, 1]; 1 where the candidate points the way α does.
+    """L2 of equation 3, in [0, 1]; 1 where a candidate points in the direction of α.
 
     Args:
         current: α, [2, E, O].
@@ -59,7 +59,7 @@ def similarity(current: Tensor, candidates: Tensor, kind: Similarity) -> Tensor:
 
 def compound_fitness(
     loss: Tensor,
-    likeness: Tensor,
+    similarities: Tensor,
     accuracy: Tensor,
     current_accuracy: float,
     *,
@@ -67,17 +67,23 @@ def compound_fitness(
     eta: float,
     form: FitnessForm,
 ) -> Tensor:
-    """Equation 3, to be minimised: ζ·loss, and likeness to α is punished where a candidate is at least as accurate as α
-    (search on elsewhere), rewarded where it is worse (come back).
+    """Equation 3, to be minimised: ζ·loss plus or minus η·similarity. Similarity to α is penalised where a candidate is
+    at least as accurate as α (explore further), rewarded where it is less accurate (come back).
 
-    "eq3" jumps up by 2·η·likeness where a candidate becomes as accurate as α; "rebased" replaces the reward -η·likeness
-    by η·(1 - likeness), which has the same slope and nearly no jump.
+    "eq3" jumps up by 2·η·similarity where a candidate becomes as accurate as α; "rebased" replaces the reward
+    -η·similarity by η·(1 - similarity), which has the same slope and nearly no jump.
 
     Args:
-        loss, likeness, accuracy: [P]; accuracy in the unit of `current_accuracy`.
+        loss, similarities, accuracy: [P]; accuracy in the unit of `current_accuracy`.
+        current_accuracy: of α.
+        zeta, eta: ζ and η.
+        form: "eq3" or "rebased".
+
+    Returns:
+        [P].
     """
-    reward = -likeness if form == "eq3" else 1 - likeness
-    return zeta * loss + eta * torch.where(accuracy >= current_accuracy, likeness, reward)
+    reward = -similarities if form == "eq3" else 1 - similarities
+    return zeta * loss + eta * torch.where(accuracy >= current_accuracy, similarities, reward)
 
 
 # --- the strategy -----------------------------------------------------------------------------------------------------
@@ -93,11 +99,11 @@ class EGNAS(Strategy):
     plain_step: ClassVar[bool] = True
 
     variant: Literal["paper", "official", "official_imagenet"] = "paper"
-    """As printed, or as the released programs compute, quirks included."""
+    """paper: as printed; official and official_imagenet: as the two released programs compute, quirks included."""
     population: int = 50
     """λ, individuals per generation, at least 4."""
     samples: int = 3
-    """N, populations per evolution step."""
+    """N, populations in an evolution step."""
     generations: int = 1
     """T, generations of CMA-ES per population."""
     warm_up: int = 15
@@ -107,35 +113,36 @@ class EGNAS(Strategy):
     sigma_floor: float = 0.02
     """Smallest step size of a schedule."""
     sigma_schedule: SigmaSchedule | None = None
-    """Divide sigma by 1 + step, by 1 + epoch, or not."""
+    """es_step: sigma / (1 + evolution steps so far); global_epoch: sigma / (1 + epoch); constant: sigma."""
     noise: float = 0.01
-    """Noise on the centre of a population, in logits."""
+    """Scale of the random noise added to the centre of a population, in logits."""
     step_size: float = 0.1
     """ξ, how far α moves towards the winner."""
     zeta: float = 1.0
     """ζ, weight of the loss in the fitness."""
     eta: float = 0.4
-    """η, weight of the likeness to α in the fitness."""
+    """η, weight of the similarity to α in the fitness."""
     fitness: FitnessForm = "eq3"
-    """Equation 3, or without its jump at equal accuracy."""
+    """eq3: equation 3 of the paper; rebased: without its jump where a candidate is as accurate as α."""
     similarity: Similarity | None = None
-    """Likeness: one cosine of all logits, or a mean over edges."""
+    """Similarity to α: one cosine of all logits (flat_logits), or the mean of one for each edge."""
     update: Update = "softmax"
-    """Add ξ·softmax(winner) to α, or ξ·(winner - α)."""
+    """softmax: add ξ·softmax(winner) to α; delta: add ξ·(winner - α)."""
     center: bool | None = None
-    """Subtract the mean of each row of α after a step."""
+    """Subtract from each row of α its mean after a step."""
     fitness_batch_size: int = 128
-    """Images that individuals are scored on."""
+    """Images in a batch that individuals are scored on."""
     fitness_batches: int = 1
     """Batches of that size; more give less noise."""
     bn_mode: BatchNormMode | None = None
-    """Normalise individuals by their batch, by running statistics, or as in training, which moves the latter."""
+    """BatchNorm of individuals. batch: statistics of the batch; running: running ones; train: as batch, and updates the
+    running ones."""
     clip_includes_alpha: bool | None = None
-    """Count α's never-zeroed gradients in the clipped norm."""
+    """Include α's gradients, which are never set to zero, in the clipped norm, as the released programs do."""
     cmaes_alias: bool = False
-    """Begin each population where the last one ended (official)."""
+    """Begin each population where the last one ended; only for the variants official and official_imagenet."""
     chunk: int | Literal["auto"] = "auto"
-    """Individuals per forward; auto fits the memory."""
+    """Individuals in one forward pass; auto: as many as fit into the memory."""
 
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
@@ -152,7 +159,10 @@ class EGNAS(Strategy):
             if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}, expected a finite step size above 0.")
         if self.cmaes_alias and self.rules.independent:
-            raise UserError("cmaes_alias reproduces the released programs: use it with variant=official.")
+            raise UserError(
+                "cmaes_alias reproduces the released programs: use it with variant=official or "
+                "variant=official_imagenet."
+            )
         self.evolution_step = 0
         self._pending: dict[str, Any] | None = None  # an evolution step that was interrupted
 
@@ -311,7 +321,7 @@ class EGNAS(Strategy):
         bn_mode = self.rules.bn_mode
         if bn_mode != "train":
             if self._chunk is None:
-                # Once: what is free changes from call to call, and a recording is of one chunk.
+                # Only once: free memory changes from call to call, but a recording needs one size.
                 self._chunk = network.fitting_chunk(images)
             chunk = self._chunk
 
@@ -336,7 +346,7 @@ class EGNAS(Strategy):
         """Moves α towards the best winner."""
         winners = step["winners"]
         if self.rules.winner_softmaxes == 2:
-            # The program measures its winners once more, after the first of the two softmaxes.
+            # The released program scores its winners once more, after the first of the two softmaxes.
             flat = torch.stack([torch.softmax(winner["z"].to(alpha), -1) for winner in winners])  # [N, 2, E, O]
             accuracies = self._score(flat, batches)[1].tolist()
             winners = [{**winner, "accuracy": value} for winner, value in zip(winners, accuracies, strict=True)]
@@ -365,7 +375,7 @@ class EGNAS(Strategy):
 
     def _rank(self, winner: dict[str, Any]) -> tuple[float, ...]:
         if self.rules.zero_accuracy_wins and winner["accuracy"] == 0:
-            return (math.inf,)  # the program ranks by 1/accuracy, smallest first, and stores 0 for this one
+            return (math.inf,)  # the released program ranks by 1/accuracy, smallest first, and stores 0 for this one
         return (winner["accuracy"], -winner["fitness"]) if self.rules.fitness_breaks_ties else (winner["accuracy"],)
 
     def state_dict(self) -> dict[str, Any]:

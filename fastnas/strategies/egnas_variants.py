@@ -14,7 +14,7 @@ Update = Literal["softmax", "delta"]
 
 @dataclass(frozen=True)
 class Variant:
-    """Where the paper and the two published programs part ways; `EGNAS` options of the same name override a field."""
+    """What differs between the paper and its two released programs. `EGNAS` options of the same name override it."""
 
     sigma_schedule: SigmaSchedule
     similarity: Similarity
@@ -23,9 +23,9 @@ class Variant:
     center: bool
     around: Literal["logits", "probabilities"]  # what the populations are centred on: α or softmax(α)
     noise: Literal["normal", "uniform"]  # added to the centre
-    independent: bool  # each sample has noise and random numbers of its own; else all N populations are the same one
+    independent: bool  # each sample has its own noise and random numbers; else all N populations are equal
     unit_rows: bool  # candidates are divided by the L2 norm of each row
-    evaluate_mean: bool  # the updated mean of CMA-ES competes too; else the last candidate does again, to no effect
+    evaluate_mean: bool  # the updated mean of CMA-ES competes, too; else the last candidate again, to no effect
     later_ties_win: bool  # among equal fitness
     fitness_breaks_ties: bool  # among winners of equal accuracy; else the first one is taken
     winner_softmaxes: int  # how often the winner is softmaxed before it is added

@@ -1,8 +1,8 @@
 """ENAS (Pham et al., "Efficient Neural Architecture Search via Parameter Sharing", ICML 2018), the search for cells
 ("micro").
 
-An LSTM chooses sources by attention over the nodes there are, and candidates by a softmax; it and the shared weights
-take turns. Details are those of the released TensorFlow program.
+An LSTM chooses sources by attention over the earlier nodes, and candidates by a softmax; it and the shared weights
+are trained in turns. Details are those of the released TensorFlow program.
 """
 
 from __future__ import annotations
@@ -96,8 +96,7 @@ class ENASPolicy(Policy):
 @register_strategy
 @dataclass
 class ENAS(PolicyStrategy):
-    """ENAS: after every epoch of the shared weights the controller makes its steps; the best of ten samples is
-    derived."""
+    """ENAS: every epoch trains the shared weights, then the controller; the result is the best of ten samples."""
 
     name: ClassVar[str] = "enas"
     published_defaults: ClassVar = {
@@ -113,21 +112,21 @@ class ENAS(PolicyStrategy):
     children_per_update: int = 10
     """Architectures for one step."""
     controller_learning_rate: float = 0.0035
-    """Of Adam."""
+    """Learning rate of Adam for the controller."""
     hidden: int = 64
     """Units of the LSTM."""
     entropy_weight: float = 1e-4
-    """What a nat of entropy is worth, in accuracy."""
+    """Reward for each nat of the policy's entropy; accuracies are in 0..1."""
     baseline_decay: float = 0.99
-    """Of the mean of rewards, which starts at 0."""
+    """Decay of the exponential mean of rewards, which starts at 0."""
     tanh_constant: float = 1.1
-    """Logits are squashed to ± this."""
+    """tanh limits the logits to ± this."""
     op_tanh_reduce: float = 2.5
-    """Those of candidates to this part of it."""
+    """The logits of candidates are limited to ± tanh_constant divided by this."""
     first_restart: int = 10
-    """Epochs of the first cosine of the learning rate; each further one is twice as long."""
+    """Epochs of the first cosine of the learning rate; each one after it is twice as long."""
     derive_samples: int = 10
-    """Architectures that are sampled for the result."""
+    """Architectures that are sampled at the end of an epoch; the best of them is its genotype."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,7 +154,7 @@ class ENAS(PolicyStrategy):
         rewards = rewards + self.entropy_weight * entropy.detach()
         advantages = []
         for reward in rewards.tolist():
-            # Before the advantage is formed, as in the program, and without a correction for its start.
+            # Updated before the advantage is formed, and without bias correction, as in the released program.
             self.baseline[0] -= (1 - self.baseline_decay) * (self.baseline[0] - reward)
             advantages.append(reward - self.baseline[0])
         self.step(-(log_probability * torch.tensor(advantages)).mean())

@@ -1,6 +1,6 @@
 """GDAS (Dong, Yang, "Searching for a Robust Neural Architecture in Four GPU Hours", CVPR 2019).
 
-Every step draws one candidate for each edge by the Gumbel-max trick; only these are computed, and α gets the gradient
+Every step draws one candidate for each edge by the Gumbel-max trick. Only these are computed; the gradient of α is that
 of the relaxed choice.
 """
 
@@ -22,7 +22,7 @@ from fastnas.strategies.registry import register_strategy
 @register_strategy
 @dataclass
 class GDAS(GradientStrategy):
-    """GDAS: Adam on α by a batch of the other half, one sampled path for each step of α and of the weights."""
+    """GDAS: Adam updates α on batches of the α half; each step of α and of the weights samples one path."""
 
     name: ClassVar[str] = "gdas"
     published_defaults: ClassVar = {
@@ -32,9 +32,9 @@ class GDAS(GradientStrategy):
     }
 
     temperature: float = 10.0
-    """τ of the relaxed choice at the first epoch."""
+    """τ, temperature of the Gumbel-softmax at the first epoch."""
     temperature_min: float = 0.1
-    """Where τ ends, on a straight line."""
+    """τ at the end; it falls linearly."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,11 +52,11 @@ class GDAS(GradientStrategy):
         return chosen({kind: straight_through(table) for kind, table in soft.items()})
 
     def validation_logits(self, search: SearchContext, images: Tensor) -> Tensor:
-        """Of the likeliest candidate of each edge."""
+        """Those of the most probable candidate of each edge."""
         tables = {kind: straight_through(table) for kind, table in self.mean_op_weights(search).items()}
         return search.network(images, **chosen(tables))
 
 
 def chosen(tables: dict[str, Tensor]) -> dict[str, Any]:
-    """One-hot operation weights [E, O], and that only their candidates are to be computed."""
+    """The network's arguments for one-hot operation weights [E, O]: they, and a mask of the candidates to compute."""
     return {"op_weights": tables, "active": {kind: (table.detach() > 0.5).cpu() for kind, table in tables.items()}}

@@ -15,8 +15,8 @@ CROSSOVERS = get_args(Crossover)
 def cross(first: Code, second: Code, kind: Crossover, encoding: Encoding, random: Random) -> Code:
     """A child of two codes.
 
-    "uniform_node": every node whole from either parent, so nothing can become illegal. "two_point": the genes between
-    two places from the second parent, then repaired. "cell_swap": every cell whole from either parent.
+    "uniform_node": every node is that of either parent, so the child is always legal. "two_point": the genes between
+    two places are the second parent's, then the code is repaired. "cell_swap": every cell is that of either parent.
     """
     if kind == "two_point":
         start, stop = sorted(random.sample(range(len(first) + 1), 2))

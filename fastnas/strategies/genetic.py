@@ -17,8 +17,7 @@ from fastnas.strategies.registry import register_strategy
 @register_strategy
 @dataclass
 class Genetic(DiscreteStrategy):
-    """Tournaments choose parents; children are crossed and mutated; no architecture is evaluated twice if it can be
-    helped."""
+    """Tournaments choose parents; children are crossed and mutated; architectures that were evaluated are avoided."""
 
     name: ClassVar[str] = "genetic"
     default_evaluations: ClassVar[int] = 400  # 20 generations
@@ -28,15 +27,15 @@ class Genetic(DiscreteStrategy):
     tournament: int = 3
     """k, competitors for each parent."""
     elitism: int = 1
-    """Best architectures that stay, in generational survival."""
+    """Best architectures that generational survival keeps."""
     crossover: Crossover = "uniform_node"
-    """Whole nodes from either parent, two points and repair, or whole cells."""
+    """uniform_node: whole nodes of either parent; two_point: with repair; cell_swap: whole cells of either parent."""
     crossover_probability: float = 0.9
-    """Otherwise the child is a copy of its first parent, with one gene mutated at least."""
+    """Probability that two parents are crossed; otherwise a child is a copy of one, with at least one mutated gene."""
     mutation_probability: float | None = None
-    """Of each gene; None for 1 / genes."""
+    """Probability that a gene mutates; None for 1 / number of genes."""
     survival: Literal["plus", "generational"] = "plus"
-    """The best of parents and children, or the children and the elite."""
+    """plus: the best of parents and children; generational: the children and the elite."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

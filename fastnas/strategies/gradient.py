@@ -1,4 +1,4 @@
-"""What the gradient strategies share: α and its optimiser, and a step on a batch of the α half before each weight
+"""What the gradient strategies share: the optimizer of α, and its step on a batch of the α half before each weight
 step."""
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ class GradientStrategy(Strategy):
     }
 
     alpha_learning_rate: float = 3e-4
-    """Of Adam, for α."""
+    """Learning rate of Adam for α."""
     alpha_beta1: float = 0.5
-    """Of Adam: decay of the mean of gradients; that of squares is 0.999."""
+    """β₁ of Adam for α; β₂ is 0.999."""
     alpha_weight_decay: float = 1e-3
-    """L2 penalty on α."""
+    """Weight decay (L2 penalty) of α."""
     warm_up: int = 0
     """Epochs before α moves for the first time."""
 

@@ -1,5 +1,5 @@
 """Multi-level cells with architecture entropy: DARTS of first order with five tables of α (normal and reduction cells
-of a low and a middle level, normal cells of a high one), whose loss pays for undecided α."""
+of a low and a middle level, normal cells of a high one), whose loss also contains the entropy of α."""
 
 from __future__ import annotations
 

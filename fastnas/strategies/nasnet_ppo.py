@@ -33,15 +33,15 @@ class NASNetPPO(PolicyStrategy):
     children_per_update: int = 20
     """Architectures for one update."""
     controller_learning_rate: float = 3.5e-4
-    """Of Adam."""
+    """Learning rate of Adam for the controller."""
     entropy_weight: float = 1e-5
-    """Reward for a policy that is undecided."""
+    """Weight of the policy's entropy, in nats, in the objective."""
     baseline_decay: float = 0.95
-    """Of the exponential mean of rewards."""
+    """Decay of the exponential mean of rewards."""
     ppo_clip: float = 0.2
-    """ε: how far the probability of an architecture may move at an update."""
+    """ε: the ratio of new to old probability is clipped to 1 ± ε."""
     ppo_epochs: int = 4
-    """Steps of the optimiser on the same architectures."""
+    """Steps of the optimizer on the same architectures."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,6 +1,6 @@
-"""NSGA-II (Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm", IEEE TEC 2002) as NSGA-Net uses it (Lu et
-al.,
-"NSGA-Net: Neural Architecture Search using Multi-Objective Genetic Algorithm", GECCO 2019): error against cost."""
+"""NSGA-II (Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm", IEEE TEC 2002) as NSGA-Net uses it
+(Lu et al., "NSGA-Net: Neural Architecture Search using Multi-Objective Genetic Algorithm", GECCO 2019): error against
+cost."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ class NSGA2(DiscreteStrategy):
     population: int = 40
     """Architectures in a generation."""
     cost: Literal["macs", "parameters", "latency"] = "macs"
-    """The second objective, of the architecture as a network of its own: millions, or milliseconds for one image."""
+    """The second objective, of the derived network: MACs or parameters in millions, or latency in ms for one image."""
     mutation_eta: float = 3.0
-    """η of the polynomial mutation; a large one stays close."""
+    """η of the polynomial mutation: the larger, the smaller the changes."""
     crossover_probability: float = 0.9
-    """Of two-point crossover; otherwise a child is a copy of its first parent before mutation."""
+    """Probability of two-point crossover; otherwise a child is a mutated copy of one parent."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -119,7 +119,7 @@ class NSGA2(DiscreteStrategy):
         return self.encoding.repair(self._polynomial(child), self.random)
 
     def _winner(self, ranks: np.ndarray, crowding: np.ndarray) -> Code:
-        """Of a tournament of two: the better front, then the less crowded one, then a coin."""
+        """The winner of a tournament of two: the better front, then the less crowded one, then at random."""
         a, b = (self.random.randrange(len(self.parents)) for _ in range(2))
         keys = [(ranks[i], -crowding[i]) for i in (a, b)]
         chosen = self.random.choice((a, b)) if keys[0] == keys[1] else (a if keys[0] < keys[1] else b)

@@ -29,8 +29,8 @@ STAGES = 3
 
 
 def skip_dropout(initial: float, epoch: int, epochs: int, warm_up: int) -> float:
-    """Probability that a value of a skip connection is dropped in an epoch of a stage: linear while α rests, then
-    exponential decay from its initial value."""
+    """Probability that a value of a skip connection is dropped in an epoch of a stage: it falls linearly while α
+    is fixed, then exponentially from its initial value."""
     if epoch < warm_up:
         return initial * (epochs - epoch - 1) / epochs
     return initial * math.exp(-0.2 * (epoch - warm_up))
@@ -63,7 +63,7 @@ def limit_skips(probabilities: Tensor, space: CellSpace, most: int) -> tuple[Pai
     """`strongest_pairs` with at most `most` skip connections: the least probable one of those that are kept is ruled
     out and the cell derived anew, until they are few enough.
 
-    An edge that has no other candidate left can still not be chosen: its probability is 0 then.
+    An edge without any other candidate then has probability 0: all other edges are preferred to it.
     """
     probabilities = probabilities.clone()
     skip = space.candidates.index("skip_connect")
@@ -92,27 +92,27 @@ class PDARTS(GradientStrategy):
     }
 
     alpha_learning_rate: float = 6e-4
-    """Of Adam, for α."""
+    """Learning rate of Adam for α."""
     warm_up: int = 10
     """Epochs of each stage before α moves."""
     alpha_clip: float = 5.0
     """Largest gradient norm of α."""
     add_layers_2: int = 6
-    """Cells that the second stage has more than the first."""
+    """Cells that the second stage has in addition to those of the first."""
     add_layers_3: int = 12
-    """Cells that the third stage has more than the first."""
+    """Cells that the third stage has in addition to those of the first."""
     drop_1: int = 3
-    """Candidates of an edge that leave after the first stage."""
+    """Candidates that every edge drops after the first stage."""
     drop_2: int = 2
-    """Candidates of an edge that leave after the second stage."""
+    """Candidates that every edge drops after the second stage."""
     dropout_1: float = 0.0
     """Initial dropout of skip connections in the first stage."""
     dropout_2: float = 0.4
-    """Of the second stage; the paper has 0.2 for CIFAR-100."""
+    """Initial dropout of skip connections in the second stage; the paper has 0.2 for CIFAR-100."""
     dropout_3: float = 0.7
-    """Of the third stage; the paper has 0.3 for CIFAR-100."""
+    """Initial dropout of skip connections in the third stage; the paper has 0.3 for CIFAR-100."""
     skip_limit: int = 2
-    """M, most skip connections of a normal cell."""
+    """M, largest number of skip connections in a normal cell."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,7 +136,10 @@ class PDARTS(GradientStrategy):
                 "warm-up or raise the epochs."
             )
         if space.inputs != 2 or "skip_connect" not in space.candidates:
-            raise UserError(f"p-darts limits skip connections of cells with two inputs, unlike space {space.name}.")
+            raise UserError(
+                f"p-darts needs cells with two inputs and skip connections, which the space {space.name} does not "
+                "have: choose another --space."
+            )
         if len(space.candidates) - self.drop_1 - self.drop_2 < 3:
             raise UserError(
                 f"after dropping {self.drop_1} and {self.drop_2} of {len(space.candidates)} candidates fewer than 3 "
@@ -213,7 +216,7 @@ class PDARTS(GradientStrategy):
     # --- what comes out ---
 
     def genotype(self, search: SearchContext) -> Genotype:
-        """At every time as if the stage were the last one."""
+        """What the search would derive if the stage were the last one."""
         return self._derive(self._surviving(search.network), search.network.space)
 
     def _derive(self, tables: Mapping[str, Tensor], space: CellSpace) -> Genotype:

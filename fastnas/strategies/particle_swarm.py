@@ -1,7 +1,6 @@
 """Particle swarm optimisation (Kennedy, Eberhart, ICNN 1995; constants of Clerc, Kennedy, IEEE TEC 2002), as EPCNAS
 searches with it (Huang et al., "Particle Swarm Optimization for Compact Neural Architecture Search", IEEE TEVC 2023),
-adapted to cells:
-a particle is a table of logits for every kind of cell, and its architecture is the one that they stand for."""
+adapted to cells: a particle is a table of logits for every kind of cell, from which its architecture is derived."""
 
 from __future__ import annotations
 
@@ -31,13 +30,13 @@ class ParticleSwarm(DiscreteStrategy):
     particles: int = 20
     """Size of the swarm."""
     inertia: float = 0.7298
-    """w."""
+    """w, share of its velocity that a particle keeps."""
     cognitive: float = 1.49618
-    """c1, pull towards the particle's own best place."""
+    """c1, pull towards the best position of the particle itself."""
     social: float = 1.49618
-    """c2, pull towards the best place of all."""
+    """c2, pull towards the best position of all particles."""
     discrete: bool = False
-    """Positions are the genes themselves, rounded and repaired, instead of logits."""
+    """Positions are the genes of the code, rounded and repaired, instead of logits."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,7 +74,7 @@ class ParticleSwarm(DiscreteStrategy):
         self.v = self.inertia * self.v + pull
         x = self.x + self.v
         self.x = x.clip(self.low, self.high)
-        self.v[x != self.x] = 0  # a wall stops
+        self.v[x != self.x] = 0  # a particle that reaches the limit stops there
         self.moved = True
 
     def _decode(self, position: np.ndarray) -> Code:

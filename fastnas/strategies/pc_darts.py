@@ -1,6 +1,6 @@
 """PC-DARTS (Xu et al., "PC-DARTS: Partial Channel Connections for Memory-Efficient Architecture Search", ICLR 2020).
 
-Candidates see 1/K of the channels, which the supernet does; edges have weights β of their own, which are here.
+The supernet gives candidates 1/K of the channels; the weights β of edges are added here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def edge_softmax(beta: Tensor, space: CellSpace) -> Tensor:
 @register_strategy
 @dataclass
 class PCDARTS(GradientStrategy):
-    """PC-DARTS: α and β share one Adam, first order; a candidate's rank is softmax(α) times its edge's softmax(β)."""
+    """PC-DARTS: one Adam updates α and β, first order; candidates are ranked by softmax(α)·softmax(β)."""
 
     name: ClassVar[str] = "pc-darts"
     published_defaults: ClassVar = {
@@ -38,7 +38,7 @@ class PCDARTS(GradientStrategy):
     }
 
     alpha_learning_rate: float = 6e-4
-    """Of Adam, for α and β."""
+    """Learning rate of Adam for α and β."""
     warm_up: int = 15
     """Epochs before α and β move for the first time."""
 
@@ -57,7 +57,7 @@ class PCDARTS(GradientStrategy):
                 self.betas[kind].copy_(beta)
 
     def edge_weights(self, search: SearchContext) -> dict[str, Tensor]:
-        """softmax(β) of each kind of cell, [E]: 1 in all over the edges of a node."""
+        """softmax(β) of each kind of cell, [E]; the incoming edges of a node add up to 1."""
         return {kind: edge_softmax(beta, search.network.space) for kind, beta in self.betas.items()}
 
     def mean_arch_weights(self, search: SearchContext) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the reinforcement strategies share: a policy is sampled, its architectures are rewarded, a baseline follows."""
+"""What the reinforcement strategies share: sampling a policy, rewards, and a baseline that follows them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fastnas.strategies.discrete import DiscreteStrategy, Individual
 
 @dataclass
 class PolicyStrategy(DiscreteStrategy):
-    """Base of `reinforce`, `nasnet-ppo` and `enas`: they say which policy, which optimiser, and how it is updated."""
+    """Base of `reinforce`, `nasnet-ppo` and `enas`: they define the policy, its optimizer and its update."""
 
     default_warm_up: ClassVar[float] = 0.0
 
@@ -57,13 +57,13 @@ class PolicyStrategy(DiscreteStrategy):
         self.update(codes_tensor([individual.code for individual in individuals]), rewards)
 
     def follow(self, reward: float, decay: float) -> float:
-        """Moves the baseline towards a reward and returns it: an exponential mean without the bias of its start."""
+        """Moves the baseline towards a reward and returns it: an exponential mean with bias correction."""
         total, weight = self.baseline
         self.baseline = [decay * total + (1 - decay) * reward, decay * weight + (1 - decay)]
         return self.baseline[0] / self.baseline[1]
 
     def step(self, loss: Tensor) -> None:
-        """One step of the policy's optimiser."""
+        """One step of the policy's optimizer."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()

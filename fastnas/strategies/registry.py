@@ -41,12 +41,12 @@ def find(name: str) -> type[Strategy]:
     """The class of a strategy by its name, or one of a user's own as `python:MODULE:CLASS`.
 
     Raises:
-        UserError: an unknown name, or an object that cannot be imported or is no strategy.
+        UserError: an unknown name, or an object that cannot be imported or is not a strategy.
     """
     if name.startswith(PREFIX):
         found = load_object(name, "strategy")
         if not (isinstance(found, type) and issubclass(found, Strategy)):
-            raise UserError(f"the strategy {name} is no class derived from fastnas.strategies.Strategy.")
+            raise UserError(f"the strategy {name} is not a class derived from fastnas.strategies.Strategy.")
         _origins[found] = name
         return found
     if name not in STRATEGIES:
@@ -70,7 +70,7 @@ def parse(text: str) -> Strategy:
     """A strategy as one word: NAME, or NAME:OPTION=VALUE,OPTION=VALUE, where NAME may be python:MODULE:CLASS.
 
     Raises:
-        UserError: an unknown name or option, or something that is no option.
+        UserError: an unknown name or option, or a word that is not OPTION=VALUE.
     """
     parts = text.split(":")
     words = 3 if text.startswith(PREFIX) else 1  # that make the name
@@ -81,6 +81,8 @@ def parse(text: str) -> Strategy:
         option, equals, value = word.partition("=")
         option = option.strip().replace("-", "_")
         if not equals or option not in known:
-            raise UserError(f"{word!r} is no option of {name}: expected OPTION=VALUE with one of {', '.join(known)}.")
+            raise UserError(
+                f"{word!r} is not an option of {name}: expected OPTION=VALUE with one of {', '.join(known)}."
+            )
         options[option] = yaml.safe_load(value)
     return create(name, **options)

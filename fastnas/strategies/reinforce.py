@@ -38,13 +38,13 @@ class Reinforce(PolicyStrategy):
     default_evaluations: ClassVar[int] = 400
 
     controller: Literal["autoregressive", "independent"] = "autoregressive"
-    """An LSTM of 2 layers of 35 units that reads its own choices, or one row of logits per choice."""
+    """autoregressive: a 2-layer LSTM of 35 units that reads its own choices; independent: a row of logits per gene."""
     controller_learning_rate: float | None = None
-    """Of Adam: 6e-4, or 0.01."""
+    """Learning rate of Adam; None for 6e-4 (autoregressive) or 0.01 (independent)."""
     children_per_update: int | None = None
-    """m, architectures for one update: 8, or 1."""
+    """m, architectures for one update; None for 8 (autoregressive) or 1 (independent)."""
     baseline_decay: float | None = None
-    """Of the exponential mean of rewards: 0.95, or 0.9."""
+    """Decay of the exponential mean of rewards; None for 0.95 (autoregressive) or 0.9 (independent)."""
     reward_power: float = 1.0
     """The reward is accuracy to this power; the paper cubed it."""
 

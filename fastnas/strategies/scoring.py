@@ -25,14 +25,14 @@ from fastnas.strategies.context import SearchContext
 
 
 class FitnessBatches(Protocol):
-    """Options of a strategy: how many images architectures are scored on."""
+    """A strategy's options that say how many images architectures are scored on."""
 
     fitness_batch_size: int
     fitness_batches: int
 
 
 class ScoringOptions(FitnessBatches, Protocol):
-    """Options of a strategy: how architectures are scored. `DiscreteStrategy` documents them."""
+    """A strategy's options that say how architectures are scored. `DiscreteStrategy` documents them."""
 
     evaluator: str
     bn_mode: Literal["batch", "running", "recalibrate"]
@@ -89,7 +89,7 @@ def for_search(search: SearchContext, options: ScoringOptions, costs: Sequence[s
 
 
 def fitness_pipeline(search: SearchContext, options: FitnessBatches) -> Pipeline:
-    """The images that architectures are scored on, out of those for α.
+    """The images of the α half that architectures are scored on.
 
     Raises:
         UserError: too few images for the batches.

@@ -1,7 +1,7 @@
 """SNAS (Xie et al., "SNAS: Stochastic Neural Architecture Search", ICLR 2019).
 
-One level: the same batch moves weights and α, through a relaxed random choice whose temperature falls. The loss may
-charge for expected resources.
+The optimisation has one level: the same batch updates weights and α, through a relaxed random choice whose temperature
+falls. The loss may contain a penalty on expected resources.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ COSTS = 3  # parameters, operations, memory access
 
 
 def resource(choice: Tensor, costs: Tensor, log: bool) -> Tensor:
-    """What a cell of this choice is expected to cost: [] from choice [E, O] and costs [3, E, O] (size, operations,
-    memory).
+    """The expected cost of a cell, []: choice [E, O] and costs [3, E, O] (size S, operations F, memory access M).
 
     log: Σ_e (ln S_e + ln F_e + ln M_e) / 3, each at least 1 before the logarithm; otherwise Σ_e 0.43·(2·S + F/4000 +
         M/100).
@@ -42,7 +41,7 @@ def resource(choice: Tensor, costs: Tensor, log: bool) -> Tensor:
 @register_strategy
 @dataclass
 class SNAS(GradientStrategy):
-    """SNAS with Adam for α. A part of the images is kept back to validate, which the published program did on test
+    """SNAS with Adam for α. A part of the images is held out for validation; the released program validated on test
     images."""
 
     name: ClassVar[str] = "snas"
@@ -53,13 +52,13 @@ class SNAS(GradientStrategy):
     }
 
     temperature: float = 1.0
-    """τ of the relaxed choice at the first epoch."""
+    """τ, temperature of the Gumbel-softmax at the first epoch."""
     temperature_min: float = 0.03
-    """Where τ ends, on a straight line."""
+    """τ at the end; it falls linearly."""
     resource: Literal["log", "linear", "none"] = "log"
-    """What expected parameters, operations and memory access cost: their logarithms, themselves, or nothing."""
+    """Penalty on expected parameters, operations and memory access: on their logarithms, on themselves, or none."""
     resource_weight: float = 1e-2
-    """λ of that term; 1e-4 to 1e-5 for linear."""
+    """λ, weight of that penalty; for linear 1e-4 to 1e-5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,7 +112,7 @@ class SNAS(GradientStrategy):
 
 
 def cell_costs(search: SearchContext) -> dict[str, list[Tensor]]:
-    """Of each kind of cell the costs [3, E, O] of its candidates in each cell: parameters, multiply-accumulate
+    """For each kind of cell, the costs [3, E, O] of the candidates in each cell: parameters, multiply-accumulate
     operations, and values read and written, for one image."""
     found: dict[str, list[Tensor]] = {}
     known: dict[Any, list[float]] = {}

@@ -1,4 +1,4 @@
-"""What strategies share that wrap another one: whatever they do not decide themselves is the inner strategy's."""
+"""The base of strategies around another one, which decides whatever they do not decide themselves."""
 
 from __future__ import annotations
 

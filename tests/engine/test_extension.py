@@ -139,7 +139,7 @@ def test_strategy_of_ones_own_is_found_again_when_its_run_goes_on(own: Path, cap
     assert [event["epoch"] for event in events(run) if event["event"] == "epoch"] == [0, 1]
     found = strategies.parse(f"{spec}:patience=7,warm_up=1")
     assert (type(found).name, found.patience, found.warm_up) == ("slow", 7, 1)  # type: ignore[attr-defined]
-    for text, message in (("python:own_strategy:dataclass", "no class derived"), ("python:x", "names no object")):
+    for text, message in (("python:own_strategy:dataclass", "is not a class derived"), ("python:x", "names no object")):
         with pytest.raises(UserError, match=message):
             strategies.create(text)
     capsys.readouterr()

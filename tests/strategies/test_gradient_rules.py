@@ -385,7 +385,7 @@ def test_options_that_cannot_work_are_refused(name, options, message):
         ("p-darts", ["--epochs", "4"], "epochs is 4, but p-darts has 3 equal stages"),
         ("p-darts", ["--warm-up", "1"], "warm_up is 1 epochs, but a stage has 1"),
         ("p-darts", ["--drop-1", "4"], "fewer than 3 are left for the last stage"),
-        ("p-darts", ["--space", "nb201"], "p-darts limits skip connections of cells with two inputs"),
+        ("p-darts", ["--space", "nb201"], "p-darts needs cells with two inputs"),
         ("snas", ["--space", "nb201"], "give --resource none"),
     ],
 )
