@@ -26,10 +26,10 @@ class Recorder(Protocol):
     """What a device can record. The tests have one for the CPU."""
 
     def warm_up(self, call: Callable[[], Any]) -> Any:
-        """Calls, the way that recording will."""
+        """The result of `call`, made the way that `record` will make it."""
 
     def record(self, call: Callable[[], Any]) -> Callable[[], Any]:
-        """What does the same as `call`, with results in the same memory each time. Nothing has been computed yet."""
+        """A function that does the same as `call`, with results in the same memory each time. Computes nothing yet."""
 
 
 class CudaRecorder:

@@ -1,4 +1,4 @@
-"""What a network gets right: loss, top-1 and top-5, each class, and which classes it confuses."""
+"""How well a network classifies: loss, top-1 and top-5, each class, and which classes it confuses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastnas.data import Pipeline
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Of all images of a pipeline. Accuracies are shares in 0..1.
+    """The results on all images of a pipeline. Accuracies are shares in 0..1.
 
     Attributes:
         images: how many.
@@ -40,7 +40,7 @@ class Evaluation:
 def evaluate(
     network: nn.Module, pipeline: Pipeline, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Evaluation:
-    """Runs `network`, which gives logits [B, K], over the pipeline in evaluation mode; its mode stays as it is."""
+    """Runs `network`, which gives logits [B, K], over the pipeline in evaluation mode, then restores its mode."""
     was_training, device = network.training, pipeline.device
     network.eval()
     classes = len(pipeline.source.classes)

@@ -20,7 +20,7 @@ def export_program(network: DerivedNetwork, path: Path, image_size: tuple[int, i
     """Writes a `torch.export` program, which `torch.export.load` reads: images [B, C, H, W] → logits, any B.
 
     Args:
-        network: whatever its device and mode; it stays as it is.
+        network: on any device, in any mode; it is not changed.
         path: of the file; `.pt2` is usual.
         image_size: (H, W).
     """

@@ -14,10 +14,10 @@ from fastnas.nn import Supernet
 
 
 def load_initial_weights(network: Supernet, path: Path) -> dict[str, Tensor]:
-    """Gives a supernet the weights and α of a foreign one, from a file. Returns β, {} if there is none.
+    """Loads weights and α of another code base's supernet from a file. Returns its β as {kind: [E]}, {} without any.
 
     Raises:
-        UserError: the file cannot be read, holds no such state dict, or that of a supernet of another size.
+        UserError: the file cannot be read, holds no such state dict, or one of a supernet of another size.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)

@@ -12,7 +12,7 @@ class Interrupted(Exception):  # noqa: N818 (a request, not an error)
 
 
 class InterruptGuard:
-    """While the context is open, the first signal sets `requested`; a second Ctrl-C stops at once, unsaved.
+    """While the context is open, the first signal sets `requested`; a second Ctrl-C stops at once, without saving.
 
     Signal handlers can only be set in the main thread; elsewhere the guard does nothing.
     """

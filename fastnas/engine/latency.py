@@ -14,7 +14,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class Latency:
-    """Of one batch, in seconds."""
+    """Times of one forward pass of `batch` images, in seconds: median and 95th percentile over `runs`."""
 
     batch: int
     runs: int
@@ -24,7 +24,7 @@ class Latency:
 
 @torch.no_grad()
 def latency(network: nn.Module, images: Tensor, runs: int = 30) -> Latency:
-    """Times `network(images)` in evaluation mode, after three runs that do not count; images [B, C, H, W]."""
+    """Times `network(images)` in evaluation mode, after three runs that are not counted; images [B, C, H, W]."""
     was_training = network.training
     network.eval()
     seconds = []

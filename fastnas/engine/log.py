@@ -1,4 +1,4 @@
-"""What a run writes down: one JSON object per line, the same numbers for TensorBoard."""
+"""The log of a run: one JSON object per line, and the same numbers for TensorBoard."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 class RunLog:
     """metrics.jsonl and tensorboard/ of a run directory.
 
-    A checkpoint stores `position()`. A resumed run passes it as `resume_at`: what a lost continuation wrote after the
-    checkpoint is cut off, so that every epoch stands in the file once.
+    A checkpoint stores `position()`. A resumed run passes it as `resume_at`: whatever was written after the
+    checkpoint is cut off, so that every epoch is in the file once.
 
     Args:
         directory: of the run; exists.

@@ -26,9 +26,9 @@ from fastnas.errors import UserError
 # Reading the loss waits for the GPU, so there it is checked only once in this many steps.
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 20}
 
-RENAMED_CLOCKS = {"evolution": "strategy"}  # as older checkpoints call them: as they are called now
+RENAMED_CLOCKS = {"evolution": "strategy"}  # name in older checkpoints: name now
 
-Status = Literal["finished", "interrupted", "stopped"]  # by itself, by a signal, by stop_after
+Status = Literal["finished", "interrupted", "stopped"]  # at its end, by a signal, by stop_after
 
 
 class DivergedError(UserError):
@@ -60,7 +60,7 @@ class Meter:
 
 
 class Loop(ABC):
-    """Epochs from the first, or from where a checkpoint stands, to the last.
+    """Epochs from the first, or from the place of a checkpoint, to the last.
 
     A subclass makes its network and optimizer, calls `_begin`, and says what an epoch is and what its state is.
 
@@ -71,7 +71,7 @@ class Loop(ABC):
         epochs: planned.
         pipeline: of the training batches.
         device: of the network.
-        stop_after: epochs of this call after which to stop; None for all.
+        stop_after: stop after so many epochs in this process; None for no stop.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Loop(ABC):
         return self.directory / "checkpoint.pt"
 
     def seed_for(self, *key: int) -> int:
-        """A seed, below 2³², that depends on the run's seed and `key` alone: draws need no generator that lives on."""
+        """A seed below 2³² that depends on the run's seed and `key` alone, so no generator has to be saved."""
         return int(np.random.SeedSequence(self.seed, spawn_key=key).generate_state(1)[0])
 
     def check_stop(self) -> None:
@@ -183,7 +183,7 @@ class Loop(ABC):
         self.save()
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The rest of the epoch's batches; the time they are waited for counts as "data"."""
+        """The rest of the epoch's batches; time spent waiting for them counts as "data"."""
         batches = self._pipeline.epoch(self.epoch, start=self.step)
         while True:
             with self._timed("data"):

@@ -1,4 +1,4 @@
-"""How the weights are trained: what a search and a retraining share, and the options of a search's weights.
+"""How weights are trained: what a search and a retraining share, and the options of a search.
 
 Options are frozen dataclasses whose fields become flags and keys of config.yaml, and whose docstrings become the help.
 """
@@ -23,7 +23,7 @@ def listed(default: Any, after: str | None) -> Any:
 def ordered(kind: Kind) -> Kind:
     """Class decorator: puts the fields of a dataclass where `listed` wants them.
 
-    Without it the fields of a base class come first, and --help and config.yaml would tear apart what belongs together.
+    Otherwise the fields of a base class come first, and --help and config.yaml would separate what belongs together.
     """
     names = [field.name for field in dataclasses.fields(kind)]
     for field in dataclasses.fields(kind):
@@ -58,17 +58,17 @@ class SGDOptions:
     epochs: int
     """Passes over the training images."""
     learning_rate: float
-    """At the first epoch."""
+    """Learning rate of the first epoch."""
     learning_rate_min: float = 0.0
-    """Where the cosine ends."""
+    """Learning rate at the end of the cosine."""
     learning_rate_warm_up: int = 0
     """Epochs over which the rate rises linearly."""
     legacy_scheduler: bool = False
-    """Use the rate of the next epoch, as code that calls scheduler.step() first does in today's PyTorch."""
+    """Use the rate of the next epoch, as code does that calls scheduler.step() at the beginning of an epoch."""
     momentum: float = 0.9
-    """Of SGD."""
+    """Momentum of SGD."""
     weight_decay: float = 3e-4
-    """L2 penalty on all weights."""
+    """Weight decay (L2 penalty) of all weights."""
     clip: float = 5.0
     """Largest gradient norm of a step; 0 for no limit."""
 
@@ -88,14 +88,14 @@ class WeightOptions(SGDOptions):
     learning_rate_warm_up: int = 0
     """Epochs over which the rate rises linearly to the cosine's."""
     nesterov: bool = listed(False, after="momentum")
-    """Nesterov's momentum."""
+    """Use Nesterov momentum."""
     weight_decay: float = 3e-4
-    """L2 penalty on the weights, never on α."""
+    """Weight decay (L2 penalty) of the weights, never of α."""
 
     def rate(self, epoch: int, epochs: int | None = None) -> float:
         """The learning rate of an epoch: a pure function, so that a resumed run cannot start from a wrong place.
 
-        epochs: over which it falls; by default all."""
+        epochs: the number over which it falls; by default all."""
         position = epoch + 1 if self.legacy_scheduler else epoch
         cosine = (1 + math.cos(math.pi * position / (epochs or self.epochs))) / 2
         rate = self.learning_rate_min + (self.learning_rate - self.learning_rate_min) * cosine

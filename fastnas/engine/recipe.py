@@ -17,29 +17,29 @@ class TrainingRecipe(SGDOptions):
 
     epochs: int = 600
     learning_rate: float = 0.025
-    """At the first epoch after the warm-up."""
+    """Learning rate of the first epoch after the warm-up."""
     schedule: Literal["cosine", "linear", "exponential"] = listed("cosine", after="learning_rate_min")
-    """cosine to the minimum; linear to 0, five times slower in the last five epochs (PC-DARTS); exponential."""
+    """cosine: to the minimum; linear: to 0, five times slower in the last five epochs (PC-DARTS); exponential."""
     learning_rate_decay: float = listed(0.97, after="schedule")
-    """Factor of an epoch (exponential)."""
+    """Factor per epoch of the exponential schedule."""
     learning_rate_warm_up: int = 0
     """Epochs over which the rate rises linearly to --learning-rate, instead of following the schedule."""
     auxiliary_weight: float = 0.4
-    """Of the auxiliary head's loss."""
+    """Weight of the auxiliary head's loss."""
     label_smoothing: float = 0.0
-    """Share of the target that goes to all classes alike."""
+    """Share of the target that is spread evenly over all classes."""
     drop_path: float = 0.2
     """Largest probability that the output of an operation is dropped for an image."""
     drop_path_schedule: Literal["linear", "constant", "scheduled"] = "linear"
     """linear: rises from 0 to --drop-path; scheduled: rises, and with the depth of the cell, too (NASNet)."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of activations, by autocast; float16 scales the loss."""
+    """Precision of activations, by autocast; float16 also scales the loss."""
     ema: float = 0.0
-    """Share that the averaged weights keep in a step, such as 0.9999; 0: no averaging. Averages are what is tested."""
+    """Decay of a moving average of the weights, such as 0.9999, which is then what is tested; 0 for no average."""
     accumulate: int = 1
     """Batches whose gradients make one step of SGD."""
     compile: bool = False
-    """Train through torch.compile, which takes minutes to begin and then replaces the fused operators."""
+    """Train through torch.compile instead of the fused operators; compiling takes minutes."""
     channels_last: bool = True
     """Memory format of images and weights; the fused operators need it."""
 

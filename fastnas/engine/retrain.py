@@ -27,7 +27,7 @@ class TrainOutcome:
 
     status: Status
     epoch: int  # epochs completed since the training began
-    test: Evaluation | None  # of the selected weights, once finished
+    test: Evaluation | None  # of the selected weights; None until finished
     selected_epoch: int | None  # whose weights they are, counted from 0
 
 
@@ -38,8 +38,8 @@ class Retrain(Loop):
         network: on its device already.
         recipe: of the training.
         train_pipeline: augmented batches.
-        valid_pipeline: held-out images as they are; None for none.
-        test_pipeline: test images as they are; None for none.
+        valid_pipeline: held-out images without augmentation; None for none.
+        test_pipeline: test images without augmentation; None for none.
         select: "last", "best_valid" or "best_test", see `TrainRunOptions`.
         directory, seed, options, checkpoint, validate_every, stop_after: as for `Search`.
     """
@@ -141,7 +141,7 @@ class Retrain(Loop):
         self._end_epoch()
 
     def _step(self, images: Tensor, labels: Tensor) -> bool:  # [B, C, H, W], [B]
-        """One batch; whether its gradients, with those that waited, have made a step."""
+        """Trains on one batch; returns whether the optimizer made a step with the gradients gathered so far."""
         recipe, batches = self.recipe, len(self.train_pipeline)
         if not recipe.channels_last:
             images = images.contiguous()

@@ -35,17 +35,17 @@ class Search(Loop):
 
     Args:
         network: on its device already.
-        strategy: moves α.
-        weights: optimisation of the weights.
+        strategy: searches α, through its hooks.
+        weights: how the weights are trained.
         weight_pipeline: augmented batches of the weight half.
-        alpha_pipeline: makes a pipeline of augmented batches of the α half from a batch size.
-        valid_pipeline: the α half as it is.
+        alpha_pipeline: batch size → a pipeline of augmented batches of the α half.
+        valid_pipeline: the α half without augmentation.
         directory: of the run; exists.
         seed: of everything that the search draws.
         options: plain values, stored in the checkpoint and compared on resume.
-        checkpoint: what to continue from; None begins.
-        validate_every: epochs.
-        stop_after: epochs of this call after which to stop; None for all.
+        checkpoint: what to continue from; None for a new search.
+        validate_every: epochs between validations.
+        stop_after: stop after so many epochs in this process; None for no stop.
         cuda_graphs: record the kernels of weight steps and populations and launch them together, on CUDA.
     """
 
@@ -172,7 +172,7 @@ class Search(Loop):
     def _weight_step(self, images: Tensor, labels: Tensor) -> None:  # [B, C, H, W], [B]
         op_weights = self.strategy.op_weights(self) if self.strategy.plain_step else None
         tables = [] if op_weights is None else [op_weights[kind] for kind in self.network.alphas]  # [E, O] each
-        # A graph would cut the gradients of the tables off, and freeze what another strategy's step draws.
+        # A graph would cut off the gradients of the tables, and repeat the random draws of a step that is not plain.
         if self.strategy.plain_step and not any(table.requires_grad for table in tables):
             loss, logits, _ = self.graphs.call("weight step", self._update_weights, images, labels, *tables)
         else:
@@ -185,7 +185,8 @@ class Search(Loop):
     ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
         """One step of the optimizer; loss [] and logits [B, classes] before it, and all gradients.
 
-        A recording adds to the gradients that were there, of α above all; whoever keeps it has to keep them.
+        A recorded step accumulates into the `.grad` tensors that it was recorded with, so the recording has to keep
+        them alive; that is why they are returned.
         """
         self.optimizer.zero_grad(set_to_none=True)
         if self.strategy.plain_step:
@@ -202,7 +203,7 @@ class Search(Loop):
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:
-        """Loss and accuracy of the strategy's architecture on the α half, by running statistics."""
+        """Loss and accuracy of the strategy's architecture on the α half, in evaluation mode."""
         self.network.eval()
         meter = Meter.on(self.device)
         for step, (images, labels) in enumerate(self.valid_pipeline.epoch(0)):
@@ -241,7 +242,7 @@ class Search(Loop):
 def entropy(op_weights: Tensor) -> float:
     """Mean over edges of -Σ p ln p, in nats: op_weights [E, O]; ln O where α is uniform, 0 where it is decided.
 
-    Rows count by their shares: a strategy may weigh whole edges, or leave some out."""
+    Each row is normalised first: a strategy may weigh whole edges, or leave some out."""
     p = op_weights.double()
     p = p / p.sum(-1, keepdim=True).clamp(min=1e-300)
     return max(0.0, -torch.xlogy(p, p).sum(-1).mean().item())  # not -0.0

@@ -1,4 +1,4 @@
-"""Trained networks on disk: those of a finished run, of a run that goes on, and saved ones; images like theirs."""
+"""Trained networks on disk: of finished and unfinished runs, and saved ones. Opens images to match them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _from_checkpoint(directory: Path, backend: str) -> DerivedNetwork:
     checkpoint = load_checkpoint(directory / "checkpoint.pt")
     options = checkpoint["options"].get("network", {})
     if "genotype" not in options:
-        raise UserError(f"{directory} is a search, which trains no network of a genotype: give a run of fastnas.train.")
+        raise UserError(f"{directory} is the run of a search, not of a training: give a run of fastnas.train.")
     weights: dict[str, Any] = checkpoint["network"]
     if checkpoint["average"] is not None:
         prefix = "module."
@@ -59,7 +59,7 @@ def _from_checkpoint(directory: Path, backend: str) -> DerivedNetwork:
 
 
 def image_size_of(network: DerivedNetwork, side: int | None = None) -> tuple[int, int]:
-    """(H, W): `side`, else that of the training images, else what its stem is made for."""
+    """(H, W): `side`, else the size of the training images, else the size that the stem is made for."""
     if side is not None:
         return side, side
     known = network.about.get("images", {}).get("image_size")
@@ -72,7 +72,7 @@ def image_size_of(network: DerivedNetwork, side: int | None = None) -> tuple[int
 def open_source(
     network: DerivedNetwork, spec: str, split: str, image_size: int | None = None, limit: int | None = None
 ) -> data.Source:
-    """The images, brought to the size and normalised as those that the network was tested with.
+    """Images of the size and with the normalisation that the network was tested with.
 
     Raises:
         UserError: the images or their classes do not fit the network.
