@@ -15,11 +15,11 @@ from fastnas.cli.summary import print_report
 from fastnas.report.comparison import Summary, write_comparison
 
 PROGRAM = "fastnas.compare"
-DESCRIPTION = """Compares strategies that choose architectures: random, aging-evolution, genetic, nsga2, particle-swarm,
-reinforce, nasnet-ppo, enas.
+DESCRIPTION = """Compares strategies that evaluate architectures: random, aging-evolution, genetic, nsga2,
+particle-swarm, reinforce, nasnet-ppo, enas.
 
-Every run gets the same budget on the clock of the evaluator. Finished runs are kept: the same command goes on where it
-was stopped, and more runs or further strategies can be added later."""
+Every run gets the same budget on the clock of the evaluator. Finished runs are kept: the same command continues where
+it was stopped, and more runs or further strategies can be added later."""
 
 
 def print_table(summaries: Sequence[Summary], console: Console) -> None:
@@ -34,7 +34,7 @@ def print_table(summaries: Sequence[Summary], console: Console) -> None:
 
 @command
 def main(arguments: list[str], console: Console) -> int:
-    """The command. Returns the exit status: 0, 130 after Ctrl-C, 2 after an error of the user."""
+    """The command. Returns the exit status: 0, 130 after Ctrl-C, or 2 after an error of the user."""
     options = tyro.cli(CompareOptions, args=arguments, prog=f"python -m {PROGRAM}", description=DESCRIPTION)
     try:
         print_table(compare(options, console), console)
@@ -42,7 +42,7 @@ def main(arguments: list[str], console: Console) -> int:
         return 0
     except KeyboardInterrupt:
         again = command_line(PROGRAM, *arguments)
-        print_text(console, f"stopped; finished runs are kept, go on with: {again}")
+        print_text(console, f"stopped; finished runs are kept, continue with: {again}")
         return INTERRUPTED
 
 

@@ -33,7 +33,7 @@ MOST_CLASSES = 20  # that are listed
 
 @command
 def main(arguments: list[str], console: Console) -> int:
-    """The command. Returns the exit status: 0, or 2 after an error that the user can mend."""
+    """The command. Returns the exit status: 0, or 2 after an error of the user."""
     options = _parser().parse_args(arguments)
     result = measure(options, console)
     if options.json:
@@ -45,7 +45,7 @@ def main(arguments: list[str], console: Console) -> int:
 
 
 def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Everything that the options ask for, printed and as plain values."""
+    """Measures and prints everything that the options ask for; returns it as plain values."""
     import_space(options.space)
     device = resolve_device(options.device)
     if options.threads:
@@ -98,8 +98,8 @@ def print_size(result: dict[str, Any], console: Console) -> None:
     print_text(
         console,
         f"{result['parameters']:,} parameters without the auxiliary head; for an image of {height}×{width}×{channels} "
-        f"{result['macs']:,} multiply-adds of convolutions and linear layers, {result['flops_counter']:,} by the "
-        "flops-counter rule",
+        f"{result['macs']:,} multiply-adds of convolutions and linear layers, {result['flops_counter']:,} "
+        "with BatchNorm, ReLU, pools and biases, as flops-counter counts",
     )
 
 
@@ -132,16 +132,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("network", type=Path, help="run directory of fastnas.train, or a saved network (.json)")
     parser.add_argument(
         "--data",
-        help="digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE; without: no accuracy",
+        help="digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE; without it, no accuracy",
     )
-    parser.add_argument("--split", choices=("test", "train"), default="test", help="of the images (default: test)")
+    parser.add_argument("--split", choices=("test", "train"), default="test", help="split to evaluate (default: test)")
     parser.add_argument("--image-size", type=int, help="pixels a side to resize and crop to (default: as trained)")
     parser.add_argument("--limit", type=int, help="at most this many images, evenly from all classes")
     parser.add_argument("--batch-size", type=int, default=256, help="images in a batch (default: 256)")
-    parser.add_argument("--runs", type=int, default=30, help="timed runs for the latency; 0: none (default: 30)")
-    parser.add_argument("--backend", choices=("auto", "fused", "reference"), default="auto", help="(default: auto)")
+    parser.add_argument("--runs", type=int, default=30, help="timed runs for the latency; 0 for none (default: 30)")
+    parser.add_argument(
+        "--backend",
+        choices=("auto", "fused", "reference"),
+        default="auto",
+        help="fused: our operators; reference: plain PyTorch; auto: fused (default: auto)",
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (default: CUDA where there is a GPU)")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     add_space_flag(parser)
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     return parser

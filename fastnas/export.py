@@ -1,4 +1,4 @@
-"""`python -m fastnas.export`: a trained network for other programs. Nothing that is written needs fastnas."""
+"""`python -m fastnas.export`: a trained network for other programs, as ONNX or torch.export files, or saved anew."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastnas.errors import UserError
 
 @command
 def main(arguments: list[str], console: Console) -> int:
-    """The command. Returns the exit status: 0, or 2 after an error that the user can mend."""
+    """The command. Returns the exit status: 0, or 2 after an error of the user."""
     options = _parser().parse_args(arguments)
     if not (options.onnx or options.program or options.save):
         raise UserError("nothing to write: give --onnx FILE, --program FILE or --save FILE.")
@@ -38,7 +38,8 @@ def main(arguments: list[str], console: Console) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m fastnas.export",
-        description="Writes a trained network as files that do not need fastnas' extension.",
+        description="Writes a trained network as an ONNX or torch.export file, which needs neither fastnas nor its "
+        "extension, or as a description with weights, which DerivedNetwork.load reads.",
     )
     parser.add_argument("network", type=Path, help="run directory of fastnas.train, or a saved network (.json)")
     parser.add_argument("--onnx", type=Path, metavar="FILE", help="ONNX, checked against onnxruntime")

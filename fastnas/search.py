@@ -102,7 +102,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
 
 @command
 def main(arguments: list[str], console: Console) -> int:
-    """The command. Returns the exit status: 0, or 130 after Ctrl-C and SIGTERM; errors of the user end with 2."""
+    """The command. Returns the exit status: 0, 130 after Ctrl-C or SIGTERM, or 2 after an error of the user."""
     if not arguments:
         print_text(console, "No arguments: running the demo preset. See --help for your own images.")
         arguments = ["--preset", "demo"]

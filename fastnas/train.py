@@ -48,8 +48,8 @@ Options come from the defaults, then --preset, then --config, then the flags bel
 def prepare(
     options: TrainOptions, sources: TrainSources, directory: Path, seed: int, arguments: Sequence[str] = ()
 ) -> Retrain:
-    """Everything between parsed options and a training that can run in `directory`, where it continues if there is a
-    checkpoint.
+    """Everything between parsed options and a training that can run in `directory`; it continues from a checkpoint that
+    is there.
 
     Raises:
         UserError: genotype, data, options or checkpoint cannot be used. Nothing has been changed then.
@@ -129,14 +129,14 @@ def prepare(
 
 
 def run(options: TrainOptions, arguments: Sequence[str], console: Console) -> int:
-    """Trains a network for every seed; the exit status."""
+    """Trains a network for every seed; returns the exit status."""
     seeds = options.run.seed_list()
     sources = open_train_sources(options)
     label = Path(options.network.genotype or "").stem
     directory = options.command.resume or name_directory(options.run.out, f"train-{label}", options.data.data)
     folders = {seed: directory / f"seed-{seed}" if len(seeds) > 1 else directory for seed in seeds}
     for seed, folder in folders.items():
-        if is_finished(folder):  # so the test images need not be read again
+        if is_finished(folder):  # its test images were read once, and are not read again
             print_text(console, f"seed {seed} is done: {folder}")
             continue
         own = dataclasses.replace(options, run=dataclasses.replace(options.run, seeds=str(seed)))
@@ -158,7 +158,7 @@ def run(options: TrainOptions, arguments: Sequence[str], console: Console) -> in
 
 @command
 def main(arguments: list[str], console: Console) -> int:
-    """The command. Returns the exit status: 0, or 130 after Ctrl-C and SIGTERM; errors of the user end with 2."""
+    """The command. Returns the exit status: 0, 130 after Ctrl-C or SIGTERM, or 2 after an error of the user."""
     options = parse_train(arguments, f"python -m {PROGRAM}", DESCRIPTION)
     if options.command.print_config:
         print(options.to_yaml(), end="")

@@ -31,7 +31,7 @@ def command(body: Callable[[list[str], Console], int]) -> Main:
     """Decorator that makes a command's `main` of a function that is given arguments and console.
 
     The result returns the exit status: that of `body`; 2 after a `UserError`, which becomes one line on stderr; 130
-    after Ctrl-C. Flags with wrong values raise SystemExit(2), for the parser has explained them.
+    after Ctrl-C. Flags with wrong values raise SystemExit(2), once the parser has explained them.
     """
 
     @functools.wraps(body)
@@ -49,7 +49,7 @@ def command(body: Callable[[list[str], Console], int]) -> Main:
 
 
 def print_text(console: Console, *parts: str | tuple[str, str], style: str = "") -> None:
-    """Prints the line that `parts` make, each a text or a (text, style); where it is long, the terminal wraps it."""
+    """Prints `parts`, each a text or a (text, style), as one line, which the terminal wraps where it is long."""
     console.print(Text.assemble(*parts, style=style), soft_wrap=True)
 
 

@@ -26,7 +26,7 @@ from fastnas.strategies import DiscreteStrategy
 
 
 def split_names(text: str) -> list[str]:
-    """Strategies of a list separated by commas, in which options are separated by commas, too."""
+    """The strategies of a comma-separated list; commas also separate the options of each."""
     names: list[str] = []
     for word in filter(None, (word.strip() for word in text.split(","))):
         if "=" in word and ":" not in word and names:
@@ -120,7 +120,7 @@ def _begin(options: CompareOptions) -> None:
 
 
 def _begin_worker(options: CompareOptions) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, too, and ends its workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it, too, and ends its workers
     _begin(options)
 
 
@@ -158,7 +158,7 @@ def compare(options: CompareOptions, console: Console) -> list[Summary]:
 
 def _results(options: CompareOptions, missing: dict[str, list[int]]) -> Iterator[list[Result]]:
     processes = options.processes or os.cpu_count() or 1
-    # Small enough to lose little at a stop, large enough that handing over takes no time.
+    # Small enough to lose little at a stop, large enough for the overhead between processes not to matter.
     size = max(1, min(10, options.runs // (4 * processes)))
     if not options.evaluator.startswith("nb201:"):
         size = 1

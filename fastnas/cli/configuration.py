@@ -136,7 +136,7 @@ def parse_train(arguments: Sequence[str], program: str, description: str) -> Tra
 
 
 def differences(run: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
-    """Options that differ between a run and its continuation although they must not, in words."""
+    """A description of each option that differs between a run and its continuation although it must not."""
     changed = []
     for group in now:
         for name in {**run.get(group, {}), **now[group]}:
@@ -171,7 +171,7 @@ def _option_files(kind: type[Configuration], arguments: Sequence[str]) -> list[O
         if not path.exists():
             raise UserError(f"nothing to resume in {first.resume}: it has no config.yaml; give a run directory.")
         content = _read(path, kind.groups)
-        content.get("run", {}).pop("stop_after", None)  # it was about the process that stopped
+        content.get("run", {}).pop("stop_after", None)  # it concerned the process that stopped
         files.append((str(path), content))
     return files
 

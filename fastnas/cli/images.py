@@ -1,4 +1,4 @@
-"""The images of a run: sources and pipelines, as the options want them."""
+"""The images of a run: sources and pipelines made from its options."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastnas.errors import UserError
 
 
 def open_search_source(options: SearchDataOptions) -> data.Source:
-    """Opens what is searched on. UserError where that cannot work."""
+    """Opens the images of a search. UserError if they or the options cannot be used."""
     if options.data is None:
         raise UserError("no images: give --data, for example --data folder:./images, or --preset demo.")
     return data.open(
@@ -39,7 +39,7 @@ class TrainSources:
 
 
 def open_train_sources(options: TrainOptions) -> TrainSources:
-    """Opens what is trained on and what is tested. UserError where that cannot work."""
+    """Opens the images for training and test. UserError if they or the options cannot be used."""
     wanted = options.data
     if wanted.data is None:
         raise UserError("no images: give --data, for example --data folder:./images or --data digits.")

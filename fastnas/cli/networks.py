@@ -1,4 +1,4 @@
-"""The network of a run, as the options want it: with random weights, on the CPU."""
+"""The network of a run, made from its options: with random weights, on the CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastnas.nn.derived import AUXILIARY_SIDES
 
 
 def build_supernet(options: SearchOptions, source: Source) -> Supernet:
-    """The supernet of a search. UserError where space and sizes do not go together."""
+    """The supernet of a search. UserError if space and sizes do not fit together."""
     wanted = options.network
     return Supernet(
         wanted.space or options.strategy.default_space,
@@ -26,7 +26,7 @@ def build_supernet(options: SearchOptions, source: Source) -> Supernet:
 
 
 def build_derived(options: TrainOptions, genotype: Genotype, source: Source) -> DerivedNetwork:
-    """The network of a genotype. UserError where the images do not suit its auxiliary head."""
+    """The network of a genotype. UserError if the images do not fit its auxiliary head."""
     wanted, sides = options.network, AUXILIARY_SIDES[options.network.stem]
     fits = all(side in sides for side in source.image_size)
     network = DerivedNetwork(

@@ -1,6 +1,6 @@
 """The options of the commands, grouped as the command line and config.yaml group them. A strategy brings its own group.
 
-A base class holds what search and training share. How weights are trained is said below, in `fastnas.engine`.
+A base class holds what search and training share. How weights are trained: `fastnas.engine.options` and `recipe`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class CommandOptions:
     """Where the options come from."""
 
     preset: str | None = None
-    """Name of a set of options that fits together."""
+    """Name of a set of options that fit together."""
     config: Path | None = None
     """YAML file with options, such as config.yaml of a run."""
     resume: Path | None = None
@@ -36,9 +36,9 @@ class SearchCommandOptions(CommandOptions):
     """Where the options come from."""
 
     preset: str | None = None
-    """demo, cifar10 or imagenet: a set of options that fits together. Without any argument: demo."""
+    """demo, cifar10 or imagenet: a set of options that fit together. Without any arguments: demo."""
     strategy: str = listed("egnas", after="config")
-    """How α is searched. Its own options are listed in a group of their own."""
+    """Search strategy. Its options are listed in a group of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,8 +111,8 @@ class DataOptions:
     data: str | None = None
     """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE."""
     pipeline: Literal["auto", "dali", "tensor", "torchvision"] = "auto"
-    """tensor: the whole set in memory; dali: NVIDIA DALI; torchvision: a DataLoader; auto: the first that can, of
-    tensor, dali, torchvision."""
+    """tensor: the whole set in memory; dali: NVIDIA DALI; torchvision: a DataLoader; auto: tensor if the set needs at
+    most a quarter of the free memory, else dali if it is installed, else torchvision."""
     batch_size: int
     """Images in a batch."""
     image_size: int | None = None
@@ -124,9 +124,9 @@ class DataOptions:
     flip: bool | None = None
     """Random horizontal flips; None for what suits the data."""
     cutout: int = 0
-    """Side of the square that is cut out, in pixels; 0 for none."""
+    """Cutout: side of the erased square, in pixels; 0 for none."""
     workers: int | None = None
-    """Threads that read and decode images (dali; None for one each core, at most 8) or processes (torchvision; None
+    """Threads that read and decode images (dali; None for one per core, at most 8) or processes (torchvision; None
     for none)."""
     prefetch: int = 2
     """Batches that dali, or each torchvision process, prepares ahead."""
@@ -136,7 +136,7 @@ class DataOptions:
     """Download cifar10 or cifar100 if missing."""
 
     def augmentation(self, own: Augmentation) -> Augmentation:
-        """What training images go through: a source's `own` augmentation, but for what these options say."""
+        """The augmentation of training images: that of the source (`own`), except for what these options say."""
         asked: dict[str, Any] = {"crop_padding": self.crop_padding, "flip": self.flip, "cutout": self.cutout}
         return replace(own, **{name: value for name, value in asked.items() if value is not None})
 
@@ -151,7 +151,7 @@ class SearchDataOptions(DataOptions):
     batch_size: int = 256
     """Images per weight step."""
     split: float = listed(0.5, after="batch_size")
-    """Share of the images that train the weights; the rest is for α and for validation."""
+    """Share of the images that train the weights (weight half); the rest (α half) is for α and for validation."""
     skip_unreadable: bool = False
     """Decode every image file once before the search, and leave out those that cannot be read."""
 
@@ -164,7 +164,7 @@ class TrainDataOptions(DataOptions):
     data: str | None = None
     """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE; its training split is trained on."""
     test: str = listed("same", after="data")
-    """What is tested once, at the end: the test split of the same, that of another source, or none."""
+    """Images for the test at the end: same (the test split of --data), another source such as folder:ROOT, or none."""
     validation: float = listed(0.0, after="test")
     """Share of each class's training images that are held out, to be evaluated after every epoch."""
     batch_size: int = 96
@@ -180,11 +180,11 @@ class TrainDataOptions(DataOptions):
     brightness: float | None = listed(None, after="cutout")
     """Colour jitter: a factor from 1 - brightness to 1 + brightness; 0 for none, None for what suits the data."""
     contrast: float | None = listed(None, after="brightness")
-    """As --brightness, of the contrast."""
+    """As --brightness, for the contrast."""
     saturation: float | None = listed(None, after="contrast")
-    """As --brightness, of the saturation."""
+    """As --brightness, for the saturation."""
     hue: float | None = listed(None, after="saturation")
-    """Colour jitter: turned by up to this share of the colour circle, 0 to 0.5; None for what suits the data."""
+    """Colour jitter: the hue turns by up to this share of the colour circle, 0 to 0.5; None for what suits the data."""
     skip_unreadable: bool = False
     """Decode every image file once before the training, and leave out those that cannot be read."""
 
@@ -193,7 +193,7 @@ class TrainDataOptions(DataOptions):
             raise UserError(f"validation is {self.validation}, expected a share from 0 (none) to less than 1.")
 
     def augmentation(self, own: Augmentation) -> Augmentation:
-        """As for a search, and resized crops and colour jitter: with resized crops, nothing is padded by itself."""
+        """As for a search, with resized crops and colour jitter. With resized crops, the default padding is 0."""
         crop_area = own.crop_area
         if self.crop_scale is not None:
             crop_area = (self.crop_scale, 1.0) if self.crop_scale else None
@@ -217,17 +217,17 @@ class RunOptions:
     """The run."""
 
     out: str | None = None
-    """Run directory; None for one below runs/, named after time and data."""
+    """Run directory; None for a new one below runs/, named after time and data."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, …; auto takes CUDA where there is a GPU."""
+    """cpu, cuda, cuda:1, …; auto takes CUDA if there is a GPU."""
     deterministic: bool = False
-    """Only algorithms that give the same bits every time, even where they are slower. On a CPU they do anyway."""
+    """Use only algorithms that give the same bits every time, even if slower. On a CPU all of them do."""
     threads: int | None = None
     """CPU threads; None for PyTorch's choice."""
     validate_every: int = 1
     """Epochs between validations; the last epoch is always validated."""
     stop_after: int | None = None
-    """Stop after so many epochs of this process, ready to be resumed."""
+    """Stop after so many epochs in this process; --resume continues."""
 
     def __post_init__(self) -> None:
         check_counts(self, "validate_every", "stop_after", "threads")
@@ -241,11 +241,11 @@ class SearchRunOptions(RunOptions):
     out: str | None = None
     """Run directory; None for runs/<time>-<strategy>-<data>."""
     seed: int = listed(2, after="device")
-    """Of every random decision."""
+    """Seed of every random decision."""
     cuda_graphs: bool = listed(True, after="deterministic")
     """On CUDA, record the kernels of a weight step and of a population and launch them together."""
     validate_every: int = 1
-    """Epochs between validations on the α half; the last epoch is always validated."""
+    """Epochs between validations (on the α half); the last epoch is always validated."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -261,7 +261,7 @@ class TrainRunOptions(RunOptions):
     out: str | None = None
     """Run directory; None for runs/<time>-train-<genotype>-<data>."""
     seeds: str = listed("0", after="device")
-    """Of every random decision; several, such as 1,2,3,4, train as many networks, one after the other."""
+    """Seed of every random decision; several, such as 1,2,3,4, train as many networks, one after the other."""
     select: Literal["last", "best_valid", "best_test"] = listed("last", after="seeds")
     """Which epoch's weights are kept and tested. best_test reads the test images after every epoch, as some published
     code does: its accuracy is no estimate for new images, and the report says so."""
@@ -290,30 +290,30 @@ class CompareOptions:
     """Options of a comparison."""
 
     strategies: str
-    """Names, separated by commas; each may have options: random,reinforce:controller=independent."""
+    """Names, separated by commas; each may have options, for example random,reinforce:controller=independent."""
     evaluator: str
     """nb201:PATH (the table of NAS-Bench-201), python:MODULE:FUNCTION, or training:DATA such as training:digits."""
     out: Path
     """Directory of the comparison; an existing one is continued."""
     runs: int = 100
-    """Seeds of each strategy."""
+    """Runs of each strategy, each with another seed."""
     budget: float = 12000.0
     """Seconds of a run, on the clock of the evaluator: simulated for a table, real otherwise."""
     seed: int = 0
-    """Of the first run; the others follow."""
+    """Seed of the first run; the next run has the next number, and so on."""
     processes: int | None = None
     """Runs at a time; None for one per CPU core."""
     space: str = "egnas"
-    """Search space of python: and training:, perhaps one of your own as python:MODULE:OBJECT; a table brings its
-    own."""
+    """Search space for the evaluators python: and training:, or one of your own as python:MODULE:OBJECT; nb201: has
+    its own."""
     epochs: int = 1
     """training: epochs of each architecture."""
     channels: int = 8
     """training: channels of a node in the first cell."""
     layers: int = 5
-    """training: cells."""
+    """training: number of cells."""
     batch_size: int = 64
-    """training: images of a step."""
+    """training: images in a batch."""
     limit: int | None = None
     """training: at most this many images."""
 

@@ -1,4 +1,4 @@
-"""`--space python:MODULE:OBJECT` of commands that build no space: it makes the candidates of one's own known."""
+"""`--space python:MODULE:OBJECT` of commands that build no space: it registers the user's own candidates."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def add_space_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def import_space(space: str | None) -> None:
-    """Imports the module of a space, which registers its candidates. UserError where there is no such space."""
+    """Imports the module of a space, which registers its candidates. UserError if there is no such space."""
     if space is not None:
         spaces.find(space)

@@ -56,7 +56,7 @@ def name_directory(out: str | None, what: str, data: str | None) -> Path:
 
 
 def create_directory(directory: Path) -> Path:
-    """Makes it, unless it is there. UserError where that cannot be."""
+    """Creates the directory if it does not exist. UserError if that fails."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one line per epoch, and on a terminal a bar for the phase in progress."""
+"""What is shown during a run: one line per epoch, and on a terminal a bar for the phase in progress."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEADER = (
     f"{'epoch':>7} {'rate':>7} {'train loss':>11} {'acc':>6} {'valid loss':>11} {'acc':>6} "
     f"{'H(α)':>6} {'skips':>5} {'time':>7} {'wait':>4}"
 )
-"""At most 79 columns, as `epoch_line`. `wait` is the share of the weight steps' time that went into waiting for images.
+"""At most 79 columns, as `epoch_line`. `wait` is the share of the weight steps' time that was spent waiting for images.
 """
 
 
@@ -64,12 +64,12 @@ def train_line(record: dict[str, Any], epochs: int) -> str:
     return (
         " ".join(columns)
         + ("" if test is None else f"  test {test:.2%}")
-        + (f"  waited {waiting:.0%} for data" if waiting >= 0.05 else "")
+        + (f"  waited {waiting:.0%} of the time for images" if waiting >= 0.05 else "")
     )
 
 
 def waiting_share(seconds: dict[str, float]) -> float:
-    """Share of the weight steps' time that went into waiting for images."""
+    """Share of the weight steps' time that was spent waiting for images."""
     busy = seconds.get("train", 0.0) + seconds.get("data", 0.0)
     return seconds.get("data", 0.0) / busy if busy else 0.0
 
@@ -133,7 +133,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def print_left_out(problems: Sequence[str], console: Console) -> None:
-    """Files that could not be read and were to be left out, each with the reason."""
+    """Lists files that were left out because they could not be read, each with the reason."""
     if not problems:
         return
     print_text(console, f"{len(problems):,} unreadable {'file' if len(problems) == 1 else 'files'} left out:")

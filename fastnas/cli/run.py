@@ -38,7 +38,7 @@ def resume_from(directory: Path, options: Configuration) -> dict[str, Any]:
 
 
 def set_up_process(options: RunOptions) -> torch.device:
-    """Threads and determinism as wanted; returns the device. UserError for a device that is not there."""
+    """Sets threads and determinism; returns the device. UserError for a device that is not there."""
     device = resolve_device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -73,7 +73,7 @@ def record_start(
 
 
 def describe_images(pipeline: Pipeline) -> dict[str, Any]:
-    """What the "run" event says of the images, whatever they are for."""
+    """What the "run" events of searches and trainings both say about the images."""
     source = pipeline.source
     return {
         "spec": source.spec,

@@ -1,4 +1,4 @@
-"""What a person reads before a search or a training begins and after it has ended."""
+"""What is printed before a search or a training begins and after it has ended."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def print_train_header(retrain: Retrain, seed: int, console: Console) -> None:
 
 
 def print_train_summary(outcome: TrainOutcome, run: Path, report: Path, console: Console) -> None:
-    """run: the directory to go on with, which may hold several seeds."""
+    """run: the directory to resume, which may hold several seeds."""
     if outcome.status != "finished":
         _print_unfinished(outcome, "fastnas.train", run, console)
     elif outcome.test is not None:
@@ -91,4 +91,4 @@ def _print_resumed(loop: Search | Retrain, console: Console) -> None:
 
 def _print_unfinished(outcome: Outcome | TrainOutcome, program: str, run: Path, console: Console) -> None:
     again = command_line(program, "--resume", str(run))
-    print_text(console, f"{outcome.status} after {outcome.epoch} epochs; go on with: {again}")
+    print_text(console, f"{outcome.status} after {outcome.epoch} epochs; continue with: {again}")

@@ -56,7 +56,7 @@ def test_runs_go_on_where_they_were_stopped(command, tmp_path, monkeypatch, caps
 
     monkeypatch.setattr(comparison, "run_once", stop)
     assert command("cut", "--strategies", "random,aging-evolution", "--runs", "4") == 130
-    assert "go on with: python -m fastnas.compare" in " ".join(capsys.readouterr().out.split())
+    assert "continue with: python -m fastnas.compare" in " ".join(capsys.readouterr().out.split())
     monkeypatch.setattr(comparison, "run_once", real)
     with (tmp_path / "cut" / "runs.jsonl").open("a") as file:
         file.write('{"strategy": "torn')

@@ -52,7 +52,7 @@ def test_several_seeds_are_summed_up(tmp_path: Path, capsys: Any) -> None:
 def test_resume_goes_on_with_the_seed_that_was_stopped(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "run"
     assert train.main([*SMALL, "--epochs", "2", "--seeds", "1,2", "--stop-after", "1", "--out", str(out)]) == 0
-    assert "go on with: python -m fastnas.train --resume" in capsys.readouterr().out.replace("\n", " ")
+    assert "continue with: python -m fastnas.train --resume" in capsys.readouterr().out.replace("\n", " ")
     assert not (out / "seed-2").exists()
     assert train.main(["--resume", str(out)]) == 0
     assert len(json.loads((out / "results.json").read_text())["runs"]) == 2
