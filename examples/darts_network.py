@@ -52,7 +52,7 @@ class FactorizedReduce(nn.Module):
 
 
 class SeparableConv(nn.Module):
-    """Once or, as `sep_conv`, twice: ReLU, depthwise, pointwise, BatchNorm."""
+    """ReLU, depthwise, pointwise, BatchNorm: once for `dil_conv`, twice for `sep_conv`."""
 
     def __init__(self, c: int, kernel: int, stride: int, dilation: int = 1, times: int = 1) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Network(nn.Module):
         return self.classifier(s1.mean((2, 3)))
 
     def genotype(self) -> dict[str, list[tuple[str, int]]]:
-        """Of each node the two strongest edges, on each its strongest candidate but "none"."""
+        """The two strongest edges of each node, each with its strongest candidate other than "none"."""
         cells = {}
         for kind, alpha in zip(("normal", "reduce"), self.alphas, strict=True):
             weights, chosen, offset = F.softmax(alpha.detach(), dim=-1)[:, 1:], [], 0

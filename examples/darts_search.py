@@ -1,4 +1,4 @@
-"""DARTS (Liu et al. 2019, first order) on scanned digits, in plain PyTorch; with --accelerate one line more.
+"""DARTS (Liu et al. 2019, first order) on scanned digits, in plain PyTorch; --accelerate adds one line.
 
 python examples/darts_search.py
 python examples/darts_search.py --accelerate

@@ -2,8 +2,8 @@
 # # The operators of fastnas, one by one
 #
 # Run it cell by cell in an editor, or as a whole: `python examples/operators.py` (seconds; `--tiny` for a test).
-# Each cell computes something in plain PyTorch and with an operator, checks that both agree, and says what is saved:
-# time of forward and backward, in turns, and the memory that waits for the backward pass.
+# Each cell computes something in plain PyTorch and with an operator, checks that both agree, and prints what is saved:
+# time of forward and backward, and the memory that a forward pass keeps for its backward pass.
 
 # %%
 import statistics
@@ -25,7 +25,7 @@ torch.manual_seed(0)
 
 
 def images(channels: int = C) -> Tensor:
-    """[B, channels, SIZE, SIZE], channels-last, as the operators read it in place."""
+    """[B, channels, SIZE, SIZE], channels-last, which the operators read without a copy."""
     return torch.randn(B, channels, SIZE, SIZE).contiguous(memory_format=torch.channels_last).requires_grad_()
 
 
@@ -83,7 +83,7 @@ def plain_sum() -> Tensor:
 compare("mixed_sum", plain_sum, lambda: ops.mixed_sum(outputs, weights), [weights, *outputs])
 
 # %% [markdown]
-# ## pool: both pools of an edge, from one reading
+# ## pool: both pools of an edge, in one pass
 # They have no parameters, so they are the same on all edges that leave a state: a cell computes them once.
 
 # %%
@@ -97,7 +97,7 @@ def plain_pools() -> Tensor:
 compare("pool", plain_pools, lambda: torch.cat(ops.pool(x)[:2], dim=1), [x])
 
 # %% [markdown]
-# ## preprocess: ReLU and a 1×1 convolution of states that are never joined
+# ## preprocess: ReLU and a 1×1 convolution of concatenated states, without the concatenation
 
 # %%
 states = [images() for _ in range(4)]
@@ -112,7 +112,7 @@ compare("preprocess", plain_preprocess, lambda: ops.preprocess(states, matrix)[0
 
 # %% [markdown]
 # ## stage: ReLU → depthwise → pointwise, all candidates of a state at once
-# Raw outputs come with their mean and variance. Whoever reads them next normalises: another stage, or a node.
+# It can return mean and variance of its outputs; what reads them next, a stage or a node, normalises with these.
 
 # %%
 kernels = [(3, 1), (5, 1), (3, 2), (5, 2)]  # kernel and dilation of sep_conv_3x3, …, dil_conv_5x5
@@ -152,24 +152,24 @@ def plain_node() -> Tensor:
 compare("node_sum", plain_node, lambda: ops.node_sum(raw, mean, rstd, weights), [weights, *raw])
 
 # %% [markdown]
-# ## edge_sum: in evaluation mode an edge is one tensor, for a whole population
-# Ten architectures that share the weights; a dilated convolution, both pools and the identity.
+# ## edge_sum: all candidates of an edge added up in one pass, in evaluation mode, for a whole population
+# Ten architectures that share the weights: a dilated convolution, both pools and the identity.
 
 # %%
 P = 10
-mixtures = torch.softmax(torch.randn(P, 4), dim=-1)  # [P, candidates]
+arch_weights = torch.softmax(torch.randn(P, 4), dim=-1)  # [P, candidates]
 
 
 @torch.no_grad()
 def plain_population() -> Tensor:
     y = F.conv2d(F.conv2d(F.relu(x), taps[2], padding=2, dilation=2, groups=C), matrices[2])
     terms = [y, F.avg_pool2d(x, 3, 1, 1, count_include_pad=False), F.max_pool2d(x, 3, 1, 1), x]
-    return torch.cat([sum(w * term for w, term in zip(row, terms, strict=True)) for row in mixtures])
+    return torch.cat([sum(w * term for w, term in zip(row, terms, strict=True)) for row in arch_weights])
 
 
 @torch.no_grad()
 def fused_population() -> Tensor:
-    scales = mixtures[:, None, :, None].expand(-1, 1, -1, C)  # [P, edges, candidates, C]
+    scales = arch_weights[:, None, :, None].expand(-1, 1, -1, C)  # [P, edges, candidates, C]
     none = torch.empty(1, 0, C)
     edges = ops.edge_sum(x, taps[2:3], matrices[2:3], [1], [2], none, none, scales, torch.zeros(P, 1, C), shared=True)
     return edges[0]
@@ -179,7 +179,7 @@ compare("edge_sum", plain_population, fused_population)
 
 # %% [markdown]
 # ## augment_batch: uint8 images in, a batch out
-# Random crops, flips, normalisation and cutout in one pass; random numbers follow from (key, stream, position).
+# Random crops, flips, normalisation and cutout in one pass; random numbers depend on (key, stream, position) alone.
 
 # %%
 photos = torch.randint(0, 256, (4 * B, SIZE, SIZE, 3), dtype=torch.uint8)
@@ -187,7 +187,7 @@ table = ops.normalization_table(mean=[0.49, 0.48, 0.45], std=[0.25, 0.24, 0.26])
 chosen = torch.randperm(len(photos))[:B]
 words = ops.philox(torch.arange(2 * B), key=1, stream=0).view(B, 8)[:, :5]  # [B, 5] of 0..2³² - 1
 limits = torch.tensor([9, 9, 2, SIZE, SIZE])
-draws = (words * limits >> 32).int()  # top, left, flip, row and column of the hole
+draws = (words * limits >> 32).int()  # top, left, flip, row and column of the cutout's centre
 
 compare(
     "augment_batch",
@@ -202,7 +202,7 @@ compare(
 factors = torch.rand(B, 4) * torch.tensor([0.8, 0.8, 0.8, 0.2]) + torch.tensor([0.6, 0.6, 0.6, -0.1])
 jittered = ops.color_jitter(photos[:B], factors)  # uint8 [B, SIZE, SIZE, 3]
 most = (jittered.int() - ops.color_jitter_reference(photos[:B], factors).int()).abs().max()
-print(f"{'color_jitter':14} as torchvision, up to {most} of 255 levels")
+print(f"{'color_jitter':14} agrees with torchvision up to {most} of 255 levels")
 
 # %% [markdown]
 # ## MixedOp: all of it together

@@ -16,7 +16,7 @@ from fastnas.report.seeds import write_seeds_report
 
 
 def _write(folder: Path) -> Path:
-    """The page of whatever the folder holds, and those of the seeds in it."""
+    """Writes the page of a search, a training or a comparison; for several seeds, theirs too."""
     if (folder / RUNS_FILE).is_file():
         return write_comparison(folder)
     seeds = {int(name): path for path in folder.glob("seed-*") if (name := path.name.removeprefix("seed-")).isdigit()}
@@ -27,7 +27,7 @@ def _write(folder: Path) -> Path:
 
 @command
 def main(arguments: list[str], console: Console) -> int:
-    """The command. Returns the exit status: 0, or 2 after an error that the user can mend."""
+    """The command. Returns the exit status: 0, or 2 after an error of the user."""
     parser = argparse.ArgumentParser(
         prog="python -m fastnas.report",
         description="Writes report.html into a run directory, from the files that are there.",

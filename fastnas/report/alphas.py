@@ -48,7 +48,7 @@ def _history(run: Run, kind: str) -> History | None:
     if not found:
         return None
     shape = len(found[-1][1]), len(found[-1][1][0])
-    # Strategies that drop candidates on the way change the shape; what is left can still be compared.
+    # Strategies that drop candidates change the shape; only tables of the last shape can be compared.
     found = [(epoch, w) for epoch, w in found if (len(w), len(w[0])) == shape]
     names = run.network.get("candidates")
     if not isinstance(names, list) or len(names) != shape[1]:
@@ -112,10 +112,10 @@ def _last_weights(history: History, chosen: set[tuple[int, str]]) -> Chart:
         f"Operation weights of the {kind_name(history.kind)} cell, epoch {history.epochs[-1]}",
         size=(440.0, _height(history) + margins[2] + margins[3]),
         margins=margins,
-        note="In %, a row is an edge." + (" Outlined: the operations of the genotype." if chosen else ""),
+        note="In %; each row is an edge." + (" Outlined: the operations of the genotype." if chosen else ""),
     )
     weights, count = history.weights[-1], len(history.candidates)
-    # Full colour only from three times the uniform weight on: undecided weights look undecided.
+    # Full colour only from three times the uniform weight on, so that undecided weights look pale.
     strongest = max(*map(max, weights), 3.0 / count)
     # As many decimals as tell the weights apart: published step sizes leave them within a percent of each other.
     spread = max(map(max, weights)) - min(map(min, weights))
@@ -155,7 +155,7 @@ def _leaders(history: History) -> Chart:
         f"Leading candidate of every edge, {kind_name(history.kind)} cell",
         size=(440.0, _height(history) + margins[2] + margins[3]),
         margins=margins,
-        note="Stronger colour: larger weight. On the right: the leader at the end.",
+        note="The stronger the colour, the larger the weight. On the right: the leader at the end.",
     )
     stride = math.ceil(len(history.epochs) / COLUMNS)
     shown = list(range(len(history.epochs) - 1, -1, -stride))[::-1]

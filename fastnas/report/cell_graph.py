@@ -26,7 +26,7 @@ def draw_cell(genotype: AnyGenotype, kind: CellKind = "normal") -> str:
 
     From left to right: the outputs of the two cells before (c_{k-2}, c_{k-1}), the intermediate nodes 0, 1, ...
     (numbers 2, 3, ... in the genotype), each the sum of its labelled operations, and the cell's output c_k, the
-    concatenation of the nodes with a grey line to it.
+    concatenation of the nodes that a grey line connects with it.
 
     Raises:
         UserError: ``kind`` is none of ``genotype.kinds``.

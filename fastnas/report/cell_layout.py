@@ -21,7 +21,7 @@ PORT = 62.0, 34.0  # boxes of the inputs and the output: width, height
 
 @dataclass(eq=False)
 class Edge:
-    """One operation, or for ``primitive=None`` the way of a node into the output."""
+    """One operation, or with ``primitive=None`` the line from a node to the output."""
 
     source: Item
     target: Item

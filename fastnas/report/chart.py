@@ -71,7 +71,7 @@ class Chart:
         return self.size[0] > 600
 
     def label(self, x: str, y: str) -> None:
-        """Names the axes. The vertical one is named above its end, where it reads without turning the head."""
+        """Names the axes; the vertical one above its end, where the text can be horizontal."""
         self.axes.set_xlabel(x, fontsize=FONT_SIZE, color=colour("ink-soft"), labelpad=2)
         self.text(2 / self.size[0], 1 - (self.margins[3] - 8) / self.size[1], y, "ink-soft")
 
@@ -100,7 +100,7 @@ class Chart:
             self.text((width - right + 7) / width, y / height, text, name, va="center_baseline", weight="bold")
 
     def text(self, x: float, y: float, text: str, name: str, **style: Any) -> None:
-        """Text in a colour of the palette, at a place in parts of the whole drawing."""
+        """Text in a colour of the palette, at a place in fractions of the whole drawing."""
         self.figure.text(x, y, text, color=colour(name), fontsize=FONT_SIZE, **style)
 
     def hover_columns(self, centres: Sequence[float], texts: Sequence[str]) -> None:

@@ -33,7 +33,7 @@ COLOURS = tuple(
 
 @dataclass(frozen=True)
 class Result:
-    """One run: a strategy, a seed, and what came of it.
+    """One run: a strategy, a seed, and the result.
 
     Args:
         strategy: with its options, as it was given.
@@ -56,7 +56,7 @@ class Result:
 
     @property
     def score(self) -> float:
-        """What is compared."""
+        """The accuracy that is compared: test accuracy if there is one, else validation accuracy, in 0..1."""
         return self.accuracy if self.judged is None else self.judged
 
     def score_at(self, seconds: np.ndarray) -> np.ndarray:
@@ -181,7 +181,7 @@ def _table(summaries: list[Summary], score: str) -> str:
         "<tr>" + f"<th>{escape(row[0])}</th>" + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) + "</tr>"
         for row in rows
     )
-    note = sections.note("Mean ± standard deviation over the runs; validation accuracy is what the searches saw.")
+    note = sections.note("Mean ± standard deviation over the runs. The searches saw only the validation accuracy.")
     return (
         f'{note}<div class="scroll"><table class="comparison"><thead><tr>{header}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
@@ -207,7 +207,7 @@ def _charts(results: list[Result], tints: dict[str, str], budget: float, clock: 
     for strategy, (x, mean, low, high) in curves.items():
         chart.axes.fill_between(x, low, high, color=colour(tints[strategy]), alpha=0.14, linewidth=0)
         chart.axes.plot(x, mean, color=colour(tints[strategy]), linewidth=1.8)
-    # The first architectures are so much worse that the rest would be one flat line.
+    # The first architectures are so much worse that, with them, the rest would be one flat line.
     late = [np.minimum(low, mean)[x >= 0.1 * budget] for x, mean, low, _ in curves.values()]
     bottom = min((part.min() for part in late if part.size), default=min(c[1].min() for c in curves.values()))
     top = max(max(high.max(), mean.max()) for _, mean, _, high in curves.values())

@@ -81,7 +81,7 @@ def _entropy(run: Run) -> Chart | None:
     title = "Entropy of the operation weights"
     chart = line_chart("entropy", title, "entropy (nats)", curves, "{:.3f}", from_zero=True, ceiling=ceiling)
     if chart and count:
-        chart.note = f"Mean over the edges. ln {count} is reached where all {count} candidates weigh the same."
+        chart.note = f"Mean over the edges. ln {count} means that all {count} candidates weigh the same."
     return chart
 
 

@@ -1,4 +1,4 @@
-// The page reads without this file. It shows the browser's slow tooltips at once, copies commands, and prints folded tables.
+// The page can be read without this file. It shows tooltips without delay, copies commands, and opens folded tables for printing.
 const readout = document.getElementById("readout");
 document.addEventListener("pointermove", (event) => {
   const area = event.target.closest?.(".hover, .edge");

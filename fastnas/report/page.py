@@ -38,7 +38,7 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def write_page(folder: Path, page: str) -> Path:
-    """Writes ``report.html``; a reader never meets half of it. UserError where that cannot be."""
+    """Writes ``report.html`` in one piece, so that nobody reads half of it. UserError if that fails."""
     path = folder / "report.html"
     try:
         with tempfile.TemporaryDirectory(prefix=".report.", dir=folder) as temporary:

@@ -1,4 +1,4 @@
-"""The report's colours: chosen once for light and dark backgrounds, told apart with any colour vision.
+"""The report's colours: chosen for light and dark backgrounds, distinguishable with any colour vision.
 
 Every colour is a CSS custom property, so that one drawing serves both colour schemes.
 """

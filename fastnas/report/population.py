@@ -28,12 +28,12 @@ class Bar:
 
 def population_charts(run: Run) -> Iterator[Chart]:
     """Fitness (minimised) and accuracy, one bar for each evolution step over all its samples and generations."""
-    reading = "Thin line: every individual; thick line: the middle half; notch: the median."
+    reading = "Thin line: from the lowest to the highest individual; thick line: the middle half; notch: the median."
     if bars := _bars(run, "fitness", 1.0):
         yield _chart("fitness", "Fitness of the population", "fitness (lower is better)", bars, "{:.3f}", reading)
     if bars := _bars(run, "accuracy", 100.0):
         current = any(bar.current is not None for bar in bars)
-        note = reading + (" Current: the network's own α on the same batch." if current else "")
+        note = reading + (" Current: the α of the search itself, on the same batch." if current else "")
         yield _chart("accuracy", "Accuracy of the population", "accuracy (%)", bars, "{:.1f} %", note)
 
 

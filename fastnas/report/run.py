@@ -20,7 +20,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """What a run directory says; whatever is missing is empty.
+    """The contents of a run directory; whatever is missing is empty.
 
     ``epochs``, ``populations`` and ``updates`` are in the order in which they happened. Where a resumed run repeats an
     epoch or an evolution step, only the repetition is kept.
@@ -219,7 +219,7 @@ def _read_records(path: Path, problems: list[str]) -> Iterator[Record]:
         try:
             record = json.loads(line) if line.strip() else None
         except ValueError:
-            # The last line is torn where the process was stopped while writing it: expected, hence no problem.
+            # A process that is killed while writing leaves half of the last line: expected, so it is no problem.
             damaged += number < len(lines)
             continue
         if isinstance(record, dict) and isinstance(record.get("event"), str):

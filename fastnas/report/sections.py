@@ -75,7 +75,7 @@ def _columns(left: str, right: str) -> str:
 def recipes(run: Run) -> str:
     """The commands that repeat the run and that train its genotype."""
     repeat = code(shlex.join(run.command)) if run.command else missing("The run's command was not recorded.")
-    parts = [("Repeat this run", "The exact command of the first start.", repeat)]
+    parts = [("Repeat this run", "The command that started it.", repeat)]
     path = run.path / "genotype.json"
     if run.genotype is None or run.genotype_origin != path.name:
         retrain = missing("genotype.json is not there yet; the commands that use it appear with it.")

@@ -52,7 +52,7 @@ def collect(runs: Mapping[int, Run]) -> dict[str, Any]:
 
 
 def summary(results: Mapping[str, Any]) -> str:
-    """One line."""
+    """The results in one line."""
     tested = [run for run in results["runs"] if run["top1"] is not None]
     if not tested:
         return f"{len(results['runs'])} networks trained, none tested"
@@ -100,7 +100,7 @@ def _render(directory: Path, runs: Mapping[int, Run], results: Mapping[str, Any]
     with matplotlib.style.context("default", after_reset=True):
         chart = line_chart("accuracy", "Training accuracy", "accuracy (%)", curves, "{:.1f} %")
         parts = [
-            ("result", "Test", note("Each seed was tested once, at its end. Its page has its curves.") + table),
+            ("result", "Test", note("Each network was tested at its end; its page has its curves.") + table),
             ("comparison", "Comparison", comparison(first, error)),
             ("curves", "Curves", charts([chart] if chart else [], "No epoch has ended yet.")),
             ("cells", "Cells", cells(first)),

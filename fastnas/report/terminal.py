@@ -16,7 +16,7 @@ from fastnas.report.palette import COLOURS, operation_colour
 def print_genotype(genotype: AnyGenotype, console: Console | None = None) -> None:
     """Prints the cells, two side by side where the terminal is wide enough (80 columns are).
 
-    Every operation has a line with its source, and its node stands at the second one::
+    Every operation has a line with its source, and the node is at the end of the last one::
 
         c_{k-2} ── sep_conv_3x3 ─┐
         c_{k-1} ── skip_connect ─┴─▶ node 0

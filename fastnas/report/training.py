@@ -1,4 +1,4 @@
-"""The sections of a page that only a retraining has: what the network gets right, and how published ones compare."""
+"""The sections that only the page of a retraining has: the test, and a comparison with published networks."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _confusion(test: Record, names: Sequence[str]) -> str:
         rows.append(f'<tr><th scope="row">{escape(names[k])}</th>{cells}</tr>')
     return (
         "<h3 class=spaced>Confusion matrix</h3>"
-        + note("A row is a class, a column what the network took its images for; numbers are images.")
+        + note("Rows: the true class; columns: the predicted class. Numbers are images.")
         + f'<div class="scroll"><table class="confusion"><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
@@ -124,18 +124,18 @@ def comparison(run: Run, error: str | None = None) -> str:
         sizes = [f"{row[key]:g}" if key in row else DASH for key in ("parameters_m", "macs_m")]
         source = f'<span class="published">published</span> {escape(row["source"])}'
         rows.append((name, f"{row['error']:.2f}{deviation}", *sizes, "", source))
-    head = ("network", "test error (%)", "parameters (M)", "MACs (M)", "epochs", "where from")
+    head = ("network", "test error (%)", "parameters (M)", "MACs (M)", "epochs", "source")
     remark = (
         "Published numbers are what the papers report, for larger networks (36 or 48 channels, 20 or 14 cells) and "
-        "hundreds of epochs: they compare with this network only where its size and its epochs are theirs."
+        "hundreds of epochs. They are comparable with this network only if its size and number of epochs are the same."
         if listed
-        else "No published results are known here for these images."
+        else "fastnas knows no published results for these images."
     )
     return note(remark) + data_table(head, rows, numbers=4, markup=True)
 
 
 def data_set(run: Run) -> str | None:
-    """cifar10, cifar100 or imagenet, by the spec or by what the classes tell."""
+    """cifar10, cifar100 or imagenet, by the spec or by the classes; None for other images."""
     kind = str(run.data.get("spec", "")).partition(":")[0]
     classes = run.data.get("classes")
     names = {str(name) for name in classes} if isinstance(classes, list) else set()
@@ -149,7 +149,7 @@ def data_set(run: Run) -> str | None:
 def recipes(run: Run) -> str:
     """The commands that repeat, evaluate and export."""
     repeat = code(shlex.join(run.command)) if run.command else missing("The run's command was not recorded.")
-    parts = [("Repeat this training", "The exact command of the first start.", repeat)]
+    parts = [("Repeat this training", "The command that started it.", repeat)]
     network = run.path / "network.json"
     if not network.is_file():
         parts.append(("Use the network", "", missing("network.json is not there yet: it is written at the end.")))
