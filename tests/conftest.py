@@ -3,7 +3,7 @@ beside the repository.
 
 A test that asks for `backend` runs with the CPU kernels, with the CUDA kernels on the CPU (cuda_emulation/) and on a
 GPU. Test files of operators do so as a whole, with `pytestmark = pytest.mark.usefixtures("backend")`; a test that
-regards the CPU kernels only is marked `cpu_only`.
+concerns only the CPU kernels is marked `cpu_only`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Examples in docstrings, in README.md and in docs/ run, so that they cannot rot."""
+"""Examples in docstrings, in README.md and in docs/ run, so that they stay correct."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies in examples/ runs, at tiny sizes."""
+"""The programs in examples/ run, at tiny sizes."""
 
 from __future__ import annotations
 

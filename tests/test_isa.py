@@ -1,4 +1,4 @@
-"""FASTNAS_ISA chooses the instruction set of a process; what it cannot have is an error."""
+"""FASTNAS_ISA chooses the instruction set of a process; one that it cannot have is an error."""
 
 from __future__ import annotations
 

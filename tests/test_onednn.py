@@ -1,4 +1,4 @@
-"""No path of ours runs into the fault of oneDNN that `fastnas.onednn` guards against."""
+"""None of our code runs into the bug of oneDNN that `fastnas.onednn` guards against."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastnas.nn.primitives import FactorizedReduce, ReLUConvNorm
 
 
 class Halve(nn.Conv2d):
-    """A layer of somebody's own, which accelerated code may hand channels-last tensors."""
+    """A layer of a user's, which accelerated code may give channels-last tensors."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 1, stride=2, bias=False)
@@ -51,7 +51,7 @@ def gradients(module: nn.Module, *arguments: torch.Tensor) -> list[torch.Tensor]
 
 
 def agrees_with_float64(module: nn.Module, *arguments: torch.Tensor) -> None:
-    """Gradients ten times over (the fault shows at random) against those of the unguarded module in float64, where
+    """Gradients ten times over (the bug shows at random) against those of the unguarded module in float64, where
     torch does not use oneDNN."""
     twin = copy.deepcopy(module).double()
     onednn.unguard(twin)

@@ -1,4 +1,4 @@
-"""What is installed is complete and agrees with itself."""
+"""The installed package is complete and consistent."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_importing_is_light_and_touches_no_gpu():
 
 
 def test_every_operator_has_its_files():
-    """One stem through all layers."""
+    """An operator has the same file name in every layer."""
     for source in (ROOT / "csrc" / "ops").glob("*.cpp"):
         stem = source.stem
         if stem in ("layout", "running_statistics"):  # no kernel

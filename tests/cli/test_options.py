@@ -1,4 +1,4 @@
-"""The options of a retraining: presets against the published numbers, augmentation, and what cannot be."""
+"""The options of a retraining: presets against the published numbers, augmentation, and invalid options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastnas.cli.options import TrainDataOptions, TrainRunOptions
 from fastnas.data import Augmentation
 from fastnas.errors import UserError
 
-PUBLISHED = {  # of section "Evaluation-stage recipes": epochs, batch, drop path, rate, weight decay, smoothing
+PUBLISHED = {  # in the papers and their code: epochs, batch, drop path, rate, weight decay, smoothing
     "darts-cifar10": (600, 96, 0.2, 0.025, 3e-4, 0.0),
     "pc-darts-cifar10": (600, 96, 0.3, 0.025, 3e-4, 0.0),
     "p-darts-cifar10": (600, 128, 0.3, 0.025, 3e-4, 0.0),

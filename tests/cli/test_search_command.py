@@ -1,4 +1,4 @@
-"""`fastnas.search` as a command: one clear line for what cannot work, and nothing left behind."""
+"""`fastnas.search` as a command: one clear line for each error, and nothing left behind."""
 
 from __future__ import annotations
 

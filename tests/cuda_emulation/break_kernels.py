@@ -1,9 +1,9 @@
-"""Breaks the CUDA kernels on purpose, one line at a time, and reports which emulated test sees it.
+"""Breaks the CUDA kernels on purpose, one line at a time, and reports which emulated test catches it.
 
     python tests/cuda_emulation/break_kernels.py [WORD …] > docs/results/broken-kernels.md
 
-Plants the faults of `faults.py` whose file, kernel or description holds one of the words, or all, in a copy.
-Ends with status 1 where nobody sees one.
+Plants, in a copy, the faults of `faults.py` whose file, kernel or description holds one of the words; all without any.
+Ends with status 1 if no test catches one of them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def plant(fault: Fault) -> Path:
 
 
 def build(fault: Fault, source: Path) -> Path:
-    """Compiles that file alone, and links it with the objects of the emulation's build; the library."""
+    """Compiles that file alone, and links it with the objects of the emulation's build; returns the library."""
     target = f"emulated_{fault.build}"
     commands = json.loads((BUILD / "compile_commands.json").read_text())
     original = ROOT / source.relative_to(COPY)
@@ -88,7 +88,7 @@ def build(fault: Fault, source: Path) -> Path:
 
 
 def test(fault: Fault, library: Path) -> str:
-    """Who saw it, in a few words, or nothing."""
+    """What caught it, in a few words, or an empty string."""
     environment = dict(os.environ, FASTNAS_EMULATED=str(library))
     environment |= {"OMP_NUM_THREADS": "1", "FASTNAS_TEST_SEED": "1", "PYTHONPATH": str(ROOT)}
     runtime = {"address": ("asan", "stdc++"), "thread": ("tsan",)}.get(fault.build, ())

@@ -1,4 +1,4 @@
-// What emulation.py asks of the library, beside the operators.
+// The functions of the library that emulation.py calls besides the operators.
 #include <map>
 #include <string>
 

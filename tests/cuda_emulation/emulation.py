@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
 
-# `make emulation` builds the first; FASTNAS_EMULATED names another one, with a sanitizer in it.
+# `make emulation` builds this one; FASTNAS_EMULATED names another, built with a sanitizer.
 LIBRARY = Path(__file__).resolve().parents[2] / "build" / "emulate" / "lib" / "emulated_plain.so"
 ORDERS = ("forward", "reverse", "shuffled")
 
@@ -31,8 +31,8 @@ ORDERS = ("forward", "reverse", "shuffled")
 # a list, of which one may have a single value that cancels to almost nothing. Both accumulate in float32 (float64), in
 # another order; half precision adds the last rounding.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 8e-3, torch.float16: 1e-3}
-# A result of which rounding is all that is left has no scale of its own; so much of the largest input stands in. Most
-# for Σ G·ŷ, in which terms as large as 1/σ cancel.
+# A result that consists of rounding errors alone has no scale of its own: this share of the largest input is taken
+# instead. It is largest for Σ G·ŷ, in which terms as large as 1/σ cancel.
 CANCELLED, OF_DOTS = 0.1, {"node_sum_grad": 1.0}
 
 

@@ -2,7 +2,7 @@
 //
 // include/cuda_runtime.h, which the kernels see instead of CUDA's, is written in terms of this. What a GPU would leave
 // undefined ends the launch with std::runtime_error: a barrier that not all threads reach, a shuffle with a lane that
-// is not there. What only memory knows is left to the sanitizers, which follow the fibers.
+// does not take part. Errors that only memory accesses show are left to the sanitizers, which follow the fibers.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +29,7 @@ constexpr int kMultiprocessors = 3;
 /// Runs `kernel(argument)` for each thread of the grid. Throws std::runtime_error where one of them fails.
 void run(Dim3 grid, Dim3 block, size_t shared_bytes, void (*kernel)(const void*), const void* argument);
 
-/// Ends the running kernel; run() throws `message` with the thread and the block.
+/// Stops the running kernel; run() throws `message` with the thread and the block.
 [[noreturn]] void fail(const std::string& message);
 
 /// The order in which threads and blocks run. Whatever depends on it is a race.

@@ -1,6 +1,6 @@
 """The faults that `break_kernels.py` plants: in every kernel an index, a width, a barrier or a sum that is wrong.
 
-A kernel gets its faults here when it is written; test_emulation.py asks for one of each.
+A kernel gets its faults here when it is written; test_emulation.py requires at least one for each.
 """
 
 from __future__ import annotations

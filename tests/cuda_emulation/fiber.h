@@ -20,7 +20,7 @@ class Fiber {
   Fiber(const Fiber&) = delete;
   Fiber& operator=(const Fiber&) = delete;
 
-  /// Leaves this fiber, which must be the running one, for `next`; returns when somebody enters this one again.
+  /// Leaves this fiber, which must be the running one, for `next`; returns when this one is entered again.
   void switch_to(Fiber& next);
 
  private:

@@ -1,4 +1,4 @@
-// Kernels for the tests of the emulator: right ones, and ones with a bug planted in them.
+// Kernels for the tests of the emulator: correct ones, and ones with a planted bug.
 #pragma once
 
 #include "cuda/device.h"

@@ -1,4 +1,4 @@
-"""That the emulation sees every CUDA kernel, and sees it when one is wrong. The emulator's own tests run in ctest."""
+"""The emulation runs every CUDA kernel, and notices when one is wrong. The emulator's own tests run in ctest."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_every_kernel_runs_and_agrees_with_the_cpu(seed):
 
 
 def test_every_kernel_has_been_broken_on_purpose():
-    """By `break_kernels.py`; docs/results/broken-kernels.md says who saw it."""
+    """By `break_kernels.py`; docs/results/broken-kernels.md says what caught it."""
     assert {fault.kernel for fault in FAULTS} == LAUNCHED
     for fault in FAULTS:
         assert SOURCES[fault.file].count(fault.old) == 1, f"{fault.file}, {fault.what}: no such line"

@@ -1,4 +1,4 @@
-// emulator_test <case>: exits with 0 where the case went well. Built plain and with each sanitizer; CMakeLists.txt says
+// emulator_test <case>: exits with 0 if the case went well. Built plain and with each sanitizer; CMakeLists.txt says
 // what each of them must find.
 #include <cstdio>
 #include <cstring>

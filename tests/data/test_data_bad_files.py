@@ -1,4 +1,4 @@
-"""What becomes of files that are no plain images: converted, named in one line, or skipped on request."""
+"""What becomes of files that are not plain images: converted, named in one line, or skipped on request."""
 
 from __future__ import annotations
 

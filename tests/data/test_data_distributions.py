@@ -32,7 +32,7 @@ def coordinates() -> data.Source:
 
 
 class Cutout(torch.nn.Module):
-    """As in the code of DeVries & Taylor and of DARTS: a hole around a uniform pixel, clipped."""
+    """As in the code of DeVries & Taylor and of DARTS: a hole around a random pixel, clipped at the border."""
 
     def forward(self, image: Tensor) -> Tensor:
         row, column = (int(torch.randint(SIZE, ())) for _ in range(2))
@@ -71,7 +71,7 @@ def measure(images: Tensor) -> dict[str, np.ndarray]:
     top = np.array([(r.max(1) - here)[r.max(1) > 0][0] for r in row])
     columns = np.where(flip[:, None], column.max(1)[:, ::-1], column.max(1))  # [n, SIZE]
     left = np.array([(c - here)[c > 0][0] for c in columns])
-    # The frame is black as the hole is: count the hole where the image must be seen.
+    # The padding is black, as the hole is: count the hole only where the image must be visible.
     inside = (
         np.array([[0 < y + t <= SIZE for y in here] for t in top])[:, :, None]
         & np.array([[0 < x + c <= SIZE for x in here] for c in left])[:, None, :]

@@ -82,7 +82,7 @@ def test_arrays_get_random_resized_crops(tmp_path: Path, kind: str) -> None:
     mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in source.statistics())
     for image, original, box in zip(batch, images, pipeline.plan(0).draws.boxes, strict=True):
         cut = v2.functional.resized_crop(v2.functional.to_image(original), *box.tolist(), [16, 16], antialias=True)
-        # Pure noise: DALI and torchvision round each of the two passes in another way.
+        # Pure noise: DALI and torchvision round the two passes differently.
         assert ((image * std + mean) * 255 - cut).abs().mean() < (1.5 if kind == "dali" else 1e-3)
 
 

@@ -1,4 +1,4 @@
-"""Candidates and spaces of one's own: a file beside the images is all that it takes."""
+"""A user's own candidates and spaces: one file of the user's is all that it takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The fused and the reference supernet search alike."""
+"""Searches with the fused and with the reference supernet agree."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_the_weights_learn(small):
     search = small("learn", "--epochs", "8", "--warm-up", "7", "--learning-rate", "0.1")
     search.run()
     epochs = [event for event in events(search.directory) if event["event"] == "epoch"]
-    # The first losses of so small a network are far above those of guessing, ln 10, and its way down is rough.
+    # The first losses of so small a network are far above ln 10, that of guessing, and do not fall smoothly.
     assert epochs[-1]["train_loss"] < 0.9 * epochs[0]["train_loss"]
 
 

@@ -1,4 +1,4 @@
-"""Colours: fixed for every candidate, readable, and told apart with any colour vision."""
+"""Colours: fixed for every candidate, readable, and distinguishable with any colour vision."""
 
 from __future__ import annotations
 

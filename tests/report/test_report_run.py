@@ -96,7 +96,7 @@ def test_a_resumed_run_replaces_what_it_repeats(tmp_path: Path) -> None:
     ]
     run = read_run(write_run(tmp_path, events, None))
     assert [(e["epoch"], e["mark"]) for e in run.epochs] == [(0, 0), (1, 0), (2, 1)]
-    # Sample 2 of step 2 was not repeated yet: it belongs to the same step, so it stays; step 3 is a lost future.
+    # Sample 2 of step 2 was not repeated yet: it belongs to the same step, so it stays; step 3 is gone.
     assert [(p["step"], p["sample"], p["mark"]) for p in run.populations] == [(2, 0, 1), (2, 1, 1), (2, 2, 0)]
     assert run.status == "unfinished"
 

@@ -1,6 +1,6 @@
-// Every CPU kernel on threads of our own, each with a range of the work items as torch's parallel_for cuts them, for
-// ThreadSanitizer: of torch's threads it would report what OpenMP does unseen. The results of one thread and of several
-// must be the same bits.
+// Runs every CPU kernel on threads of our own, for ThreadSanitizer: it cannot follow the OpenMP threads of torch, and
+// would report races that are none. Each thread gets a range of the work items as from torch's parallel_for. One thread
+// and several must give the same bits.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
@@ -84,8 +84,7 @@ void compare(const std::string& what, const Run& run) {
   ++failures;
 }
 
-// --- augment_batch and philox
-// -----------------------------------------------------------------------------------------
+// --- augment_batch and philox ----------------------------------------------------------------------------------------
 
 template <typename T>
 void augment_batch(int64_t channels) {

@@ -1,4 +1,4 @@
-"""As much of a search as a strategy sees, without engine and data, and networks that can be made to answer anything."""
+"""As much of a search as a strategy sees, without engine and data, and networks that give any logits a test wants."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def alpha_of(network: nn.Module) -> Tensor:
 
 
 class Toy(nn.Module):
-    """Answers by a linear function of images and operation weights, at once and for any shape of α.
+    """Logits by a linear function of images and operation weights, in no time and for any shape of α.
 
     `scored` holds the operation weights [P, 2, E, O] of every call, `modes` how it was to normalise.
     """

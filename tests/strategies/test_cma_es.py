@@ -189,7 +189,7 @@ def test_continues_bit_for_bit(before: int, asked: bool) -> None:
     for one, other in zip(advance(run, 4), advance(again, 4), strict=True):
         assert torch.equal(one, other)
     assert torch.equal(again.mean, run.mean)
-    assert len(state["told"]) == before  # what was loaded does not go on with the run
+    assert len(state["told"]) == before  # a loaded state does not change as the run continues
 
 
 def test_a_state_is_a_snapshot() -> None:

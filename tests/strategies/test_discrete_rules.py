@@ -1,4 +1,4 @@
-"""The strategies that choose architectures against hand-made examples."""
+"""The strategies that evaluate architectures, against examples worked out by hand."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_parent_is_the_best_of_the_sample():
     drift.begin(TABLE, 0)
     drift.tell([individual(0.9, (1,) * 6), individual(0.1, (2,) * 6)])
     parents = Counter(Counter(drift.ask()[0]).most_common(1)[0][0] for _ in range(200))
-    assert parents[2] > 60  # one draw does not care
+    assert parents[2] > 60  # with one draw, accuracy does not matter
 
 
 def test_a_child_may_be_its_parent():

@@ -106,7 +106,7 @@ def test_steps_by_hand(seed: int) -> None:
 
 
 def test_counts_157_individuals() -> None:
-    """α, three times 50 candidates and the last one again, and three winners after their second softmax (quirk 15)."""
+    """α, three times 50 candidates and the last one again, and three winners after their second softmax."""
     network = Toy(edges=14)
     FakeSearch(network, EGNAS(variant="official", warm_up=0)).run(0, 0)
     assert calls(network) == [1, 50, 1, 50, 1, 50, 1, 3]
@@ -115,7 +115,7 @@ def test_counts_157_individuals() -> None:
     assert network.individuals == 1 + 3 * (10 + 1)
 
 
-# --- populations (quirks 2 to 5) --------------------------------------------------------------------------------------
+# --- populations ------------------------------------------------------------------------------------------------------
 
 
 def test_mean_is_a_noisy_softmax_drawn_once(cma_runs: list[Recorder]) -> None:
@@ -199,7 +199,7 @@ def test_bounds_of_a_unit_row(cma_runs: list[Recorder], monkeypatch: pytest.Monk
     assert [flat.min().item(), flat.max().item()] == pytest.approx([0.130569, 0.171602], abs=1e-6)
 
 
-# --- fitness and winners (quirks 6 to 11) -----------------------------------------------------------------------------
+# --- fitness and winners ----------------------------------------------------------------------------------------------
 
 
 def test_likeness_is_of_probabilities_and_the_unit_candidate(cma_runs: list[Recorder]) -> None:
@@ -262,7 +262,7 @@ def test_alpha_stays_near_uniform() -> None:
     assert 0 < (moved.max(-1).values - moved.min(-1).values).max() <= 35 * 0.1 * (0.171602 - 0.130569)
 
 
-# --- normalisation (quirk 12) -----------------------------------------------------------------------------------------
+# --- normalisation ----------------------------------------------------------------------------------------------------
 
 
 def calibrated(seed: int = 0) -> Supernet:
@@ -294,7 +294,7 @@ def test_mode_of_each_variant() -> None:
         assert set(network.modes) == {mode}
 
 
-# --- α in the clipped norm (quirk 13) ---------------------------------------------------------------------------------
+# --- α in the clipped norm --------------------------------------------------------------------------------------------
 
 
 def engine(directory: Path, network: Supernet, strategy: EGNAS, clip: float = 0.5) -> Search:

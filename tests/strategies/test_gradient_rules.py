@@ -1,4 +1,4 @@
-"""The gradient strategies against hand-made numbers."""
+"""The gradient strategies, against numbers worked out by hand."""
 
 from __future__ import annotations
 
