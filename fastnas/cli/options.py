@@ -264,7 +264,7 @@ class TrainRunOptions(RunOptions):
     """Seed of every random decision; several, such as 1,2,3,4, train as many networks, one after the other."""
     select: Literal["last", "best_valid", "best_test"] = listed("last", after="seeds")
     """Which epoch's weights are kept and tested. best_test reads the test images after every epoch, as some published
-    code does: its accuracy is no estimate for new images, and the report says so."""
+    code does: its accuracy is too high as an estimate for new images, and the report says so."""
     validate_every: int = 1
     """Epochs between evaluations of held-out images; the last epoch is always evaluated."""
 

@@ -23,7 +23,7 @@ CHECKPOINT = "checkpoint.pt"
 
 
 def resume_from(directory: Path, options: Configuration) -> dict[str, Any]:
-    """The checkpoint of a run that goes on.
+    """The checkpoint of a run that is resumed.
 
     Raises:
         UserError: there is none, or the run began with other options.

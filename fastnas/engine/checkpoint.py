@@ -31,7 +31,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """What `save_checkpoint` was given, tensors on the CPU. UserError, naming the file, if it is no such checkpoint."""
+    """What `save_checkpoint` was given, tensors on the CPU. UserError, naming the file, if it is not a checkpoint."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:

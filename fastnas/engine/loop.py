@@ -195,7 +195,7 @@ class Loop(ABC):
     def _next(self, batches: Iterator[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor] | None:
         try:
             return next(batches, None)
-        except UserError:  # a file has vanished, for instance: once it is back, the run can go on right here
+        except UserError:  # a file is missing, for instance: once it is back, the run can continue right here
             self.save()
             raise
 
@@ -223,7 +223,7 @@ class Loop(ABC):
     # --- checkpoint ---
 
     def save(self) -> None:
-        """Writes the checkpoint: all that a process needs to go on as if nothing had happened."""
+        """Writes the checkpoint: all that a process needs to continue as if nothing had happened."""
         save_checkpoint(
             self.checkpoint_path,
             {

@@ -31,7 +31,7 @@ class TrainingRecipe(SGDOptions):
     drop_path: float = 0.2
     """Largest probability that the output of an operation is dropped for an image."""
     drop_path_schedule: Literal["linear", "constant", "scheduled"] = "linear"
-    """linear: rises from 0 to --drop-path; scheduled: rises, and with the depth of the cell, too (NASNet)."""
+    """linear: rises from 0 to --drop-path; constant; scheduled: as linear, and rises with the cell's depth (NASNet)."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of activations, by autocast; float16 also scales the loss."""
     ema: float = 0.0
