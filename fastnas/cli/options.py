@@ -111,8 +111,7 @@ class DataOptions:
     data: str | None = None
     """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE."""
     pipeline: Literal["auto", "dali", "tensor", "torchvision"] = "auto"
-    """tensor: the whole set in memory; dali: NVIDIA DALI; torchvision: a DataLoader; auto: tensor if the set needs at
-    most a quarter of the free memory, else dali if it is installed, else torchvision."""
+    """tensor: the whole set in memory; dali: NVIDIA DALI; torchvision: a DataLoader; auto: the first possible one."""
     batch_size: int
     """Images in a batch."""
     image_size: int | None = None
@@ -126,8 +125,7 @@ class DataOptions:
     cutout: int = 0
     """Cutout: side of the erased square, in pixels; 0 for none."""
     workers: int | None = None
-    """Threads that read and decode images (dali; None for one per core, at most 8) or processes (torchvision; None
-    for none)."""
+    """Threads (dali; None: one per core, at most 8) or processes (torchvision; None: none) that decode images."""
     prefetch: int = 2
     """Batches that dali, or each torchvision process, prepares ahead."""
     skip_unreadable: bool = False
@@ -169,13 +167,11 @@ class TrainDataOptions(DataOptions):
     """Share of each class's training images that are held out, to be evaluated after every epoch."""
     batch_size: int = 96
     evaluated_share: float | None = listed(None, after="image_size")
-    """Side of the centre crop that is tested, as share of the resized shorter side, such as 0.875 (224 of 256 pixels);
-    None for what suits the data."""
+    """Side of the tested centre crop as a share of the resized shorter side, as 0.875; None for what suits the data."""
     limit: int | None = None
     """At most this many training images, evenly from all classes; None for all."""
     crop_scale: float | None = listed(None, after="crop_padding")
-    """Smallest share of an image that a random resized crop covers, such as 0.08; the largest is all of it. 0 for no
-    such crops; None for what suits the data."""
+    """Smallest share of an image in a random resized crop, as 0.08; 0 for no such crop; None: what suits the data."""
     cutout: int = 16
     brightness: float | None = listed(None, after="cutout")
     """Colour jitter: a factor from 1 - brightness to 1 + brightness; 0 for none, None for what suits the data."""
@@ -304,8 +300,7 @@ class CompareOptions:
     processes: int | None = None
     """Runs at a time; None for one per CPU core."""
     space: str = "egnas"
-    """Search space for the evaluators python: and training:, or one of your own as python:MODULE:OBJECT; nb201: has
-    its own."""
+    """Search space for the evaluators python: and training:; one of your own is python:MODULE:OBJECT."""
     epochs: int = 1
     """training: epochs of each architecture."""
     channels: int = 8

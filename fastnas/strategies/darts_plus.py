@@ -27,8 +27,7 @@ class DARTSPlus(StrategyWrapper):
     base: str = "darts:order=1"
     """The strategy that searches, with its options: NAME or NAME:OPTION=VALUE,OPTION=VALUE."""
     rule: Literal["skip", "ranking"] = "skip"
-    """skip: stop when a normal cell of the genotype has too many skip connections; ranking: when the ranking of the
-    convolutions no longer changes."""
+    """Stop at too many skip connections in a normal cell, or when the ranking of the convolutions stays the same."""
     skips: int = 2
     """Skip connections in a normal cell that stop the search."""
     patience: int = 10

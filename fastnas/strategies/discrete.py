@@ -57,8 +57,7 @@ class DiscreteStrategy(Strategy):
     warm_up: int | None = None
     """Epochs before architectures are evaluated; None for the strategy's own share of the epochs."""
     evaluations: int | None = None
-    """How many architectures a search evaluates in all, rounded up to whole generations; None for the strategy's
-    default."""
+    """Architectures that a search evaluates, rounded up to whole generations; None for the strategy's default."""
     evaluator: str = "shared"
     """shared: with the shared weights; training:EPOCHS: each one trained from scratch (1 epoch by default);
     python:MODULE:FUNCTION: a function of your own; nb201:PATH: the table of NAS-Bench-201."""

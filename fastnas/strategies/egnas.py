@@ -99,7 +99,7 @@ class EGNAS(Strategy):
     plain_step: ClassVar[bool] = True
 
     variant: Literal["paper", "official", "official_imagenet"] = "paper"
-    """paper: as printed; official and official_imagenet: as the two released programs compute, quirks included."""
+    """The paper as printed, or one of its two released programs, quirks included."""
     population: int = 50
     """λ, individuals per generation, at least 4."""
     samples: int = 3
@@ -135,12 +135,11 @@ class EGNAS(Strategy):
     fitness_batches: int = 1
     """Batches of that size; more give less noise."""
     bn_mode: BatchNormMode | None = None
-    """BatchNorm of individuals. batch: statistics of the batch; running: running ones; train: as batch, and updates the
-    running ones."""
+    """BatchNorm by the batch, by running statistics, or by the batch while updating those (train)."""
     clip_includes_alpha: bool | None = None
-    """Include α's gradients, which are never set to zero, in the clipped norm, as the released programs do."""
+    """Include α's gradients, which are never set to zero, in the clipped norm."""
     cmaes_alias: bool = False
-    """Begin each population where the last one ended; only for the variants official and official_imagenet."""
+    """Begin each population where the last one ended (official variants only)."""
     chunk: int | Literal["auto"] = "auto"
     """Individuals in one forward pass; auto: as many as fit into the memory."""
 

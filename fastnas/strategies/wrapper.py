@@ -1,4 +1,4 @@
-"""The base of strategies around another one, which decides whatever they do not decide themselves."""
+"""The base of strategies around another one: what they do not override is left to the inner strategy."""
 
 from __future__ import annotations
 
