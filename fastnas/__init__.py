@@ -9,7 +9,7 @@ from fastnas.version import __version__
 
 __all__ = ["Genotype", "__version__", "count_macs", "count_parameters"]
 
-# Loaded when first used: torchvision and TensorBoard behind some of them take seconds to import.
+# Imported on first use: some of them pull in torchvision or TensorBoard, which take seconds to import.
 _SUBPACKAGES = {"compat", "data", "engine", "evaluators", "nn", "ops", "report", "spaces", "strategies"}
 
 

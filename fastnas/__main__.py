@@ -10,19 +10,19 @@ from rich.console import Console
 from fastnas.cli.command import USER_ERROR, command, print_text
 
 COMMANDS = {
-    "search": "search an architecture for your images",
+    "search": "find an architecture for your images",
     "train": "train the network of a genotype",
     "evaluate": "accuracy, size and speed of a trained network",
     "export": "a trained network as ONNX or as a torch.export program",
     "compare": "compare strategies over many seeds",
-    "report": "write the report page of a run again",
+    "report": "rewrite the report page of a run",
     "env": "versions, build and devices",
 }
 
 
 @command
 def main(arguments: list[str], console: Console) -> int:
-    """Runs a command, which ends the process with its exit status; returns that of --help and of unknown commands."""
+    """Runs a command, which exits the process itself. Returns only for --help (0) and unknown commands (2)."""
     wanted = arguments[0] if arguments else "--help"
     if wanted not in COMMANDS:
         width = max(map(len, COMMANDS))

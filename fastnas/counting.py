@@ -69,13 +69,13 @@ _COSTS: dict[Rule, CostTable] = {
 
 
 def count_parameters(module: nn.Module, *, auxiliary: bool = False) -> int:
-    """Number of learnable parameters, each shared one once, frozen ones included.
+    """Number of learnable parameters, frozen ones included; a shared parameter counts once.
 
-    The architecture parameters of a supernet (its attribute `alphas`) are never counted: they are no weights.
+    The architecture parameters of a supernet (its attribute `alphas`) are never counted: they are not weights.
 
     Args:
         module: any module, on any device.
-        auxiliary: count the attribute `auxiliary_head`, too. Papers leave it out, as it is used in training only.
+        auxiliary: also count the `auxiliary_head`, which papers leave out because it is used in training only.
     """
     skipped = {"alphas"} if auxiliary else {"alphas", "auxiliary_head"}
     return sum(
@@ -86,8 +86,8 @@ def count_parameters(module: nn.Module, *, auxiliary: bool = False) -> int:
 def count_macs(module: nn.Module, input_size: Sequence[int], rule: Rule = "macs") -> int:
     """Number of operations of one forward pass in evaluation mode.
 
-    A copy of `module` without data runs on the meta device, so this takes no memory and leaves `module` as it is. The
-    count is the sum over the submodules that run. What a `forward` computes by functions is not seen.
+    A copy of `module` without data runs on the meta device, so this takes no memory and leaves `module` unchanged. The
+    count is the sum over the submodules that run; what a `forward` computes with functions (`F.conv2d`) is not counted.
 
     Args:
         module: takes one floating-point tensor.
@@ -100,7 +100,7 @@ def count_macs(module: nn.Module, input_size: Sequence[int], rule: Rule = "macs"
             ReLU and one for each input element of a pool.
 
     Raises:
-        UserError: unknown `rule`, or an `input_size` of another form.
+        UserError: unknown `rule`, or an `input_size` that is neither of the two.
     """
     if rule not in _COSTS:
         raise UserError(f"unknown counting rule {rule!r}: use 'macs' or 'flops_counter'.")

@@ -37,7 +37,7 @@ def environment(device: torch.device | str = "cpu") -> dict[str, str | int | Non
 
 
 def source_commit() -> str | None:
-    """The commit of the source checkout that this package runs from, "+" where files changed; None elsewhere."""
+    """The commit of the checkout that this package runs from, with "+" if tracked files changed; None elsewhere."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None

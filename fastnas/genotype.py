@@ -35,10 +35,10 @@ _PUBLISHED = Path(__file__).with_name("published_genotypes.json")
 
 
 class AnyGenotype(Protocol):
-    """What the engine and the report need of the architectures of any space."""
+    """What the engine and the report need from the genotypes of every space."""
 
     inputs: ClassVar[int]
-    """Nodes that are given to a cell; the intermediate ones are counted from here."""
+    """Number of input nodes of a cell; the intermediate nodes are numbered from here."""
 
     @property
     def kinds(self) -> tuple[CellKind, ...]: ...
@@ -73,14 +73,14 @@ class Genotype:
         reduce_concat: the intermediate nodes that form its output.
         levels: empty, or the five `CellGenotype` of a network whose cells differ between its levels: normal and
             reduction cell of the low and of the middle level, normal cell of the high one (`LEVELS`). The first two
-            must be the four fields above; `multi_level` sees to that.
+            must equal the four fields above, as `multi_level` ensures.
 
     Cells may differ in their number of nodes. Values are immutable, hashable and equal by value; the order of the pairs
     counts.
 
     Raises:
         UserError: an unknown primitive, a source that is not an earlier node, an odd number of pairs, no pair at all,
-            a concatenated node that does not exist or is listed twice, or other than five levels.
+            a concatenated node that does not exist or is listed twice, or levels that are not five.
 
     Source: the notation of Liu et al., "DARTS: Differentiable Architecture Search", ICLR 2019.
     """
@@ -119,11 +119,11 @@ class Genotype:
 
     @property
     def kinds(self) -> tuple[CellKind, ...]:
-        """The cells that there are: normal and reduce, or `LEVELS`."""
+        """The kinds of cells: "normal" and "reduce", or `LEVELS`."""
         return LEVELS if self.levels else _KINDS
 
     def layout(self, layers: int) -> tuple[CellKind, ...]:
-        """Which cell stands at each place of a network of so many: reductions at one third and at two thirds."""
+        """The kind of each of `layers` cells, with reductions at one third and at two thirds of the depth."""
         thirds = (layers // 3, 2 * layers // 3)
         if not self.levels:
             return tuple("reduce" if index in thirds else "normal" for index in range(layers))
@@ -141,7 +141,7 @@ class Genotype:
         return self._cell(kind).concat
 
     def skip_count(self, kind: CellKind) -> int:
-        """How many operations of the cell are `skip_connect` (many are the sign of a collapsed search)."""
+        """How many operations of the cell are `skip_connect` (many indicate a collapsed search)."""
         return sum(primitive == "skip_connect" for node in self.pairs(kind) for primitive, _ in node)
 
     def _cell(self, kind: CellKind) -> CellGenotype:
@@ -264,7 +264,7 @@ class Genotype:
 
     @classmethod
     def load(cls, text: str) -> Self:
-        """What a command line was given: the name of a published genotype, else the path of a JSON file.
+        """The genotype that a command line names: a published one, else the path of a JSON file.
 
         A file that has the name of a published genotype is reached as `./NAME`.
 
@@ -308,9 +308,9 @@ def _published() -> dict[str, dict[str, Any]]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces `path` by a complete new file, so that neither a crash nor a reader ever meets half of one."""
+    """Replaces `path` atomically: neither a crash nor another process ever sees half a file."""
     try:
-        # The temporary file is a neighbour: a rename is atomic only within one file system.
+        # The temporary file is in the same folder: a rename is atomic only within one file system.
         with tempfile.TemporaryDirectory(prefix=".genotype-", dir=path.parent) as folder:
             temporary = Path(folder, path.name)
             with temporary.open("w", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""One cell of a genotype as it is written down: checked, as nodes, as lists, as text."""
+"""One cell of a genotype: its checks, and its conversion to nodes, lists and text."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class CellGenotype(NamedTuple):
 
 
 def _is_nested(items: tuple[Any, ...]) -> bool:
-    """Whether a cell lists nodes, each with its pairs, and not pairs, two for each node."""
+    """Whether a cell is a list of nodes, each a list of pairs, and not a flat list with two pairs for each node."""
     first = items[0] if items else None
     return isinstance(first, list | tuple) and bool(first) and isinstance(first[0], list | tuple)
 
@@ -35,13 +35,13 @@ def nodes_of(cell: Cell) -> tuple[tuple[Pair, ...], ...]:
 
 
 def lists_of(cell: Cell) -> list[Any]:
-    """The cell as JSON holds it."""
+    """The cell as lists, for JSON."""
     nodes = [[list(pair) for pair in node] for node in nodes_of(cell)]
     return nodes if _is_nested(cell) else [pair for node in nodes for pair in node]
 
 
 def _node_texts(cell: Cell, text: Callable[[Any], str]) -> list[str]:
-    """One text for each node, in brackets of its own where the cell is nested."""
+    """The text of each node, in brackets if the cell is nested."""
     joined = (", ".join(map(text, node)) for node in nodes_of(cell))
     return [f"[{node}]" if _is_nested(cell) else node for node in joined]
 
@@ -58,7 +58,7 @@ def json_of_nodes(cell: Cell, indent: str) -> str:
 
 
 def checked_cell(kind: str, pairs: Any, concat_name: str, concat: Any) -> CellGenotype:
-    """Tuples from whatever was given. UserError, which names the cell, where it is none."""
+    """The cell as tuples, whatever sequences were given. Raises UserError, naming the cell, if it is invalid."""
     cell = _checked_pairs(kind, pairs)
     return CellGenotype(cell, _checked_concat(concat_name, concat, nodes=len(nodes_of(cell))))
 
@@ -121,7 +121,7 @@ def sequence(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def _integer(what: str, value: Any) -> int:
-    # operator.index takes the integers of numpy and torch, too, but no float and no digit string.
+    # operator.index also takes integers of numpy and torch, but neither floats nor digit strings.
     try:
         if not isinstance(value, bool):
             return operator.index(value)

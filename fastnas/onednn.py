@@ -1,10 +1,10 @@
-"""A guard against a fault of oneDNN, to be removed when torch ships one that is mended.
+"""A workaround for a bug in oneDNN, to be removed once torch ships a fixed version.
 
 On CPUs with AVX2 but no AVX-512, oneDNN as it comes with torch 2.14 writes past its workspace when it computes the
 weight gradient of a 1×1 convolution with a stride, fewer than 8 input channels and channels-last tensors (oneDNN issue
 6035): the heap is damaged, the process hangs, or the gradient is wrong. Such convolutions are the factorized reductions
-of narrow supernets with partial channels. A stride only leaves pixels out where the kernel is 1×1, so the guard leaves
-them out first and convolves with stride 1, which is right everywhere. The fused operators do not use oneDNN.
+of narrow supernets with partial channels. With a 1×1 kernel a stride only skips pixels, so the guard drops
+those pixels first and convolves with stride 1, which is correct everywhere. The fused operators do not use oneDNN.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SAFE_CHANNELS = 8  # from here on oneDNN takes another way
+SAFE_CHANNELS = 8  # from this many input channels on, oneDNN takes another code path
 
 
 def is_at_risk(layer: nn.Module) -> bool:
@@ -33,9 +33,9 @@ def is_at_risk(layer: nn.Module) -> bool:
 
 
 def guard(network: nn.Module) -> None:
-    """Gives the layers at risk, wherever they are in a network, a guarded subclass of their class, in place.
+    """Replaces the class of every layer at risk in a network by a guarded subclass, in place.
 
-    Parameters, names and results, but for rounding, stay what they were.
+    Parameters and names stay the same, and so do results, up to rounding.
     """
     for layer in network.modules():
         if is_at_risk(layer) and type(layer)._conv_forward is nn.Conv2d._conv_forward:  # type: ignore[attr-defined]
@@ -51,7 +51,7 @@ def unguard(network: nn.Module) -> None:
 
 @functools.cache
 def _guarded(cls: Any) -> type[nn.Module]:
-    """The subclass, the same each time; pickled as its original, which is guarded again when it is loaded."""
+    """The guarded subclass of a class, cached. Instances pickle as the original class, and are guarded when loaded."""
 
     def conv_forward(self: nn.Conv2d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         wanted = torch.is_grad_enabled() and weight.requires_grad and not torch.compiler.is_exporting()

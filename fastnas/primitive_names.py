@@ -1,6 +1,6 @@
 """The names that genotypes and spaces use for candidate operations: the built-in ones and those that were registered.
 
-How a candidate of a name is built is said in `fastnas.nn.primitives`; a genotype needs the names only.
+`fastnas.nn.primitives` builds the candidates; a genotype needs their names only.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def register_name(name: str) -> None:
     """Makes a name valid in genotypes.
 
     Raises:
-        UserError: something that is no name, or the name of a built-in candidate.
+        UserError: an invalid name, or that of a built-in candidate.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII):
-        raise UserError(f"{name!r} cannot name a primitive: use letters, digits and _, and begin with a letter.")
+        raise UserError(f"{name!r} cannot name a primitive: use letters, digits and _, and no digit first.")
     if name in BUILT_IN:
-        raise UserError(f"{name!r} is a primitive of fastnas already: choose another name for yours.")
+        raise UserError(f"{name!r} is already a primitive of fastnas: choose another name.")
     _names[name] = None
 
 
@@ -51,5 +51,5 @@ def check_primitive(name: object) -> None:
         return
     nearest = difflib.get_close_matches(name, _names, n=1) if isinstance(name, str) else []
     advice = f"did you mean {nearest[0]!r}?" if nearest else f"known are {', '.join(_names)}."
-    own = " One of your own is known once its module is imported: --space python:MODULE:OBJECT." if not nearest else ""
+    own = " Your own are known once their module is imported: --space python:MODULE:OBJECT." if not nearest else ""
     raise UserError(f"unknown primitive {name!r}: {advice}{own}")

@@ -1,4 +1,4 @@
-"""Objects of a user's own code, named on a command line as `python:MODULE:OBJECT`."""
+"""Objects from the user's own code, named on the command line as `python:MODULE:OBJECT`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ PREFIX = "python:"
 
 
 def load_object(text: str, what: str) -> Any:
-    """What `MODULE:OBJECT` names, `python:` in front or not. The module is imported, from the working folder too.
+    """The object that `MODULE:OBJECT` names, with or without `python:` in front. MODULE may be in the working folder.
 
     Args:
-        text: the name, as it was given.
-        what: the thing that is looked for, for the message: "space", "evaluator".
+        text: the name, as the user gave it.
+        what: what is being loaded, for messages: "space", "evaluator".
 
     Raises:
         UserError: no such module or object, or a module whose code fails.

@@ -88,7 +88,7 @@ def test_cells_of_the_table_as_text_and_as_json(tmp_path):
     assert NB201Genotype.from_json(tmp_path / "cell.json") == genotype
     assert genotype.skip_count("normal") == 1
     for text in ("|none~0|", str(genotype).replace("~2", "~1"), ""):
-        with pytest.raises(UserError, match="is no cell of NAS-Bench-201"):
+        with pytest.raises(UserError, match="is not a cell of NAS-Bench-201"):
             NB201Genotype.from_string(text)
     with pytest.raises(UserError, match="'nb201' is missing"):
         NB201Genotype.from_dict({})

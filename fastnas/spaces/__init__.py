@@ -12,10 +12,10 @@ __all__ = ["CELL_KINDS", "SPACES", "CellSpace", "Code", "Encoding", "encoding_of
 
 
 def find(space: str | CellSpace) -> CellSpace:
-    """A space by name, or one of a user's own as `python:MODULE:OBJECT`; a space itself is passed through.
+    """A space by name, or the user's own as `python:MODULE:OBJECT`; a `CellSpace` is returned unchanged.
 
     Raises:
-        UserError: an unknown name, or an object that cannot be imported or is no space.
+        UserError: an unknown name, or an object that cannot be imported or is not a `CellSpace`.
     """
     if isinstance(space, CellSpace):
         return space
@@ -26,7 +26,7 @@ def find(space: str | CellSpace) -> CellSpace:
         return found
     if space not in SPACES:
         raise UserError(
-            f"unknown search space {space!r}: expected one of {', '.join(SPACES)}, a CellSpace, or one of your own as "
+            f"unknown search space {space!r}: expected one of {', '.join(SPACES)}, a CellSpace, or your own as "
             "python:MODULE:OBJECT."
         )
     return SPACES[space]

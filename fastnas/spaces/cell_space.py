@@ -29,8 +29,8 @@ class CellSpace:
         candidates: primitive names, in the order of α's columns.
         pool_norm: whether a normalisation follows the pools while searching.
         nodes: number of intermediate nodes.
-        kinds: the kinds of cells, each with α of its own: all normal and all reduction cells share theirs, or those of
-            each of three levels do (Multi-level cells).
+        kinds: the kinds of cells; all cells of one kind share α. Either normal and reduction cells, or `LEVELS`, the
+            kinds of multi-level cells.
 
     Raises:
         UserError: no node, or no candidate that a genotype could choose.
@@ -42,7 +42,7 @@ class CellSpace:
     nodes: int = 4
     kinds: tuple[CellKind, ...] = CELL_KINDS
     inputs: ClassVar[int] = 2
-    """Nodes that are given to the cell; the intermediate ones are counted from here."""
+    """Number of input nodes of the cell; the intermediate nodes are numbered from here."""
 
     def __post_init__(self) -> None:
         if self.nodes < 1:
@@ -59,19 +59,19 @@ class CellSpace:
         return dag_edges(self.nodes, self.inputs)
 
     def incoming(self, node: int) -> range:
-        """The numbers of the edges that enter a node; their order is that of the sources."""
+        """The numbers of the edges that enter a node, in the order of their sources."""
         return incoming_edges(node, self.inputs)
 
     def kind_of(self, level: int, reduction: bool) -> CellKind:
-        """The kind of a cell after so many reductions."""
+        """The kind of a cell that `level` reductions precede."""
         if self.kinds == CELL_KINDS:
             return "reduce" if reduction else "normal"
         return LEVELS[2 * level + reduction]
 
     def derive(self, op_weights: Mapping[str, Tensor]) -> AnyGenotype:
-        """The genotype of the DARTS paper (Liu et al. 2019, section 2.4).
+        """The genotype, by the rule of DARTS (Liu et al. 2019, section 2.4).
 
-        For each node the two incoming edges whose best candidate weighs most, and on each of them that candidate;
+        Each node keeps the two incoming edges whose best candidate weighs most, and on each of them that candidate;
         "none" takes part in the softmax but is never chosen. Ties go to the lower source and to the earlier candidate.
         The two pairs of a node are listed strongest first.
 
@@ -81,7 +81,7 @@ class CellSpace:
         return self.assemble(tuple(self._strongest(op_weights[kind].detach().cpu().double()) for kind in self.kinds))
 
     def assemble(self, cells: tuple[tuple[Pair, ...], ...]) -> Genotype:
-        """The genotype of these cells, in the order of `kinds`, whose output is all their nodes."""
+        """The genotype with these pairs for each of `kinds`; all nodes of a cell form its output."""
         concat = tuple(range(2, self.nodes + 2))
         if self.kinds == LEVELS:
             return Genotype.multi_level((pairs, concat) for pairs in cells)

@@ -1,4 +1,4 @@
-"""The space of DARTS (Liu et al. 2019), also that of PC-DARTS, P-DARTS and SNAS."""
+"""The space of DARTS (Liu et al. 2019), which PC-DARTS, P-DARTS and SNAS use, too."""
 
 from fastnas.spaces.cell_space import CellSpace
 

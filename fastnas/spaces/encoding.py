@@ -1,4 +1,4 @@
-"""Architectures as tuples of whole numbers ("genes"), for strategies that choose candidates instead of weighing
+"""Architectures as tuples of whole numbers ("genes"), for strategies that choose candidates instead of weighting
 them."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Code = tuple[int, ...]
 
 @functools.cache
 def encoding_of(space: CellSpace) -> Encoding:
-    """Architectures of a space as tuples of numbers."""
+    """The encoding of a space."""
     return EdgeEncoding(space) if space.inputs == 1 else CellEncoding(space)
 
 
@@ -27,8 +27,8 @@ class Encoding(ABC):
     """The codes of one space.
 
     Attributes:
-        space: whose architectures they are.
-        sizes: how many values each gene has, from 0.
+        space: the space that is encoded.
+        sizes: the number of values of each gene, which count from 0.
         nodes: the genes of each node, which crossover copies as a whole.
         cells: the genes of each kind of cell.
     """
@@ -44,7 +44,7 @@ class Encoding(ABC):
 
     @abstractmethod
     def alternatives(self, code: Code, gene: int) -> Sequence[int]:
-        """The other values of one gene that leave the rest of the code legal as it is."""
+        """The other values that one gene can take while the rest of the code stays as it is and legal."""
 
     @abstractmethod
     def mutate(self, code: Code, rng: Random) -> Code:
@@ -52,7 +52,7 @@ class Encoding(ABC):
 
     @abstractmethod
     def canonical(self, code: Code) -> Code:
-        """The same code for all codes of one architecture."""
+        """One and the same code for all codes of an architecture."""
 
     @abstractmethod
     def decode(self, code: Code) -> AnyGenotype:
@@ -85,7 +85,7 @@ class Encoding(ABC):
 class CellEncoding(Encoding):
     """Two distinct sources and two candidates for every node: (source, source, candidate, candidate).
 
-    "none" is no candidate. A space of two kinds of cells with 4 nodes has 32 genes.
+    "none" cannot be chosen. A space of two kinds of cells with 4 nodes has 32 genes.
     """
 
     def __init__(self, space: CellSpace) -> None:
@@ -93,7 +93,7 @@ class CellEncoding(Encoding):
         self.candidates = tuple(name for name in space.candidates if name != "none")
         self._columns = [space.candidates.index(name) for name in self.candidates]
         nodes = range(2, space.nodes + 2)
-        self._sources = [node for _ in space.kinds for node in nodes]  # sources of each node
+        self._sources = [node for _ in space.kinds for node in nodes]  # number of sources of each node
         self.sizes = tuple(
             size for count in self._sources for size in (count, count, len(self.candidates), len(self.candidates))
         )

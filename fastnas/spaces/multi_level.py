@@ -1,5 +1,5 @@
-"""The space of DARTS with five kinds of cells: normal and reduction cells of a low and a middle level, and high
-ones."""
+"""The space of DARTS with five kinds of cells: normal and reduction cells of a low and a middle level, and
+normal cells of a high one."""
 
 from fastnas.genotype import LEVELS
 from fastnas.spaces import darts

@@ -40,7 +40,7 @@ class NB201Genotype:
         object.__setattr__(self, "operations", tuple(self.operations))
         if len(self.operations) != 6 or not set(self.operations) <= set(CANDIDATES):
             raise UserError(
-                f"{list(self.operations)} is no cell of NAS-Bench-201: expected six of {', '.join(CANDIDATES)}."
+                f"{list(self.operations)} is not a cell of NAS-Bench-201: expected six of {', '.join(CANDIDATES)}."
             )
 
     def __str__(self) -> str:
@@ -50,11 +50,11 @@ class NB201Genotype:
 
     @classmethod
     def from_string(cls, text: str) -> Self:
-        """The inverse of `str`. UserError for another text."""
+        """The inverse of `str`. Raises UserError for any other text."""
         operations = re.findall(r"([^|+~]+)~\d", text)
         genotype = cls(tuple(operations))
         if str(genotype) != text.strip():
-            raise UserError(f"{text!r} is no cell of NAS-Bench-201: expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2|.")
+            raise UserError(f"{text!r} is not a cell of NAS-Bench-201: expected |op~0|+|op~0|op~1|+|op~0|op~1|op~2|.")
         return genotype
 
     @property
@@ -62,7 +62,7 @@ class NB201Genotype:
         return ("normal",)
 
     def pairs(self, kind: CellKind = "normal") -> tuple[tuple[Pair, ...], ...]:
-        """Of each node after the input the (candidate, source) that it sums."""
+        """The (candidate, source) pairs that each node after the input sums."""
         a, b, c, d, e, f = self.operations
         return ((a, 0),), ((b, 0), (c, 1)), ((d, 0), (e, 1), (f, 2))
 
@@ -79,7 +79,7 @@ class NB201Genotype:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`. UserError for another mapping."""
+        """The inverse of `to_dict`. Raises UserError for any other mapping."""
         if "nb201" not in data:
             raise UserError("the key 'nb201' is missing: expected a cell of NAS-Bench-201.")
         return cls.from_string(str(data["nb201"]))
@@ -89,12 +89,12 @@ class NB201Genotype:
         return json.dumps(self.to_dict(), indent=2)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Writes the cell to `path`, completely or not at all. UserError if it cannot be written."""
+        """Writes the cell to `path`, completely or not at all. Raises UserError if it cannot be written."""
         write_atomically(Path(path), self.to_text() + "\n")
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Self:
-        """Reads what `to_json` wrote. UserError if there is no such file."""
+        """Reads what `to_json` wrote. Raises UserError if the file cannot be read or holds something else."""
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
@@ -104,7 +104,7 @@ class NB201Genotype:
 
 @dataclass(frozen=True)
 class NB201Space(CellSpace):
-    """See the module."""
+    """The space as a `CellSpace` of one kind of cell with one input; see the module docstring."""
 
     name: str = "nb201"
     candidates: tuple[str, ...] = CANDIDATES

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 
 def dag_edges(nodes: int, inputs: int = 2) -> tuple[tuple[int, int], ...]:
-    """(source, node) of every edge of a cell with so many intermediate nodes: 14 edges for 4 nodes."""
+    """(source, node) of every edge of a cell with `nodes` intermediate nodes: 14 edges for 4 nodes."""
     return tuple((source, node) for node in range(inputs, inputs + nodes) for source in range(node))
 
 
 def incoming_edges(node: int, inputs: int = 2) -> range:
-    """The numbers of the edges that enter a node; their order is that of the sources."""
+    """The numbers of the edges that enter a node, in the order of their sources."""
     first = sum(range(inputs, node))
     return range(first, first + node)
 
 
 def nodes_of_dag(edges: int, inputs: int = 2) -> int | None:
-    """The intermediate nodes of a cell with so many edges; None where no number of nodes has so many."""
+    """The number of intermediate nodes of a cell with `edges` edges; None if no cell has that many."""
     nodes = 0
     while edges > 0:
         edges -= inputs + nodes

@@ -107,7 +107,7 @@ def test_registering() -> None:
     def build(channels: int, stride: int, norm: Any) -> torch.nn.Module:
         return torch.nn.AvgPool2d(1, stride)
 
-    with pytest.raises(UserError, match="is a primitive of fastnas already"):
+    with pytest.raises(UserError, match="is already a primitive of fastnas"):
         register_primitive("skip_connect", build)
     for name in ("", "a b", "3x3", "ü", 3):
         with pytest.raises(UserError, match="cannot name a primitive"):
