@@ -213,7 +213,7 @@ def test_callables_are_found_by_name(tmp_path, monkeypatch):
     assert load("my_scores:score")(None) == 0.25
     for name, message in [
         ("my_scores", "expected python:MODULE:OBJECT"),
-        ("my_scores:limit", "is no callable"),
+        ("my_scores:limit", "is not callable"),
         ("my_scores:other", "cannot be imported"),
         ("no_such_module:f", "cannot be imported"),
     ]:

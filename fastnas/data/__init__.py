@@ -75,7 +75,7 @@ def open(
         download: whether missing files of cifar10 and cifar100 may be downloaded; the others need no download.
         limit: at most this many images, spread evenly over the classes, the same ones every time; None for all.
         skip_unreadable: leave out image files that cannot be read instead of raising; `source.left_out` names them. To
-            find them, every file is decoded once. Arrays have none.
+            find them, every file is decoded once. Arrays are not affected.
 
     Raises:
         UserError: the spec, an option or the data cannot be used; the message names the file or folder.
@@ -154,7 +154,7 @@ def pipeline(
         augmentation: None for the source's own.
         device: of the batches.
         dtype: of the images: float32, bfloat16 or float16.
-        workers: what reads and decodes beside the caller: threads of the dali pipeline (None: one for each core, at
+        workers: what reads and decodes besides the caller: threads of the dali pipeline (None: one for each core, at
             most 8), processes of the torchvision pipeline (None: none). The tensor pipeline needs none.
         prefetch: batches that the dali pipeline, and each process of the torchvision pipeline, prepares ahead.
         shard, shards: serve part `shard` (from 0) of `shards` equal ones, for distributed training. Each epoch is dealt

@@ -1,6 +1,6 @@
 """Which random changes a training image gets, and the draws behind them.
 
-Draws follow from (seed, epoch, position in the epoch) alone, by a counter-based generator (`fastnas.ops.philox`).
+Draws depend on (seed, epoch, position in the epoch) alone, by a counter-based generator (`fastnas.ops.philox`).
 Pipelines only look rows up, so a batch never depends on threads, worker processes, the batch size or what was drawn
 before, and every kind of pipeline gives the same batches.
 """

@@ -1,4 +1,4 @@
-"""What a tree of images says by its folders: which split, which classes, and which files are images of each."""
+"""How a tree of image folders is read: which split, which classes, and which files are images of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def split_folder(root: Path, split: str) -> Path:
     """ROOT itself, or its subfolder of the split where ROOT is divided into splits.
 
     Raises:
-        UserError: the split is missing, or ROOT is no folder.
+        UserError: the split is missing, or ROOT is not a folder.
     """
     folders = {folder.name.casefold(): folder for folder in subfolders(root)}
     trains, tests = ([folders[name] for name in names if name in folders] for names in (TRAIN_FOLDERS, TEST_FOLDERS))
@@ -41,10 +41,10 @@ def classes_of(base: Path) -> dict[str, Path]:
     """The folder of each class by its name, sorted by name as it is written on disk.
 
     Names are in Unicode's composed form (NFC), so that a folder from a Mac and one from Linux are the same class; bytes
-    that are no UTF-8 are written as `\\xNN`.
+    that are not UTF-8 are written as `\\xNN`.
 
     Raises:
-        UserError: no class folder, a single one that holds the classes itself, or two that have one name.
+        UserError: no class folder, a single one that holds the classes itself, or two of the same name.
     """
     folders = subfolders(base)
     if not folders:
@@ -80,7 +80,7 @@ class ImageFiles:
 
     Args:
         base: the folder of all classes.
-        left_out: takes what cannot be read below a class folder; None to stop there.
+        left_out: collects what cannot be read below a class folder; None to raise instead.
     """
 
     def __init__(self, base: Path, left_out: list[str] | None) -> None:

@@ -1,7 +1,7 @@
 """The `dali` pipeline: NVIDIA DALI decodes and resizes ahead of the search, on the GPU where there is one.
 
-With each file DALI gets what to do with the image, random draws included, and keeps no state of its own: any batch can
-be had at any time, as from the other pipelines. It gives uint8 images of one size, which `fastnas.ops` reads in DALI's
+Each file comes to DALI with what to do with the image, random draws included, so DALI keeps no state: any batch can be
+had at any time, as from the other pipelines. It returns uint8 images of one size, which `fastnas.ops` reads in DALI's
 memory and turns into the batch.
 """
 
@@ -136,14 +136,14 @@ class DaliPipeline(Pipeline):
         boxed = plan.draws is not None and plan.draws.boxes is not None
         if isinstance(self.source, FolderSource):
             for index in order:
-                # Whichever of these cannot be had raises the UserError that names it.
+                # The one that cannot be read raises the UserError that names it.
                 self.source.original(index) if boxed else self.source.image(index)
         reason = next((line.strip() for line in str(error).splitlines() if "rror" in line and "when" not in line), "")
         return UserError(f"DALI cannot prepare a batch of {self.source.spec}: {reason}; use --pipeline torchvision")
 
 
 class Graph:
-    """The operators of DALI that make uint8 images of one size from files or arrays, ahead of whoever takes them."""
+    """The operators of DALI that make uint8 images of one size from files or arrays, ahead of their consumer."""
 
     def __init__(self, pipeline: DaliPipeline, threads: int) -> None:
         from nvidia.dali import Pipeline as Executor  # here, because it is optional and takes a while

@@ -79,7 +79,7 @@ class FolderSource(Source):
         return [encoded(self.files[index]) for index in indices]
 
     def check_size(self, index: int, size: tuple[int, ...]) -> None:
-        """Raises UserError where an image that was read has not the size of the others."""
+        """Raises UserError if an image that was read does not have the size of the others."""
         if size != self.image_size:
             raise _other_size(self.files[index], size, "the others", self.image_size)
 
@@ -104,7 +104,7 @@ def open_folder(
 ) -> FolderSource:
     """Opens ROOT/<class>/**/*.jpg (or another image format), or ROOT/train/<class>/… and ROOT/test/<class>/….
 
-    Classes and files are sorted by name; hidden folders are passed over, links to folders are followed where no image
+    Classes and files are sorted by name; hidden folders are skipped, links to folders are followed where no image
     counts twice. Everything becomes 8-bit RGB. What can be told without decoding (folders,
     file headers, sizes, missing ends) is checked here; other damage shows when an image is decoded, at the latest by
     `images()`.
@@ -120,7 +120,7 @@ def open_folder(
         skip_unreadable: decode every file here, and leave out those that cannot be decoded (`left_out` names them).
 
     Raises:
-        UserError: a folder is missing, unreadable or empty, a file is no image, or sizes differ.
+        UserError: a folder is missing, unreadable or empty, a file is not an image, or sizes differ.
     """
     root = Path(location).expanduser()
     base = split_folder(root, split)
@@ -171,7 +171,7 @@ def _size_or_error(path: Path) -> tuple[int, int] | UserError:
 
 
 def _changed(path: Path) -> UserError:
-    """What to raise where a file is another one than when the source was opened."""
+    """What to raise if a file has changed since the source was opened."""
     return UserError(f"the image {path} has changed its size since the folder was opened; restore it and resume")
 
 

@@ -20,7 +20,7 @@ EXTENSIONS = frozenset(
     for extension, kind in Image.registered_extensions().items()
     if kind in Image.OPEN and kind not in NO_PICTURES
 )
-"""Of all files that Pillow reads as images."""
+"""The extensions of all files that Pillow reads as images."""
 
 # What brings an image upright, by EXIF orientation. ImageOps.exif_transpose stumbles over damaged EXIF blocks.
 TURNS = {
@@ -45,7 +45,7 @@ def size_of(path: Path) -> tuple[int, int]:
     A file that seems to be cut off, or whose format does not tell, is decoded to find out.
 
     Raises:
-        UserError: the file cannot be read, is no image or is truncated.
+        UserError: the file cannot be read, is not an image or is truncated.
     """
     try:
         with path.open("rb") as file, Image.open(file) as image:
@@ -84,7 +84,7 @@ def decode(path: Path, image_size: int | None = None, shorter_side: int | None =
         uint8 array [H, W, 3].
 
     Raises:
-        UserError: the file cannot be read, is no image, is truncated or has pixels that are no 8- or 16-bit colours.
+        UserError: the file cannot be read, is not an image, is truncated or has no 8- or 16-bit pixels.
     """
     try:
         return _decode(path, image_size, shorter_side)
@@ -105,7 +105,7 @@ def encoded(path: Path) -> np.ndarray:
     """An image file for decoders other than Pillow: uint8 [n].
 
     That is its content where all decoders read it alike: a complete JPEG or PNG, upright, opaque, 8-bit grey or RGB.
-    Anything else is decoded as `decode` does and written as PPM, which leaves no choice.
+    Anything else is decoded as `decode` does and written as PPM, which all decoders read alike.
 
     Raises:
         UserError: as `decode`.
@@ -124,7 +124,7 @@ def _is_plain_png(content: bytes) -> bool:
     grey_or_rgb = content[24:26] in (b"\x08\x00", b"\x08\x02")  # bits a channel, type of colours
     if content[:8] != b"\x89PNG\r\n\x1a\n" or not grey_or_rgb or b"IEND" not in content[-TAIL:]:
         return False
-    return b"tRNS" not in content and b"eXIf" not in content  # by chance in the pixels: only slower
+    return b"tRNS" not in content and b"eXIf" not in content  # a chance match in the pixels only costs time
 
 
 def _is_plain_jpeg(content: bytes) -> bool:

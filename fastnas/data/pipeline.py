@@ -1,4 +1,4 @@
-"""What every pipeline promises: batches that follow from (seed, epoch, step) alone."""
+"""The interface of pipelines: batches that depend on (seed, epoch, step) alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A source says what is learned from: labelled images, their classes, channels and size."""
+"""Sources: labelled images, with their classes, channels and size."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Source(ABC):
         image_size: height and width in pixels.
         augmentation: what suits these images while training.
         published: the customary mean and standard deviation of this data set; measured where None.
-        training: opens the whole training split, whose statistics normalise this source; None: this source is it.
+        training: opens the whole training split, whose statistics normalise this source; None if it is this source.
         evaluated_share: side of the centre crop that is evaluated, as share of the resized shorter side; None: images
             are not resized, or evaluated up to their borders.
         left_out: files that could not be read and were to be skipped, each with the reason.

@@ -1,4 +1,4 @@
-"""The `torchvision` pipeline: the usual DataLoader and transforms, image by image, for sets that exceed the memory."""
+"""The `torchvision` pipeline: the usual DataLoader and transforms, image by image, for sets too large for memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every evaluator promises: a code in; an accuracy to search by, and what it cost to know it, out."""
+"""The interface of evaluators: from a code to an accuracy to search by, and what it cost to measure it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from fastnas.spaces.encoding import Code, Encoding
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation of one architecture gave.
+    """The result of evaluating one architecture.
 
     Args:
         accuracy: on validation images, in 0..1.
-        seconds: duration, on the clock of the evaluator.
+        seconds: duration, on the evaluator's clock.
         costs: further objectives by name, the lower the better: "parameters", "macs", "latency".
     """
 
@@ -28,7 +28,7 @@ class Evaluator(ABC):
     """Says how good architectures are.
 
     Attributes:
-        encoding: of the codes that it takes.
+        encoding: the encoding of the codes that it takes.
         clock: "simulated" or "real": whose seconds an evaluation reports.
     """
 
@@ -40,6 +40,6 @@ class Evaluator(ABC):
         """Evaluates these architectures, one result for each."""
 
     def judge(self, code: Code) -> float | None:
-        """The number that is reported for the architecture a search ends with, in 0..1, which a search must not see: a
-        test accuracy. None where there is nothing better than the accuracy of `evaluate`."""
+        """The number to report for the final architecture of a search, in 0..1: a test accuracy, which the search must
+        not see. None if there is nothing better than the accuracy of `evaluate`."""
         return None

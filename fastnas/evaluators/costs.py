@@ -1,4 +1,4 @@
-"""Costs of architectures as networks of their own: parameters, operations, measured latency."""
+"""Costs of architectures as standalone networks: parameters, operations, measured latency."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WARM_UP_RUNS, TIMED_RUNS = 5, 20
 
 
 class Costs:
-    """Measures codes, each once.
+    """Measures the costs of codes, of each architecture once.
 
     Args:
         names: "parameters" and "macs" in millions, "latency" in milliseconds: the median of 20 forward passes of one
@@ -27,7 +27,7 @@ class Costs:
         encoding: of the codes.
         build: makes the network of a genotype.
         input_size: (channels, height, width) of an image.
-        device: of the latency.
+        device: on which latency is measured.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Costs:
         self._known: dict[Code, dict[str, float]] = {}
 
     def of(self, code: Code) -> dict[str, float]:
-        """The costs by name."""
+        """The costs of one code, by name."""
         key = self.encoding.canonical(code)
         if key not in self._known:
             with torch.random.fork_rng(devices=[]):  # initial weights must not move the search's generator

@@ -48,5 +48,5 @@ def load(name: str) -> Callable[[Any], float | Mapping[str, float]]:
     """The callable MODULE:NAME. UserError if there is none."""
     function = load_object(name, "evaluator")
     if not callable(function):
-        raise UserError(f"evaluator python:{name} is no callable: expected a function of a genotype.")
+        raise UserError(f"evaluator python:{name} is not callable: expected a function of a genotype.")
     return function

@@ -25,11 +25,11 @@ class SharedWeights(Evaluator):
 
     Args:
         network: the supernet; its weights and running statistics stay as they are.
-        batches: gives the validation batches of one call of `evaluate`.
+        batches: returns the validation batches for one call of `evaluate`.
         bn_mode: "batch" normalises by the validation batch, "running" by the statistics of training, "recalibrate" by
             statistics of each path alone, taken anew from `training_batches`.
-        training_batches: gives about 20 training batches; for "recalibrate" only.
-        costs: what else is measured of each architecture.
+        training_batches: returns about 20 training batches; for "recalibrate" only.
+        costs: what else is measured for each architecture.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class SharedWeights(Evaluator):
             self.network.train()
             for number, (images, _) in enumerate(self.training_batches()):
                 for layer in layers:
-                    layer.momentum = 1 / (number + 1)  # together the plain mean over the batches
+                    layer.momentum = 1 / (number + 1)  # makes running statistics the mean over the batches
                 self.network.path_logits(images, path)
             self.network.eval()
             hits = [(self.network.path_logits(images, path).argmax(-1) == labels).sum() for images, labels in batches]

@@ -31,7 +31,7 @@ class ShortTraining(Evaluator):
         validation: other images, as they are.
         epochs: passes over the training images.
         seed: of the initial weights.
-        costs: what else is measured of each architecture.
+        costs: what else is measured for each architecture.
     """
 
     def __init__(
