@@ -1,4 +1,4 @@
-"""The fused operators in other code: `accelerate` speeds up a network that is there, `patch` those to come."""
+"""The fused operators in other code: `accelerate` speeds up an existing network, `patch` those yet to be built."""
 
 import warnings
 from typing import Any

@@ -1,4 +1,4 @@
-"""`accelerate`: finds what is known in a foreign network, smallest things first, and gives it a fused forward."""
+"""`accelerate`: finds known modules in a foreign network, innermost first, and gives them a fused forward."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ Module = TypeVar("Module", bound=nn.Module)
 def accelerate(module: Module, *, strict: bool = False) -> Module:
     """Runs the mixed operations and cells of a foreign network on the fused operators, in place.
 
-    Recognised are, by structure, whole cells of the usual form, mixed operations, and lists of candidates; what is not
-    runs unchanged, and so does, call by call, whatever the operators cannot do (another dtype, a candidate with hooks,
-    BatchNorms in different modes). Before anything is replaced, its own forward and the fused one are compared on a
-    copy. Parameters, buffers, names, hooks and `state_dict` stay as they are: a module only gets a subclass of its own
-    class. Copies and pickles of it are accelerated, too. Outputs are channels-last. Gradients can be taken once; for
-    a second derivative `restore` the network.
+    Whole cells of the usual form, mixed operations, and lists of candidates are recognised by their structure.
+    Everything else runs unchanged, and so does any single call that the operators cannot compute (another dtype, a
+    candidate with hooks, BatchNorms in different modes). Before a module is replaced, its own forward and the fused one
+    are compared on a copy. Parameters, buffers, names, hooks and `state_dict` stay as they are: only the class of a
+    module changes, to a subclass of its own. Copies and pickles of it are accelerated, too. Outputs are channels-last.
+    The network can be differentiated once; for a second derivative `restore` it.
 
     Args:
         module: the network, or a part of it.
@@ -47,9 +47,9 @@ def accelerate(module: Module, *, strict: bool = False) -> Module:
         The module itself. What was fused and what was not, and why, is in `report(module)`.
 
     Raises:
-        UserError: see `strict`. Nothing is replaced then.
+        UserError: see `strict`; the module is left as it was.
     """
-    onednn.guard(module)  # what runs as it is gets channels-last states, too
+    onednn.guard(module)  # modules that run unchanged get channels-last states, too
     fresh = [each for each in module.modules() if not is_accelerated(each)]
     for each in reversed(fresh):  # what is inside comes first
         _accelerate_whole(each)
@@ -74,7 +74,7 @@ def restore(module: Module) -> Module:
 
 
 def report(module: nn.Module) -> Report:
-    """What is fused in a network as it is now, what runs as it is, and why."""
+    """What is fused in a network at present, what runs unchanged, and why."""
     return Report(tuple(_entries(module)))
 
 
@@ -95,7 +95,7 @@ def _specs(module: nn.Module) -> Iterator[PatchSpec]:
 
 
 def _loose_candidates(module: nn.Module) -> list[nn.Module]:
-    """Candidates with convolutions, side by side in a container, whose sum is of a form that nobody knows."""
+    """Candidates with convolutions, side by side in a container, whose sum has an unknown form."""
     plans = [holder_of(each).plan for each in module.modules() if is_accelerated(each)]
     covered = {candidate.module for plan in plans if plan is not None for candidate in plan.candidates}
     found = []

@@ -46,7 +46,7 @@ class Candidate:
         module: as the foreign code built it.
         pattern: what it computes; None where the operators do not know it.
         reason: why they do not.
-        dropouts: inside of it; while one drops, the candidate runs as it is.
+        dropouts: the dropout layers in it; while one drops, the candidate runs unchanged.
     """
 
     module: nn.Module
@@ -61,7 +61,7 @@ class Candidate:
 
     @property
     def hooked(self) -> bool:
-        """Whether other code has hooks in it."""
+        """Whether other code has registered hooks in it."""
         return any(self._hooks)
 
     @property
@@ -73,7 +73,7 @@ class Candidate:
 
     @property
     def channels(self) -> int | None:
-        """C of its input, where a layer tells."""
+        """C of its input, if a layer tells it."""
         if self.pattern is None:
             return None
         if self.pattern.convolutions:
@@ -99,7 +99,7 @@ _probes: dict[Hashable, IdentityPattern | ZeroPattern | None] = {}
 
 
 def _called(module: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The module as a function of x alone. Candidates of NASLib take the data of their edge, too, and ignore them."""
+    """The module as a function of x alone. NASLib's candidates also take the data of their edge, which they ignore."""
     missing = positional(original_class(module).forward, required=True)[2:]  # beside self and x
     return (lambda x: module(x, *(None for _ in missing))) if missing else module
 
@@ -135,9 +135,9 @@ def _layers(module: nn.Module) -> list[nn.Module]:
 
 
 def _match(module: nn.Module) -> Pattern | str:
-    """What the structure says, or why it says nothing."""
+    """The pattern that the structure suggests, or why there is none."""
     if any("forward" in vars(inner) for inner in module.modules()):
-        return "a forward of its own replaces that of its class"
+        return "its forward is overridden on the instance"
     if any(inner._parameters and not is_layer(inner) for inner in module.modules()):
         return "it has parameters of its own"
     layers = _layers(module)
@@ -158,7 +158,7 @@ def _name(module: nn.Module) -> str:
 
 
 def _letter(layer: nn.Module) -> str:
-    """A parametrised layer is one of a class that derives from it, with the same forward."""
+    """The letter of a layer, or of a parametrised one, whose class derives from the layer's and keeps its forward."""
     for kind, letter in _LETTERS.items():
         if isinstance(layer, kind):
             return letter if type(layer).forward is kind.forward else "?"
@@ -212,7 +212,7 @@ def _is_stage(stage: Stage) -> bool:
 
 
 def _probe(module: nn.Module) -> IdentityPattern | ZeroPattern | None:
-    """Whether a module without parameters passes its input on, or gives zeros."""
+    """Whether a module without parameters returns its input, or zeros."""
     if any(True for _ in module.parameters()) or any(True for _ in module.buffers()):
         return None
     key = signature(module)

@@ -1,4 +1,4 @@
-"""A cell of foreign code that has the usual form, as a whole on the fused operators of our own supernet."""
+"""A foreign cell of the usual form, computed as a whole like the cells of our own supernet."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def edges_of(module: nn.Module) -> list[nn.Module]:
 
 
 def specs(module: nn.Module) -> Iterator[PatchSpec]:
-    """How it might be accelerated; none where it does not look like a cell."""
+    """The ways in which it might be accelerated; none if it does not look like a cell."""
     if not any(map(_is_mixed, edges_of(module))):
         return
     for method in METHODS:
@@ -62,7 +62,7 @@ class Cell(ForwardPlan):
         inputs = [child for child in module.children() if not isinstance(child, nn.ModuleList | nn.ModuleDict)]
         preprocess = [recognise(child) for child in inputs]
         if len(inputs) != 2 or not all(isinstance(each.pattern, PointwisePattern) for each in preprocess):
-            raise Unsupported("it has not two inputs with a preprocessing each")
+            raise Unsupported("it does not have two inputs with a preprocessing each")
         nodes = nodes_of_dag(len(edges))
         if nodes is None:
             raise Unsupported(f"{len(edges)} edges are not those of nodes that read all earlier states")
@@ -70,7 +70,7 @@ class Cell(ForwardPlan):
         plans = [holder_of(edge).plan for edge in edges if is_accelerated(edge)]
         mixed = [plan for plan in plans if isinstance(plan, MixedOperation)]
         if len(mixed) < len(edges):
-            raise Unsupported("one of its edges is not a mixed operation that is known")
+            raise Unsupported("one of its edges is not a known mixed operation")
         self.candidates = [*preprocess, *(each for edge in mixed for each in edge.candidates)]
         for each in self.candidates:
             if each.pattern is None:
@@ -83,7 +83,7 @@ class Cell(ForwardPlan):
         from_inputs = {stride for stride, source in strides if source < 2}
         between = {stride for stride, source in strides if source >= 2}
         if len(from_inputs) > 1 or between - {1}:
-            raise Unsupported("its edges have strides of another kind than those of normal and reduction cells")
+            raise Unsupported("the strides of its edges are those of neither a normal nor a reduction cell")
         self.stride = from_inputs.pop()
         if any(layer.bias is not None for each in self.candidates for layer in _convolutions(each)):
             raise Unsupported("its convolutions have biases")
@@ -149,7 +149,7 @@ class Cell(ForwardPlan):
         sizes = []
         for state, pattern, channels in zip(states, self.pattern.preprocess, self.channels, strict=True):
             height, width = state.shape[2:]
-            # Where sizes are odd, modules without padding fail.
+            # At odd sizes modules without padding raise, which is left to them.
             if state.shape[1] != channels or height % pattern.stride or width % pattern.stride:
                 return False
             sizes.append((height // pattern.stride, width // pattern.stride))

@@ -1,4 +1,4 @@
-"""Confirms by numbers that a module computes what its structure suggests.
+"""Confirms numerically that a module computes what its structure suggests.
 
 Names and structure do not tell what a forward pass does with them: somebody may have added a residual, a scale or a
 softmax. So the module's own forward and the fused one run on copies of the module, on the same random numbers in
@@ -27,10 +27,10 @@ TOLERANCE = 1e-7  # of float64 sums in another order, with room for ill-conditio
 def mismatch(
     module: nn.Module, arguments: Callable[[], Sequence[Sequence[Any]]], theirs: Call, ours: Call
 ) -> str | None:
-    """Why the fused forward does not stand for the module's own; None where it does.
+    """Why the fused forward is not equivalent to the module's own; None if it is.
 
     Args:
-        arguments: draws those of every kind of call from torch's generator: float64 tensors, or lists of such.
+        arguments: draws the arguments of each kind of call from torch's generator: float64 tensors, or lists of these.
         theirs: the module's own forward.
         ours: the fused one; None where it does not apply.
     """
@@ -75,7 +75,7 @@ def _words(error: Exception) -> str:
 
 
 def _copy_of(module: nn.Module) -> nn.Module:
-    """A copy in float64, without hooks, in a state in which every number matters."""
+    """A copy in float64, without hooks, with random values so that every number matters."""
     twin = copy.deepcopy(module).double()
     for inner in twin.modules():
         if isinstance(inner, nn.Dropout):
@@ -128,7 +128,7 @@ def _outcome(network: nn.Module, call: Call, arguments: Sequence[Any]) -> list[T
 
 
 def _agree(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> bool:
-    # Differences are measured by the largest value of a tensor; one that is 0 but for rounding, by that of all.
+    # Differences are relative to the largest value of a tensor or, where that is 0 up to rounding, of all tensors.
     floor = 1e-3 * max(_largest(tensor) for tensor in expected)
     return all(
         a.shape == b.shape and _largest(a - b) <= TOLERANCE * max(_largest(a), floor)

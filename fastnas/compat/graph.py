@@ -39,7 +39,7 @@ def edges_of(module: nn.Module) -> list[list[nn.Module]]:
 
 
 def specs(module: nn.Module) -> Iterator[PatchSpec]:
-    """How it might be accelerated; none where it does not look like such a cell."""
+    """The ways in which it might be accelerated; none if it does not look like such a cell."""
     forward = original_class(module).forward
     if forward is nn.Module.forward or not edges_of(module):
         return
@@ -97,7 +97,7 @@ class Graph(ForwardPlan):
         return self.stride == 1 or not (x.shape[2] % 2 or x.shape[3] % 2)
 
     def _states(self, states: list[Tensor], rows: Sequence[Tensor], must: bool = False) -> list[Tensor] | None:
-        """With the nodes, from rows [O] of weights. None, unless it must be, where the first sum cannot be fused."""
+        """The states and the nodes, from rows [O] of weights. None if the first sum cannot be fused, unless `must`."""
         for index in range(self.nodes):
             incoming = incoming_edges(self.inputs + index, self.inputs)
             edges = slice(incoming.start, incoming.stop)
@@ -122,7 +122,7 @@ class Graph(ForwardPlan):
 
 
 class OwnWeightsGraph(Graph):
-    """NNI's: preprocessings, postprocessing, and α of every edge are the cell's own; one more α for adding nothing."""
+    """NNI's cells, which hold pre- and postprocessing and α of every edge, with one more α for adding nothing."""
 
     inputs = 2
 
@@ -135,7 +135,7 @@ class OwnWeightsGraph(Graph):
         preprocess = [recognise(each) for each in cast(nn.Module, module.preprocessor).children()]
         self.channels_in = [each.channels for each in preprocess if each.channels is not None]
         if len(self.channels_in) != self.inputs or len(cast(Any, module)._arch_alpha) != len(self.edges):
-            raise Unsupported("it has not two inputs with a preprocessing each, and α for each edge")
+            raise Unsupported("it does not have two inputs with a preprocessing each, and α for each edge")
 
     def run(self, module: nn.Module, *arguments: Any) -> Any:
         """The input states [B, C_i, H_i, W_i] → what the postprocessing makes of [B, nodes·C, H', W']."""
@@ -146,6 +146,6 @@ class OwnWeightsGraph(Graph):
         own = cast(Any, module)
         processed = own.preprocessor(arguments)
         rows = [own._softmax(alpha)[:-1] for alpha in own._arch_alpha.values()]
-        # From here on nothing is left to the module's own forward: running statistics have moved.
+        # From here on the module's own forward cannot take over: running statistics have been updated.
         states = cast(list[Tensor], self._states(list(processed), rows, must=True))
         return own.postprocessor(torch.cat(states[self.inputs :], 1), processed)

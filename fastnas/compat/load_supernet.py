@@ -1,8 +1,8 @@
 """Weights of the supernets of DARTS, PC-DARTS and EG-NAS, read into ours and written back under their names.
 
 All three name a weight by its place: `cells.{i}._ops.{edge}._ops.{candidate}.op.{layer}.weight`, and likewise
-`cells.{i}.preprocess0`, `stem`, `classifier`. DARTS and PC-DARTS hold α and β outside of the state dict, EG-NAS has α
-in it as `alphas_normal` and `alphas_reduce`; under these names they are read from any.
+`cells.{i}.preprocess0`, `stem`, `classifier`. DARTS and PC-DARTS keep α and β outside of the state dict, EG-NAS has α
+in it as `alphas_normal` and `alphas_reduce`; entries of these names are read from any state dict.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def load_supernet(state_dict: Mapping[str, Tensor], space: str | CellSpace, *, b
         A `Supernet` on the CPU, in training mode, of the dtype of the foreign classifier.
 
     Raises:
-        UserError: this is no state dict, a key is missing or unknown, a shape does not fit, or the keys are those of
+        UserError: this is not a state dict, a key is missing or unknown, a shape does not fit, or the keys are those of
             another space.
     """
     cells = _cell_space(space)
@@ -92,7 +92,7 @@ def foreign_state_dict(network: Supernet, naming: str) -> dict[str, Tensor]:
     """The weights of a supernet of ours under the names of another code base; the inverse of `load_supernet`.
 
     Args:
-        network: in the space of that code base, or in any of its own.
+        network: in the space of that code base, or in a `CellSpace` of your own.
         naming: "darts", "pc-darts" or "egnas". The last has α in its state dict; for the others copy it by hand:
             ``model.alphas_normal.data.copy_(network.alphas["normal"])``.
 
@@ -121,7 +121,7 @@ _STAGE = ("depthwise", "pointwise", "norm")
 
 
 def _layers(module: nn.Module) -> dict[str, str]:
-    """Our name of each layer with tensors in a candidate or a preprocessing → theirs."""
+    """Our name → theirs, of each layer with tensors in a candidate or a preprocessing."""
     match module:
         case FactorizedReduce():
             return {"conv_even": "conv_1", "conv_odd": "conv_2", "norm": "bn"}
@@ -155,7 +155,7 @@ def _foreign_layers(network: Supernet) -> dict[str, str]:
 
 
 def _foreign_names(network: Supernet) -> dict[str, str]:
-    """Of every weight and buffer, but not of α: our name → theirs."""
+    """Our name → theirs, of every weight and buffer except α."""
     layers = _foreign_layers(network)
     names = {}
     for name in network.state_dict():
@@ -222,8 +222,8 @@ def _options(found: Mapping[str, Tensor]) -> dict[str, Any]:
     edge = [t.shape[0] for name, t in found.items() if name.startswith("cells.0._ops.0._ops.") and t.dim()]
     if not edge or width % max(edge):
         raise UserError(
-            f"the first edge has weights for {max(edge, default=0)} of {width} channels, expected one part of equally "
-            "many: the share of partial channels does not show."
+            f"the first edge has weights for {max(edge, default=0)} of {width} channels, expected one share of them "
+            "for all candidates: the number of partial channels cannot be told."
         )
     return {
         "channels": channels,
@@ -239,11 +239,11 @@ def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], space: C
     missing, unknown = _difference(found, expected)
     if missing or unknown:
         parts = [f"lacks {_some(missing)}"] if missing else []
-        parts += [f"has {_some(unknown)}, which such a network has not"] if unknown else []
+        parts += [f"has {_some(unknown)}, which such a network does not have"] if unknown else []
         other = _resembling(found)
         advice = f"its keys are those of the space {other!r}." if other else "give the state dict of the whole network."
         raise UserError(
-            f"this is no state dict of a supernet of the space {space.name!r}: it {' and '.join(parts)}; {advice}"
+            f"this is not the state dict of a supernet of the space {space.name!r}: it {' and '.join(parts)}; {advice}"
         )
     for name, tensor in expected.items():
         if name in found and found[name].shape != tensor.shape:
@@ -254,9 +254,9 @@ def _check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], space: C
 
 
 def _difference(found: Iterable[str], expected: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The weights that are missing, and the names that are none."""
+    """The weights that are missing, and the names that are not expected."""
     found, expected = dict.fromkeys(found), dict.fromkeys(expected)
-    # PyTorch before 0.4.1 counted no batches.
+    # PyTorch before 0.4.1 did not count batches.
     missing = [name for name in expected if name not in found and not name.endswith("num_batches_tracked")]
     return missing, [name for name in found if name not in expected and name not in APART]
 

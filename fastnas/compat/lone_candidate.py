@@ -1,4 +1,4 @@
-"""A candidate by itself, for code whose sum of candidates is of a pattern that nobody knows."""
+"""A single candidate, for code whose sum of candidates has an unknown form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastnas.nn.fused.node import can_fuse, fused_sum
 
 
 class LoneCandidate(ForwardPlan):
-    """See the module."""
+    """x [B, C, H, W] → what the candidate computes [B, C', H', W']."""
 
     level = "candidate"
 

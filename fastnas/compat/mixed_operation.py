@@ -17,7 +17,7 @@ from fastnas.compat.signature import original_class, own_hooks
 from fastnas.nn.fused.node import can_fuse, fused_sum
 from fastnas.nn.fused.patterns import IdentityPattern, ZeroPattern
 
-METHODS = ("apply_weights", "forward_darts", "forward")  # (x, weights); NASLib's, AutoDL's, that of all others
+METHODS = ("apply_weights", "forward_darts", "forward")  # (x, weights): in NASLib, in AutoDL-Projects, elsewhere
 _PARTS = (1, 4, 2, 8)
 
 
@@ -31,7 +31,7 @@ def candidates_of(module: nn.Module) -> list[nn.Module]:
 
 
 def specs(module: nn.Module) -> Iterator[PatchSpec]:
-    """How it might be accelerated; none where it does not look like a mixed operation."""
+    """The ways in which it might be accelerated; none if it does not look like a mixed operation."""
     methods = _methods(cast(Any, original_class(module)))
     if not methods:
         return
@@ -49,7 +49,7 @@ def specs(module: nn.Module) -> Iterator[PatchSpec]:
 
 @functools.cache
 def _methods(cls: Any) -> list[tuple[str, bool]]:
-    """Those of a class that may be the sum, and whether they take weights beside x."""
+    """The methods of a class that may compute the sum, and whether they take weights besides x."""
     found = []
     for name in METHODS:
         function = getattr(cls, name, None)
@@ -64,7 +64,7 @@ def _methods(cls: Any) -> list[tuple[str, bool]]:
 
 
 def is_operation(candidate: Candidate) -> bool:
-    """Whether the candidate is worth to be fused."""
+    """Whether the candidate is worth fusing."""
     return candidate.pattern is not None and not isinstance(candidate.pattern, IdentityPattern | ZeroPattern)
 
 
@@ -101,7 +101,7 @@ class MixedOperation(ForwardPlan):
         if x.shape[1] % self.parts or (self.channels is not None and x.shape[1] != self.channels * self.parts):
             return None
         if self.stride == 2 and (x.shape[2] % 2 or x.shape[3] % 2):
-            return None  # where candidates may differ in size
+            return None  # the outputs of candidates may differ in size
         row = self._row(weights, x)
         return None if row is None else self._sum(x, row)
 
@@ -141,11 +141,11 @@ class MixedOperation(ForwardPlan):
 
 
 def sum_of(candidates: Sequence[Candidate], inputs: Sequence[Tensor], weights: Tensor) -> Tensor | None:
-    """Σ_k weights_k · candidates_k(inputs_k), fused as far as possible; None where that cannot be.
+    """Σ_k weights_k · candidates_k(inputs_k), fused as far as possible; None if nothing can be fused.
 
     inputs [B, C, H, W] each, weights [K] → [B, C', H', W'].
     """
-    # A dropout draws in the order in which the pixels lie in memory.
+    # A dropout draws in memory order: contiguous tensors keep its random numbers the same.
     calls = [each.on_rows if each.dropping else each.call for each in candidates]
     branches = [None if each.hooked or each.dropping else each.branch for each in candidates]
     return fused_sum(calls, inputs, weights=weights, branches=branches)

@@ -1,4 +1,4 @@
-"""`patch`: code bases that construct their network again and again get accelerated instances each time."""
+"""`patch`: accelerates every network that a code base constructs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from fastnas.errors import UserError
 
 @dataclass(frozen=True)
 class Baseline:
-    """Where a code base defines what `accelerate` knows.
+    """Where a code base defines the modules that `accelerate` knows.
 
     Attributes:
-        modules: as its own code imports them.
-        classes: those whose instances are accelerated once they are constructed.
+        modules: their names, as its own code imports them.
+        classes: the classes whose instances are accelerated once they are constructed.
     """
 
     modules: tuple[str, ...]
@@ -69,7 +69,7 @@ def patch(name: str, module: ModuleType | Sequence[ModuleType] | str | None = No
         module: where its classes are, if not where the original has them: a module, several, or the name of one.
 
     Returns:
-        What undoes it as a context manager: ``with patch("darts", model_search): …``.
+        The patch; as a context manager it undoes itself: ``with patch("darts", model_search): …``.
 
     Raises:
         UserError: an unknown name, a module that cannot be found, or one without the classes.
@@ -98,7 +98,7 @@ def patch(name: str, module: ModuleType | Sequence[ModuleType] | str | None = No
 
 
 def unpatch(name: str) -> None:
-    """Undoes `patch`. Instances that were made meanwhile stay accelerated; nothing happens where there was no patch.
+    """Undoes `patch`, if there was one. Instances that were made in the meantime stay accelerated.
 
     Raises:
         UserError: an unknown name.
@@ -112,9 +112,9 @@ def unpatch(name: str) -> None:
 def _findable(name: str, baseline: Baseline) -> list[str]:
     found = [each for each in baseline.modules if each in sys.modules or _is_there(each)]
     if not found:
-        names = " nor ".join(map(repr, baseline.modules))
+        names = " or ".join(map(repr, baseline.modules))
         raise UserError(
-            f"patch({name!r}): neither {names} can be imported. Give the module that holds the classes "
+            f"patch({name!r}): cannot import {names}. Give the module that holds the classes "
             f"{' and '.join(baseline.classes)}: patch({name!r}, module)."
         )
     return found
@@ -166,7 +166,7 @@ class Patch(AbstractContextManager["Patch"]):
         @functools.wraps(inherited)
         def construct(self: nn.Module, *arguments: Any, **keywords: Any) -> None:
             inherited(self, *arguments, **keywords)
-            if type(self) is cls:  # a subclass is complete only when its own constructor is
+            if type(self) is cls:  # a subclass is complete only after its own constructor
                 accelerate(self)
 
         construct._fastnas_patch = self.name  # type: ignore[attr-defined]
@@ -186,7 +186,7 @@ class Patch(AbstractContextManager["Patch"]):
 
 
 class _Finder(MetaPathFinder):
-    """Lets the other finders find a module, and has something done once it is executed."""
+    """Lets the other finders find a module, and calls `then` once it has been executed."""
 
     def __init__(self, names: Sequence[str], then: Callable[[ModuleType], None]) -> None:
         self.names, self.then = list(names), then
@@ -194,7 +194,7 @@ class _Finder(MetaPathFinder):
     def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
         if name not in self.names:
             return None
-        self.names.remove(name)  # once, and so that the search below does not end here
+        self.names.remove(name)  # only once, so that the search below does not come back here
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader, self.then)

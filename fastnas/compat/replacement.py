@@ -1,7 +1,7 @@
 """Gives a module a fused forward in place: its class becomes a subclass of its own class.
 
-So `isinstance`, names, parameters, buffers, hooks and optimizers stay what they were. What a fused forward knows of its
-module is a `ForwardPlan`, which is made anew wherever it is not that of the module: in copies, in replicas of
+So `isinstance`, names, parameters, buffers, hooks and optimizers keep working. What a fused forward knows about its
+module is a `ForwardPlan`, which is made anew where it no longer fits the module: in copies, in replicas of
 `DataParallel`, after other code has changed the module.
 """
 
@@ -24,14 +24,14 @@ from fastnas.compat.signature import HOLDER, Watch, original_class, signature
 
 
 class Unsupported(Exception):  # noqa: N818 (not an error of the user)
-    """A module is not of the form that a plan is for; the message says why."""
+    """A module does not have the form that a plan needs; the message says why."""
 
 
 class ForwardPlan(ABC):
     """How one module is computed.
 
     Raises:
-        Unsupported: when it is made of a module of another form.
+        Unsupported: by the constructor, for a module of another form.
     """
 
     level: ClassVar[str]
@@ -46,7 +46,7 @@ class ForwardPlan(ABC):
 
     @abstractmethod
     def arguments(self) -> list[list[Any]]:
-        """Random ones for the equivalence check, float64, of every kind of call."""
+        """Random float64 arguments for the equivalence check, one list for each kind of call."""
 
     @abstractmethod
     def summary(self) -> str:
@@ -54,7 +54,7 @@ class ForwardPlan(ABC):
 
     @abstractmethod
     def skipped(self) -> list[str]:
-        """What runs as it is, at present, and why."""
+        """What runs unchanged at present, and why."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ _verdicts: dict[Hashable, str | None] = {}
 
 
 def plan_of(module: nn.Module, spec: PatchSpec) -> ForwardPlan:
-    """A plan that the equivalence check has confirmed, for modules of this signature once.
+    """A plan that the equivalence check has confirmed; it runs once for each signature.
 
     Raises:
-        Unsupported: the structure does not fit, or the equivalence check shows something else.
+        Unsupported: the structure does not fit, or the equivalence check fails.
     """
     if any("forward" in vars(inner) for inner in module.modules()):
-        # Most often it refers to the module itself, so that a copy would still run the original.
-        raise Unsupported("a forward of its own replaces that of its class")
+        # It usually refers to the module itself, so a copy would still run the original.
+        raise Unsupported("its forward is overridden on the instance")
     key = spec, signature(module)
     if (known := _verdicts.get(key)) is not None:
         raise Unsupported(known)
@@ -103,7 +103,7 @@ def plan_of(module: nn.Module, spec: PatchSpec) -> ForwardPlan:
 
 
 class Holder:
-    """The plan of a module, in its dictionary. Neither copied nor pickled with it."""
+    """Holds the plan of a module, in the `__dict__` of the module; neither copied nor pickled with it."""
 
     def __init__(self) -> None:
         self.watch: Watch | None = None
@@ -139,7 +139,7 @@ def is_accelerated(module: nn.Module) -> bool:
 
 
 def accelerate_in_place(module: nn.Module, spec: PatchSpec, plan: ForwardPlan | None = None) -> None:
-    """plan: one of the module that the equivalence check has confirmed, if there is one already."""
+    """plan: a confirmed plan of the module, if there is one already."""
     module.__class__ = _accelerated(original_class(module), spec)
     if plan is not None:
         holder = vars(module)[HOLDER] = Holder()
@@ -153,7 +153,7 @@ def restore_in_place(module: nn.Module) -> None:
 
 
 def runs_as_it_is() -> bool:
-    """Whether someone looks at the computation who cannot look into the operators: a tracer, torch.compile (which
+    """Whether something follows the computation that cannot look into the operators: a tracer, torch.compile (which
     fuses by itself), functorch, forward-mode differentiation, hooks on all modules."""
     return (
         torch.compiler.is_compiling()
@@ -168,7 +168,7 @@ _classes: dict[tuple[Any, PatchSpec], type[nn.Module]] = {}
 
 
 def _accelerated(cls: type[nn.Module], spec: PatchSpec) -> type[nn.Module]:
-    """The subclass, the same each time."""
+    """The accelerated subclass of a class, cached."""
     if (cls, spec) not in _classes:
         _classes[cls, spec] = _subclass(cls, spec)
     return _classes[cls, spec]
@@ -215,7 +215,7 @@ def _rebuilt(spec: PatchSpec, function: Callable[..., nn.Module], arguments: tup
 def _positional(
     own: Callable[..., Any], module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]
 ) -> tuple[Any, ...] | None:
-    """All arguments in the order of the signature; None where some cannot be."""
+    """All arguments as positional ones; None if some are keyword-only."""
     try:
         bound = inspect.signature(own).bind(module, *arguments, **keywords)
     except TypeError:  # which the own forward raises, too

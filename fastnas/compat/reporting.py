@@ -16,7 +16,7 @@ class Entry:
         kind: the name of its class.
         level: "cell", "mixed operation", "candidate"; "" where nothing is fused.
         fused: what is fused.
-        skipped: what runs as it is, and why.
+        skipped: what runs unchanged, and why.
     """
 
     path: str
@@ -34,7 +34,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Report:
-    """What is fused in a network. Printed, modules that differ only in the numbers of their path share a line."""
+    """What is fused in a network. When printed, modules whose paths differ only in numbers share a line."""
 
     entries: tuple[Entry, ...]
 
@@ -44,7 +44,7 @@ class Report:
 
     @property
     def skipped(self) -> tuple[Entry, ...]:
-        """Those of which something runs as it is."""
+        """Entries of modules in which something runs unchanged."""
         return tuple(entry for entry in self.entries if entry.skipped)
 
     @property

@@ -1,4 +1,4 @@
-"""What the computation of a module may depend on beside its parameters, and whether that has changed."""
+"""What the computation of a module may depend on besides its parameters, and whether that has changed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# Not among them: the mode, as the equivalence check runs in both; what DataParallel marks its replicas with; the
-# probability of a dropout, which is looked at when it matters.
+# Left out: the mode, since the equivalence check runs in both, and the mark of DataParallel's replicas.
 _IGNORED = {"training", "_is_replica"}
 HOLDER = "_fastnas_plan"  # the attribute that `accelerate` adds
 _PLAIN = {bool, int, float, str, type(None)}
@@ -24,11 +23,11 @@ def original_class(module: nn.Module) -> type[nn.Module]:
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether torch itself brings the module's class."""
+    """Whether the module's class is one of torch's."""
     return original_class(module).__module__.startswith("torch.nn.modules.")
 
 
-# Of layers of torch neither: the pattern of a module says how many channels it needs.
+# Left out for layers of torch: sizes, which the pattern tells, and p of a dropout, which is checked in each call.
 _CHANNELS = {"in_channels", "out_channels", "groups", "num_features", "p"}
 
 
@@ -45,7 +44,7 @@ def signature(module: nn.Module) -> Hashable:
 
 
 def _frozen(value: Any) -> Hashable:
-    """None where a value says nothing: a tensor, a module, the dictionaries of nn.Module."""
+    """The value, hashable; None where it says nothing: a tensor, a module, the dictionaries of nn.Module."""
     kind = type(value)
     if kind in _PLAIN:
         return kind, value
@@ -65,7 +64,7 @@ def own_hooks(module: nn.Module) -> list[dict[int, Any]]:
 
 
 def hooks_of(module: nn.Module) -> Iterator[dict[int, Any]]:
-    """Those of a module and all that is inside."""
+    """The dictionaries of hooks of a module and of all modules in it."""
     for inner in module.modules():
         yield from own_hooks(inner)
 
@@ -75,7 +74,7 @@ def _size(attributes: dict[str, Any]) -> int:
 
 
 class Watch:
-    """Notices, cheaply, that a module is no longer made of what it was made of."""
+    """Notices, cheaply, that a module has changed."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = weakref.ref(module)
@@ -91,7 +90,7 @@ class Watch:
         self._sizes = [(vars(inner), _size(vars(inner))) for inner in module.modules() if not is_layer(inner)]
 
     def is_of(self, module: nn.Module) -> bool:
-        """Whether this is the module, and unchanged. A shallow copy takes along what watches its original."""
+        """Whether this is the watched module, unchanged. (A shallow copy still has the watch of its original.)"""
         return (
             self._module() is module
             and all(children == known for children, known in self._children)

@@ -1,8 +1,9 @@
 """augment_batch: a batch of augmented, normalised images from a uint8 set, in one pass.
 
-Plain torch gathers, crops, flips, converts, normalises and cuts in a pass over the batch each; the usual DataLoader
-does so image by image in Python. The operator reads each pixel that stays visible once, as a byte, and writes each
-value once. Values come from a table of 256 entries a channel, so its results are those of plain torch to the bit.
+Plain torch makes a pass over the batch for each of gather, crop, flip, conversion, normalisation and cutout; the usual
+DataLoader does so image by image in Python. The operator reads each pixel that stays visible once, as a byte, and
+writes each value once. Values come from a table of 256 entries a channel, so its results are those of plain torch to
+the bit.
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ def augment_batch(
         [B, C, H, W] in the dtype of `table`, channels-last. Carries no gradient.
 
     Raises:
-        RuntimeError: a shape, dtype, device or, on a CPU, an index does not fit; the message names it. On a GPU the
-            image of an index that does not exist is NaN, since to look would wait for the device.
+        RuntimeError: a shape, dtype, device or, on a CPU, an index does not fit; the message names it. On a GPU an
+            index out of range gives an image of NaN, since checking would wait for the device.
 
     >>> import torch
     >>> from fastnas import ops

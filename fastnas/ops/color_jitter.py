@@ -1,4 +1,4 @@
-"""color_jitter: brightness, contrast, saturation and hue of a batch of uint8 images, in two readings.
+"""color_jitter: brightness, contrast, saturation and hue of a batch of uint8 images, each read twice.
 
 Plain torch needs a pass over a float copy of the images for each of the steps, some twenty for the hue alone, image by
 image since each has factors of its own.
@@ -28,7 +28,7 @@ def color_jitter_reference(images: Tensor, factors: Tensor) -> Tensor:
 
 def color_jitter(images: Tensor, factors: Tensor) -> Tensor:
     """Changes the colours of each image, as torchvision's ``adjust_brightness``, ``_contrast``, ``_saturation`` and
-    ``_hue`` do one after the other, up to one level for each step that rounds.
+    ``_hue`` do one after the other; results may differ by one level for each step that rounds.
 
     Args:
         images: uint8 [B, H, W, 3], red, green, blue.

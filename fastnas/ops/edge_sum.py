@@ -1,7 +1,7 @@
-"""edge_sum: all candidates of all edges that leave a state, summed on the way, where statistics are constants.
+"""edge_sum: all candidates of all edges that leave a state, summed as they are computed, in evaluation mode.
 
 In training a candidate is normalised by statistics of its own output, so the output has to be there before it can be
-summed. In evaluation mode normalisation is a scale and an offset, known before: an edge is Σ_m scale_m ⊙ term_m +
+summed. In evaluation mode normalisation is a scale and an offset, known in advance: an edge is Σ_m scale_m ⊙ term_m +
 offset, and only that is written, one tensor for each edge instead of one for each candidate and stage. Populations are
 scored this way.
 """
@@ -96,7 +96,7 @@ def edge_sum(
         scales: [P, E, M, C], M = J + 3, or J + 2 at stride 2.
         offsets: [P, E, C].
         stride: 1 or 2, of first stages and pools.
-        shared: whether the images of x serve all individuals.
+        shared: whether all individuals share the images of x.
 
     Returns:
         E sums [P·B, C, ceil(H/stride), ceil(W/stride)] in the dtype of x, channels-last. They carry no gradient.

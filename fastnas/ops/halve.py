@@ -1,9 +1,9 @@
-"""halve: what bypasses the candidates of an edge of stride 2, the largest of every 2×2 pixels of some channels.
+"""halve: 2×2 max pooling of the channels that bypass the candidates of an edge of stride 2.
 
 In a reduction cell of partial channels (PC-DARTS, Xu et al. 2020; EG-NAS, Cai et al. 2024) candidates see the first
-C/k channels of a state, and a 2×2 maximum takes the others past them. Plain torch copies those channels first, then
+C/k channels of a state, and the others bypass them through a 2×2 maximum. Plain torch copies those channels first, then
 keeps where each maximum was, and puts the gradients of both parts side by side afterwards; here the channels are read
-where they are, the maximum is looked for again in the backward pass, and both parts are written in one.
+where they are, the maximum is found again in the backward pass, and both parts are written in one.
 """
 
 from __future__ import annotations

@@ -10,11 +10,11 @@ from torch import Tensor
 from fastnas._library import _C
 
 DEVICE_TYPES = {"cpu", "cuda"} if _C.build_info()["cuda"] else {"cpu"}
-"""The kinds of devices that the extension was built for."""
+"""The device types that the extension was built for."""
 
 
 def computation_dtype(images: Tensor) -> torch.dtype:
-    """The dtype in which networks give these images to the operators: autocast's, where it is on for their device."""
+    """The dtype to which networks convert images for the operators: autocast's where it is enabled for their device."""
     kind = images.device.type
     lowered = torch.is_autocast_enabled(kind) and images.dtype != torch.float64  # which autocast leaves alone
     return torch.get_autocast_dtype(kind) if lowered else images.dtype
@@ -28,14 +28,14 @@ def acc_dtype(images: torch.dtype) -> torch.dtype:
 def empty_channels_last(like: Tensor, sizes: Sequence[int]) -> Tensor:
     """[N, C, H, W] as the operators allocate it, for their fake kernels."""
     _, channels, height, width = sizes
-    # They count an empty dimension as one element.
+    # In strides the operators count an empty dimension as one element.
     c, h, w = max(channels, 1), max(height, 1), max(width, 1)
     return like.new_empty_strided(tuple(sizes), (h * w * c, 1, w * c, c))
 
 
 def empty_images(like: Tensor, sizes: Sequence[int]) -> Tensor:
     """Uninitialised [N, C, H, W], channels-last, of the dtype and device of `like`. On a CPU it comes from
-    the caching allocator that all operators use: the system would zero the pages of large tensors each time."""
+    the caching allocator that all operators use; torch's own would get new pages, zeroed by the system, each time."""
     return torch.ops.fastnas.empty_images.default(like, list(sizes))
 
 

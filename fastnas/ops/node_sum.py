@@ -41,7 +41,7 @@ def node_sum_reference(
 ) -> Tensor:
     """The same in plain torch: the oracle of the tests and the baseline of the benchmarks.
 
-    Of normalised candidates it takes the given statistics' values, with the derivatives of the batch's statistics.
+    For normalised candidates it takes the values of the given statistics, and the derivatives of the batch's.
     """
     channels = candidates[0].shape[1]
     bypass = list(bypass)
@@ -115,15 +115,15 @@ def node_sum(
             sum is joined to that of the candidates and the channels are shuffled in g groups: channel i of group q,
             where group 0 is the sum of the candidates, becomes channel i·g + q.
         bypass_weights: [P, E], or [E] for one individual (the edge weights of PC-DARTS); ones by default.
-        prev_node: [N or B, C + R, H, W], the node before this one in its cell. What bypassed that node, the sum of
-            which its groups 1 to g - 1 hold, bypasses this one too, and so do its own channels from C on: one tensor
-            instead of a bypass of every earlier state.
+        prev_node: [N or B, C + R, H, W], the node before this one in its cell. Its groups 1 to g - 1 hold the sum of
+            what bypassed it, which bypasses this node too, and so do its own channels from C on: one tensor instead of
+            a bypass of every earlier state.
         individuals: P.
-        normalized: for each candidate whether mean and rstd are those of this batch, so that its gradient contains
-            their share (as BatchNorm's does in training); they are constants where not. All are by default. mean and
+        normalized: for each candidate, whether mean and rstd are those of this batch, so that its gradient contains
+            their share (as BatchNorm's does in training); otherwise they are constants. By default all are. mean and
             rstd themselves get no gradient.
-        images: B; needed only where all individuals share all candidates and bypasses: tensors that have one size are
-            otherwise taken to hold every individual's own images.
+        images: B; needed only where all individuals share all candidates and bypasses: otherwise tensors of equal
+            size are assumed to hold each individual's own images.
         previous: the former name of prev_node, deprecated.
 
     Returns:
@@ -184,7 +184,7 @@ def _common_dtype(tensors: Sequence[Tensor]) -> torch.dtype:
 
 
 def _images(tensors: Sequence[Tensor], individuals: int) -> int:
-    """B, where nobody says: the least number of images, unless all have the same number, that is N."""
+    """B where it is not given: the least number of images or, if all tensors have the same, N / P."""
     sizes = [tensor.shape[0] for tensor in tensors]
     return min(sizes) if min(sizes) < max(sizes) else sizes[0] // individuals
 

@@ -1,7 +1,7 @@
-"""philox: random numbers that follow from their place alone (Philox4x32-10; Salmon et al., SC 2011).
+"""philox: random numbers that depend on their position alone (Philox4x32-10; Salmon et al., SC 2011).
 
-A generator with a state gives what it gives because of all draws before. Here a number depends on a key, a stream and
-a position: any batch of any epoch can be drawn at any time, by any number of threads or processes, on either device.
+The numbers of a generator with a state depend on all draws before. Here a number depends on a key, a stream and a
+position: any batch of any epoch can be drawn at any time, by any number of threads or processes, on a CPU or a GPU.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ def philox(positions: Tensor, key: int, stream: int) -> Tensor:
 
     Args:
         positions: int64 [n], any values.
-        key: -2⁶³..2⁶³-1; keys give unrelated numbers.
-        stream: -2⁶³..2⁶³-1; the streams of a key give unrelated numbers.
+        key: -2⁶³..2⁶³-1; different keys give unrelated numbers.
+        stream: -2⁶³..2⁶³-1; different streams of a key give unrelated numbers.
 
     Returns:
-        int64 [n, 4], uniform in 0..2³²-1, on the device of `positions`. To an integer below m: ``words * m >> 32``
+        int64 [n, 4], uniform in 0..2³²-1, on the device of `positions`. For an integer below m: ``words * m >> 32``
         (m at most 2³¹; its probabilities are off by less than m/2³²).
 
     Raises:

@@ -1,7 +1,7 @@
 """pool: average and maximum of the 3×3 windows of a state, both candidates of an edge without parameters.
 
 They are the same on every edge that leaves a state, so a cell computes them once for each (state, stride), from one
-reading, and takes the statistics of both for the BatchNorm behind them on the way. `pool_grad` collects everything that
+reading, and takes the statistics for the BatchNorms after them in the same pass. `pool_grad` collects everything that
 reaches a state without passing a convolution: through both pools, through their normalisation and through identities.
 """
 
@@ -53,7 +53,7 @@ def pool(x: Tensor, stride: int = 1, *, individuals: int = 1, statistics: bool =
             (``count_include_pad=False``).
         maximum: the same shape. A NaN wins; of equal values the first of a window gets the gradient, as in torch.
         mean, variance: [2, P, C], of average and maximum over the images and pixels of an individual; the biased
-            variance. float32 (float64 for float64); [0] without ``statistics``. They carry no gradient: what
+            variance. float32 (float64 for float64); [0] without ``statistics``. They carry no gradient: code that
             normalises with them must fold their dependence on the outputs into the gradient of the outputs, as
             `BatchNorm` does.
 

@@ -1,8 +1,8 @@
-"""preprocess: 1×1 convolutions of relu(x), where x is the concatenation of states that is never built.
+"""preprocess: 1×1 convolutions of relu(x), where x is a concatenation of states that is never built.
 
 It covers the ReLU and the convolution of both preprocessings of a cell (DARTS, Liu et al. 2019): ReLU-Conv-BN, and
 factorized reduction, whose two convolutions of stride 2 read the pixels at even and at odd rows and columns. Plain
-torch writes the concatenation, its rectification and the crop of the odd pixels to memory and reads each again; the
+torch writes the concatenation, its ReLU and the crop of the odd pixels to memory and reads each again; the
 fused operator reads the states once and gives the mean and variance that the normalisation needs on the way.
 """
 
@@ -79,9 +79,9 @@ def preprocess(
         in the dtype of the weights, or two empty tensors [0]. Those of no pixels are 0. They are taken before the
         output is rounded to its dtype.
 
-        The output is differentiable once in inputs and weights. Mean and variance are not differentiable: whoever
-        normalises with them adds their share to the gradient of the output (bn_coeffs of the operator
-        ``fastnas::preprocess_grad`` do; csrc/ops/bn_backward.h says how).
+        The output is differentiable once in inputs and weights. Mean and variance are not differentiable: code that
+        normalises with them must add their share to the gradient of the output (``bn_coeffs`` of the operator
+        ``fastnas::preprocess_grad`` do so, see csrc/ops/bn_backward.h).
 
     Raises:
         RuntimeError: the shapes, dtypes, devices or options do not fit; the message names the argument.

@@ -1,7 +1,7 @@
-"""running_statistics: the running statistics of many normalisations follow those of a batch, in one call.
+"""running_statistics: updates the running statistics of many normalisations in one call.
 
-A cell has some ninety normalisations with three buffers each, of a few values. Plain torch spends longer on calling
-itself for each of them than a candidate takes to compute.
+A cell has some ninety normalisations with three buffers each, of a few values. Calling plain torch for each of them
+takes longer than computing a candidate.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
 
 DEVICES = frozenset({"cpu"})
-"""Where the operator is used; on a GPU torch's own updates of many tensors at a time are a few launches."""
+"""Device types on which the operator is used; on a GPU torch's `_foreach` functions take a few launches."""
 
 _update = torch.ops.fastnas.running_statistics.default
 
@@ -28,8 +28,7 @@ def running_statistics_reference(
     counts: Sequence[int],
     momentum: float,
 ) -> None:
-    """The same in plain torch: the oracle of the tests, and what runs on GPUs, where it is two launches, and within
-    `torch.compile`."""
+    """The same in plain torch: the oracle of the tests, and what runs on GPUs and within `torch.compile`."""
     means = [row for batch in batch_mean for row in batch.unbind(0)]
     unbiased = [v * (count / max(1, count - 1)) for v, count in zip(batch_variance, counts, strict=True)]
     variances = [row for batch in unbiased for row in batch.unbind(0)]
@@ -52,10 +51,10 @@ def running_statistics(
 
     Args:
         mean, variance: running statistics of each normalisation, [C] of its own C.
-        tracked: int64 [] of each, the batches that it has seen; one more afterwards.
+        tracked: int64 [] of each, the number of batches that it has seen, which grows by one.
         batch_mean, batch_variance: of each batch [norms, C]; the normalisations in their order, batch after batch. The
             variance is biased, Σ(y - mean)² / count.
-        counts: values of a channel in each batch; running variances follow the unbiased one.
+        counts: number of values of a channel in each batch; running variances follow the unbiased one.
         momentum: how far they move, 0..1.
 
     Raises:
@@ -77,5 +76,5 @@ def running_statistics(
 
 
 def _takes(buffer: Tensor, batch: Tensor) -> bool:
-    """Whether the operator knows what is to be moved; networks in half precision keep statistics in theirs."""
+    """Whether the operator supports these buffers; networks in half precision keep their statistics in it."""
     return buffer.device.type in DEVICES and buffer.dtype == batch.dtype

@@ -3,8 +3,8 @@
 One stage is normalise → ReLU → depthwise K×K → pointwise 1×1 (DARTS, Liu et al. 2019, section 3.1.1), and a
 normalisation follows. Plain torch writes a tensor after each of them; the fused operator reads an image once, keeps it,
 padded and rectified, in the cache for every stage that reads it, and writes only what comes out, with its mean and
-variance. What lies between is computed again in the backward pass. Raw outputs are normalised by whoever reads them
-next: another `stage`, or `node_sum`.
+variance. What lies between is computed again in the backward pass. Raw outputs are normalised by the operator that
+reads them next: another `stage`, or `node_sum`.
 """
 
 from __future__ import annotations
@@ -91,8 +91,8 @@ def stage(
     Returns:
         J outputs [N, C, ceil(H/stride), ceil(W/stride)] in the dtype of the inputs, channels-last, not normalised; and
         their mean and biased variance [J, P, C] per individual (empty without `statistics`), which carry no gradient:
-        whoever normalises by them, as `node_sum` does, adds it to that of the outputs. Differentiable once in inputs
-        and weights, for one individual.
+        code that normalises by them, such as `node_sum`, adds their share to that of the outputs. Differentiable once
+        in inputs and weights, for one individual.
 
     Raises:
         RuntimeError: the shapes, dtypes or devices do not fit; the message names the argument and its shape.
