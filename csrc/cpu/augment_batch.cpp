@@ -16,7 +16,7 @@
 namespace fastnas::FASTNAS_ISA {
 namespace {
 
-// Writes parts of one row of an image. `Channels` is their number where the loop over them shall be unrolled, else 0.
+// Writes parts of one row of an image. `Channels` is their number where the loop over them is unrolled, else 0.
 template <typename T, int Channels>
 struct Row {
   const uint8_t* source;  // [W, C], the row that is shown; null: a row of the frame

@@ -9,7 +9,8 @@
 // The sums are known only after a whole pass over dy, so kernels get coefficients, one of each for a channel, and a
 // gradient is a few multiply-adds on values that are in registers anyway; it never gets a pass of its own. V is a
 // vector (vec.h) or a run of channels (channels.h). ops/bn_backward.h has the formulas; here are the ways to round
-// them: with folded coefficients, the part that is added after several consumers' sum, and from the sums themselves.
+// them: with folded coefficients, the part that is added after a sum over several consumers, and from the sums
+// themselves.
 #pragma once
 
 #include "cpu/channels.h"

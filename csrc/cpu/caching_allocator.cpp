@@ -25,16 +25,16 @@ namespace fastnas::cpu {
 namespace {
 
 constexpr std::size_t kHugePage = std::size_t{2} << 20;
-/// What a request leaves of a block becomes a free block from this size on.
+/// What a request leaves of a block becomes a free block if it has at least this size.
 constexpr std::size_t kLeast = std::size_t{32} << 10;
 /// Smaller blocks have regions of their own, or a few of them would keep large regions from becoming whole again.
 constexpr std::size_t kLarge = std::size_t{1} << 20;
-/// Of a region, at least. Pages that no block has reached yet cost nothing.
+/// The least size of a region. Pages that no block has reached yet cost nothing.
 constexpr std::size_t kRegion = std::size_t{128} << 20, kSmallRegion = std::size_t{8} << 20;
 
 /// Blocks follow each other, so tensors of the same power of two would all begin in the same sets of a cache, which
-/// hold eight lines each while a kernel reads dozens of tensors at a time. Some more lines behind each move the next
-/// one on.
+/// hold eight lines each while a kernel reads dozens of tensors at a time. A few more lines after each shift the next
+/// one.
 std::size_t padded(std::size_t bytes) {
   if (!kReuseMemory) return std::max<std::size_t>(1, bytes);
   constexpr std::size_t kLinesBetween = 5;

@@ -2,10 +2,10 @@
 //
 // A training step allocates the same large tensors again and again. Given back to the system, their pages would have to
 // be faulted in and zeroed again at the next step, which is one more pass over the same memory. So
-// memory that was freed is cached, as torch's allocator does on a GPU: free neighbours become one block, and a request
+// freed memory is cached, as torch's allocator does on a GPU: free neighbours become one block, and a request
 // is cut from the smallest free block that holds it. Blocks begin at a cache line, so that a tensor's first vector is
 // aligned, and at varying lines, so that tensors of one size do not meet in the same sets of a cache. Scratch memory
-// within a kernel is another thing: cpu/scratch_arena.h.
+// within a kernel is separate: cpu/scratch_arena.h.
 #pragma once
 
 #include <cstddef>
@@ -15,7 +15,7 @@ namespace fastnas::cpu {
 constexpr std::size_t kCacheLine = 64;
 
 // AddressSanitizer knows where a block ends, and keeps what was freed out of use for a while: in such a build blocks
-// have the very size that was asked for, and none is used again.
+// have exactly the size that was asked for, and none is used again.
 #ifdef __SANITIZE_ADDRESS__
 constexpr bool kReuseMemory = false;
 #else
@@ -26,12 +26,12 @@ constexpr bool kReuseMemory = true;
 /// `recycle`. Throws std::bad_alloc.
 void* allocate(std::size_t bytes);
 
-/// Any thread may call it. The block is cached for further allocations, whole or in parts. Memory that is free as the
-/// system gave it is returned before more is asked for, once used and cached memory together would pass the most that
-/// was ever in use.
+/// Any thread may call it. The block is cached for further allocations, whole or in parts. Regions that are
+/// free as a whole go back to the system before more is asked for, once used and cached memory together would exceed
+/// the most that was ever in use.
 void recycle(void* block) noexcept;
 
-/// Past the cache, for whoever keeps the memory; with the same alignment. Give it back with std::free. Throws
+/// Bypasses the cache, for memory that is kept; with the same alignment. Give it back with std::free. Throws
 /// std::bad_alloc.
 void* allocate_from_system(std::size_t bytes);
 

@@ -1,6 +1,6 @@
-// halve: the maximum of the 2×2 windows of an image, and its gradient beside that of the channels that were processed.
+// halve: the maximum of the 2×2 windows of an image, and its gradient beside that of the channels that candidates see.
 //
-// With partial channels and stride 2 this is the way past the candidates. A window is four pixels, whose channels are
+// With partial channels and stride 2 this is the bypass. A window is four pixels, whose channels are
 // compared in runs of 16, 8, 4, 2 or 1 (channels.h), straight from the tensors: every value is used once, so scratch
 // memory would only add copies. A thread takes rows of the output. Backward the same comparisons are made again, so
 // that no forward pass has to store their result; masks of lanes say which pixel held the maximum, so nothing branches

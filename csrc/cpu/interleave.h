@@ -71,8 +71,8 @@ inline void deinterleave(const A* from, int64_t pixels, const F& use) {
   }
 }
 
-/// from [pixels, lanes] to the images in its `count` slots: to[s] is the first pixel of the one in slot s, null where
-/// nobody wants it.
+/// from [pixels, lanes] to the images in its `count` slots: to[s] is the first pixel of the one in slot s, null to
+/// skip it.
 template <typename T, typename A>
 void store_slots(const A* from, int64_t lanes, int64_t channels, int64_t pixels, T* const* to, int count) {
   const auto whole = [&]<int S>() {

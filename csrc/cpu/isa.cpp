@@ -1,4 +1,4 @@
-// What this processor can do, and what was chosen of it.
+// Which instruction sets this processor has, and which one the kernels use.
 //
 // AVX2 here means AVX2, FMA and BMI2, and AVX-512 its F, BW, DQ and VL parts: what CMakeLists.txt compiles the variants
 // with (F16C is older than AVX2). Processors have all of a group or none, but a virtual machine may hide any of them.

@@ -24,7 +24,7 @@ Isa best_isa();
 /// the processor or the build lacks it. Not meant to be called while kernels run.
 bool set_isa(Isa wanted);
 
-/// Makes kernels use what the variable FASTNAS_ISA names, if it is set. What is wrong with its value, or nothing.
+/// Makes kernels use what the variable FASTNAS_ISA names, if it is set. Returns what is wrong with its value, or "".
 std::string choose_isa_of_environment();
 
 const char* isa_name(Isa value);

@@ -27,7 +27,7 @@ namespace {
 // --- loops over a tile of n values, whole blocks; coefficients stay in registers while a block repeats ---
 //
 // Several candidates are read in one pass: that is fewer passes over what all of them share, and more requests to
-// memory on the way at a time. Their tables follow each other.
+// memory in flight at a time. Their tables follow each other.
 
 /// Candidates of one pass. `same`: all vectors of a table are alike, as C values fill a vector evenly.
 template <bool same>

@@ -3,7 +3,7 @@
 // A node's inputs are dozens of images, each read once, so these kernels are as fast as memory is: a tile is some
 // pixels of one image, few enough that what all inputs add to stays in the nearest cache. A tile of C channels is one
 // flat run of values whose coefficients repeat every C values (periodic.h). Loops take blocks of four vectors, which
-// share a loop's overhead and have four requests to memory on the way at a time; tables of coefficients are as long as
+// share a loop's overhead and have four requests to memory in flight; tables of coefficients are as long as
 // a whole number of blocks, so that any C is handled by whole vectors. A tile is read in place where it is dense and a
 // whole number of blocks long; otherwise it is copied to scratch memory, with zeros behind it.
 #pragma once

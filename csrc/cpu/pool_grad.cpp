@@ -1,12 +1,12 @@
-// pool, backward: from the gradients of all that reads average and maximum to the gradient of the image.
+// pool, backward: from the gradients of all consumers of average and maximum to the gradient of the image.
 //
 // A thread takes an image at a time and goes down its rows of windows, which are flat runs of values (pool_rows.h). The
 // consumers' gradients of a row are weighted and added up, with BatchNorm's backward where its statistics are the
 // batch's. The average hands every pixel of a window the same share. For the maximum nothing was stored: the maximum of
 // a window is the maximum of three runs of three pixels, one of each row. A window row hands its gradient to the runs
-// that hold the maxima; once a row of the image has heard of all its windows, the runs hand what they got to their
-// pixels. So each comparison serves all windows that share it, and all of it works on whole vectors with masks. With
-// stride 2 the gradient of a window around every other pixel is zero.
+// that hold the maxima; once a row of the image has the gradients of all its windows, the runs hand what they got to
+// their pixels. So each comparison serves all windows that share it, and all of it works on whole vectors with masks.
+// With stride 2 the gradient of a window around every other pixel is zero.
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 

@@ -1,9 +1,9 @@
 // Prefetching: what the next block of pixels needs comes into the second-level cache while this one is computed.
 //
-// The hardware prefetches a sequence of lines only while somebody reads it, but kernels read a block at once and then
+// The hardware prefetches a sequence of lines only while it is being read, but kernels read a block at once and then
 // compute for thousands of cycles. So a kernel tells a Prefetcher which ranges of memory come next, and the matrix
 // products, which take most of the time and touch little memory, ask for one cache line of them at each of their steps:
-// a core has few requests on the way at a time, and this spreads them evenly. A product takes the lines of one inner
+// a core has few requests in flight at a time, and this spreads them evenly. A product takes the lines of one inner
 // loop beforehand (`take`), so that each step costs two instructions and no branch; where nothing is left, they all
 // name one line that is in a cache already.
 #pragma once

@@ -175,7 +175,7 @@ void select_grads(const Preprocess<T>& args, const A* all, int64_t pixels, int64
   }
 }
 
-/// `pixels` pixels of dense images from `pixel` on; of slices of wider ones most of the lines would be others'.
+/// `pixels` pixels of dense images from `pixel` on; most lines of slices of wider ones hold other channels.
 template <typename T>
 void prefetch_images(const Parts<T>& images, int64_t pixel, int64_t pixels, Prefetcher& prefetcher) {
   for (int64_t i = 0; i < images.count; ++i) {

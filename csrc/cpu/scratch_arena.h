@@ -6,7 +6,7 @@
 // for the first time. Parts follow each other in one block, so what a kernel works on lies close together.
 //
 // In a build with AddressSanitizer every part comes from the system, with a gap behind it, and goes back there with the
-// arena: whoever leaves a part, or uses it later, is seen.
+// arena: an access outside of a part, or later than its arena, is reported.
 #pragma once
 
 #include <cstddef>
@@ -22,8 +22,8 @@ class ScratchArena {
   ScratchArena(const ScratchArena&) = delete;
   ScratchArena& operator=(const ScratchArena&) = delete;
 
-  /// `count` uninitialised values. Throws std::bad_alloc. Inlined always: of a function that all instruction sets share
-  /// the linker would keep one, perhaps for a processor that this is not.
+  /// `count` uninitialised values. Throws std::bad_alloc. Always inlined: of a function that all instruction sets share
+  /// the linker keeps one copy, perhaps with instructions that this processor lacks.
   template <typename A>
   [[gnu::always_inline]] A* take(int64_t count) {
     return static_cast<A*>(take_bytes(static_cast<std::size_t>(count) * sizeof(A)));

@@ -170,7 +170,7 @@ class StageBackward {
           scatter(top, count, group);
           continue;
         }
-        // As many rows as all gradients of z that go into them are there for.
+        // The rows for which all gradients of z that go into them are there.
         const int64_t end = top + count == args_.out_height ? args_.height : top + count - group.padding();
         for (; done < end; ++done) {
           A* const grad = grad_row(done);

@@ -71,7 +71,7 @@ struct StagePacking : LanePacking<accumulate_t<T>> {
       for (int m = 0; m < g.size; ++m) use(this->slot(image, m), image, order[g.first + m]);
     }
   }
-  /// Gradients of weights are summed in so many parts of the batch, whatever the number of threads.
+  /// Gradients of weights are summed in this many parts of the batch, whatever the number of threads.
   int64_t parts(int64_t images) const { return this->blocks(images) < 16 ? this->blocks(images) : 16; }
 
   // Prepared weights of a group, [.., lanes] each: depthwise [taps], the same flipped (tap t is tap taps - 1 - t),

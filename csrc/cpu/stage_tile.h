@@ -127,7 +127,7 @@ class StageTile {
   void prefetch(int64_t count, Prefetcher& prefetcher) const {
     const auto add = [&](int input, int64_t image) {
       const int64_t stride = args_.x_stride[input], row = args_.width * stride;
-      if (packing_.packed && stride > args_.channels) return;  // most of the lines would be others'
+      if (packing_.packed && stride > args_.channels) return;  // most of the lines hold other channels
       prefetcher.add(args_.x[input] + (image * args_.height + filled_) * row, count * args_.stride * row);
     };
     if (args_.shared) {

@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kMergeThreads, 1)
   }
 }
 
-/// table [P, blocks, 1 + J·2·C] → mean and biased variance [J, P, C]; zeros of nothing.
+/// table [P, blocks, 1 + J·2·C] → mean and biased variance [J, P, C]; zeros where there are no pixels.
 template <typename A>
 void merge_statistics(const char* name, const double* table, int64_t blocks, int64_t individuals, int64_t outputs,
                       int64_t channels, A* mean, A* variance, cudaStream_t stream) {

@@ -1,5 +1,5 @@
-// bypass_grad: the gradient of a state some of whose channels bypass the candidates of the nodes behind it. The
-// gradient of each node is read once.
+// bypass_grad: the gradient of a state some of whose channels bypass the candidates of later nodes. The gradient of
+// each node is read once.
 #include "cuda/node_pixels.h"
 
 namespace fastnas::cuda {

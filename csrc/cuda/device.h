@@ -50,7 +50,7 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 blo
     error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   }
   if (error != cudaSuccess) {
-    cudaGetLastError();  // reported here, not once more by whoever asks next
+    cudaGetLastError();  // clears the error, which is reported here
     throw std::runtime_error(std::string("fastnas: launch of ") + name + " with grid (" + std::to_string(grid.x) +
                              ", " + std::to_string(grid.y) + ", " + std::to_string(grid.z) + "), " +
                              std::to_string(block.x * block.y * block.z) + " threads and " +

@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, kResident<T>)
   }
 }
 
-// Block (x, y): a bypass, a chunk of pixels as above. Only who learns the bypass weights needs it.
+// Block (x, y): a bypass, a chunk of pixels as above. Needed only where the bypass weights are learned.
 template <typename T>
 __global__ void __launch_bounds__(kThreads, kResident<T>)
     bypass_weights_kernel(const __grid_constant__ NodeSum<T> args, const __grid_constant__ NodePixels<T> grad,

@@ -10,12 +10,12 @@ namespace fastnas::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-/// Blocks on a multiprocessor at least, the second of __launch_bounds__; without it the compiler aims at more and
+/// Least blocks on a multiprocessor, the second of __launch_bounds__; without it the compiler aims at more and
 /// spills.
 template <typename T>
 constexpr int kResident = sizeof(T) == 8 ? 1 : 2;
 
-/// As many channels as make 16 bytes of what they are added up in.
+/// As many channels as make 16 bytes in the type of accumulation.
 template <typename T>
 constexpr int kFew = 16 / sizeof(accumulate_t<T>);
 
@@ -134,7 +134,7 @@ __device__ __forceinline__ double sum_columns(const A* table, int64_t rows, int6
   return total;
 }
 
-/// Lanes for pixels of so many vectors.
+/// Lanes for pixels of `vectors` vectors.
 inline int lanes_of(int64_t vectors) { return static_cast<int>(vectors < kThreads ? vectors : kThreads); }
 
 }  // namespace

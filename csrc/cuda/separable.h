@@ -77,7 +77,7 @@ __device__ __forceinline__ bool for_usual(int kernel, int dilation, const Visit&
   return true;
 }
 
-/// slide() where it fits, slide_any() elsewhere; that only, in less registers, where tiles are not Shared.
+/// slide() where it fits, slide_any() elsewhere; only slide_any(), with fewer registers, where tiles are not Shared.
 template <bool Shared, bool Flipped, int W, typename A>
 __device__ __forceinline__ void depthwise(const A* window, int row, int pixel, const A* taps, int channels, int kernel,
                                           int dilation, int stride, A (&sum)[kRows][W]) {

@@ -1,7 +1,7 @@
 // The backward pass of `stage`. A block takes a tile of one image: input pixels whose gradient it computes, and the
 // output pixels at the same place, whose share in the gradients of the weights it adds up. Shared memory holds
 //   x   the normalised, rectified input, as in the forward pass,
-//   g_z the gradient behind the depthwise convolution, for the tile and for as far around it as windows reach,
+//   g_z the gradient of the depthwise convolution's output, for the tile and as far around it as windows reach,
 //   g   the gradient of the outputs of the tile, z what the pointwise convolution reads, computed again,
 // the last three of one stage after the other. The gradient of an output is made where it is read, once and near the
 // tile's border again (from the L2 cache): by ops/bn_backward.h. That of the input stays in registers until

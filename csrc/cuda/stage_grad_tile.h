@@ -1,5 +1,5 @@
-// The gradients of pixels in the backward pass of `stage`: that of the outputs, from where a block reads them to behind
-// the depthwise convolution, and from there to the input.
+// The gradients of pixels in the backward pass of `stage`: from that of the outputs to that of the depthwise
+// convolution's output, and from there to that of the input.
 #pragma once
 
 #include "cuda/stage_input.h"
@@ -68,7 +68,7 @@ __device__ __forceinline__ void fill_gradients(const StageGrads<T>& grads, const
   const int quarter = (pixels + kRows - 1) / kRows;
   for (int base = 0; base < quarter; base += at_once) {
     unsigned in_image = 0;                                        // a bit for each row
-#pragma unroll(Shared && sizeof(A) == sizeof(float) ? kRows : 1)  // else registers would not do
+#pragma unroll(Shared && sizeof(A) == sizeof(float) ? kRows : 1)  // otherwise registers run out
     for (int r = 0; r < kRows; ++r) {
       const int p = r * quarter + base + slot;
       const int row = p / geometry.grad_columns - geometry.halo, column = p % geometry.grad_columns - geometry.halo;

@@ -34,7 +34,7 @@ __device__ __forceinline__ void fill_input(const Stage<T>& args, int input, cons
                });
 }
 
-/// The same stages with taps no further off than matters.
+/// The same stages, with dilations cut to where taps read zeros only.
 template <typename T>
 Stage<T> within_reach(Stage<T> args) {
   for (int j = 0; j < args.stages; ++j) {

@@ -24,7 +24,7 @@ constexpr int64_t kScratchBytes = 256 << 20;  // of such a workspace, about
 template <typename T>
 constexpr int kVector = sizeof(accumulate_t<T>) == sizeof(float) ? 4 : 1;
 
-/// Whether so many channels can be moved at once.
+/// Whether this many channels can be moved at once.
 template <typename T>
 bool wide_at(const T* pointer, int64_t stride) {
   return stride % kVector<T> == 0 && reinterpret_cast<uintptr_t>(pointer) % (sizeof(T) * kVector<T>) == 0;

@@ -49,7 +49,7 @@ void check(const Tensor& images, const Tensor& table, const std::optional<Tensor
 
 // --- kernels ---------------------------------------------------------------------------------------------------------
 
-// Threads are worth their start from about this many values.
+// Starting a thread pays from about this many values on.
 constexpr int64_t kGrain = 1 << 19;
 
 struct Cpu : OnCpu {

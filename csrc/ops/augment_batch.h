@@ -42,7 +42,7 @@ FASTNAS_CPU_VARIANTS(
 namespace fastnas::cuda {
 
 // All pointers are device memory. Asynchronous on `stream`; errors of the launch throw std::runtime_error. An index
-// outside 0..N-1 gives an image of NaN, since to find it out beforehand would wait for the device. H·W·C < 2³¹.
+// outside 0..N-1 gives an image of NaN, since checking beforehand would wait for the device. H·W·C < 2³¹.
 template <typename T>
 void augment_batch(const AugmentBatch<T>& args, T* result, CUstream_st* stream);
 

@@ -27,7 +27,7 @@ struct CUstream_st;
   template <typename Backend>                                     \
   static void implement(torch::stable::detail::StableLibrary& m)
 
-// FASTNAS_WITHOUT_KERNELS(m, CPU) { m.impl(…); }: of functions that are the same with and without kernels.
+// FASTNAS_WITHOUT_KERNELS(m, CPU) { m.impl(…); }: functions without kernels, of which nothing is emulated.
 #ifdef FASTNAS_EMULATE
 #define FASTNAS_SCHEMAS(m) STABLE_TORCH_LIBRARY_FRAGMENT(fastnas_emulated, m)
 #define FASTNAS_REGISTER_BACKENDS \
@@ -52,7 +52,7 @@ namespace fastnas {
 /// Uninitialised memory that a kernel works in, on the device of `like`.
 class Workspace {
  public:
-  /// boundary: in bytes, of the address; 0 for what the device's allocator gives, which CUDA kernels can use.
+  /// boundary: alignment in bytes; 0 for that of the device's allocator, which suffices for CUDA kernels.
   Workspace(const Tensor& like, int64_t bytes, int64_t boundary = 0)
       : memory_(empty(like, {(bytes + 3) / 4 + boundary / 4}, MemoryFormat::contiguous, ScalarType::Float)),
         boundary_(boundary > 0 ? static_cast<uintptr_t>(boundary) : 1) {}

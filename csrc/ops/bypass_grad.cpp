@@ -1,4 +1,4 @@
-// bypass_grad: the gradient of a state some of whose channels bypass the candidates of the nodes behind it.
+// bypass_grad: the gradient of a state some of whose channels bypass the candidates of later nodes.
 #include <optional>
 #include <tuple>
 

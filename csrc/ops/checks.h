@@ -1,4 +1,4 @@
-// What several operators ask of their arguments. Every message names operator, argument and what was given.
+// Checks of arguments that several operators share. Every message names operator, argument and what was given.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -69,7 +69,7 @@ inline void check_table(const char* op, const Argument& argument, const Tensor& 
   check_acc_dtype(op, argument, t, of, like);
 }
 
-/// Weights of a depthwise convolution for the images `like` of so many channels: [C, 1, K, K] with an odd K.
+/// Weights of a depthwise convolution for the images `like` with `channels` channels: [C, 1, K, K] with an odd K.
 inline void check_depthwise(const char* op, size_t index, const Tensor& t, int64_t channels, const char* of,
                             const Tensor& like) {
   const bool square = t.dim() == 4 && t.size(2) == t.size(3) && t.size(2) % 2 == 1;

@@ -132,7 +132,7 @@ class Call {
 struct Cpu : OnCpu {
   using OnCpu::OnCpu;
 
-  // Blocks per thread from which on threads are worth their start.
+  // Blocks per thread from which on starting it pays.
   template <typename T>
   static int64_t grain(const EdgeSum<T>& args) {
     const int64_t values = args.edges * args.channels * args.height * args.width;

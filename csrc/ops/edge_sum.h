@@ -1,5 +1,5 @@
 // edge_sum: for every edge that leaves a state, the weighted sum of its normalised candidates, where the statistics
-// that normalise are constants. What the kernels obey.
+// that normalise are constants. The contract of its kernels.
 //
 // Nothing here knows torch. All edges have the same candidates: J that convolve, each of one or two stages (normalise →
 // ReLU → depthwise → pointwise), then the 3×3 average, the 3×3 maximum and, at stride 1, the state itself. Since a
@@ -51,7 +51,7 @@ struct EdgeSum {
 }  // namespace fastnas
 
 FASTNAS_CPU_VARIANTS(template <typename T> int64_t edge_sum_blocks(const EdgeSum<T>& args);
-                     // The weights as the kernel wants them, made once per call.
+                     // The weights as the kernel reads them, made once per call.
                      template <typename T> int64_t edge_sum_prepared_bytes(const EdgeSum<T>& args);
                      template <typename T> void edge_sum_prepare(const EdgeSum<T>& args, void* prepared);
                      // Blocks first..last. A term whose scale is zero on all edges of a block is not computed.
@@ -62,7 +62,7 @@ namespace fastnas::cuda {
 
 // All pointers, the tables' too, are device memory; errors of a launch throw std::runtime_error.
 
-/// Bytes that edge_sum wants for itself.
+/// Bytes of the workspace of edge_sum.
 template <typename T>
 int64_t edge_sum_workspace(const EdgeSum<T>& args);
 

@@ -42,7 +42,7 @@ Halve<T> arguments(const Tensor& x, int64_t seen) {
 struct Cpu : OnCpu {
   using OnCpu::OnCpu;
 
-  /// Rows that are worth the start of a thread.
+  /// Rows from which on starting a thread pays.
   template <typename T>
   static int64_t grain(const Halve<T>& args) {
     return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, 4 * args.columns() * args.channels));

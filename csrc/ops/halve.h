@@ -1,5 +1,5 @@
 // halve: the channels of a state that bypass the candidates of an edge of stride 2, as a 2×2 maximum, and its gradient
-// beside that of the channels which the candidates see. What the kernels obey.
+// beside that of the channels that the candidates see. The contract of its kernels.
 //
 // Images are channels-last; strides are distances of two pixels in elements. Windows begin at even rows and columns,
 // and are cut off at the edge of an odd size.
@@ -17,7 +17,7 @@ namespace fastnas {
 
 template <typename T>
 struct Halve {
-  const T* x;  // [N, H, W, R]: the first of the channels that pass
+  const T* x;  // [N, H, W, R]: from the first bypassing channel on
   int64_t stride;
   int64_t images;    // N
   int64_t channels;  // R

@@ -1,8 +1,8 @@
 // Memory formats and allocation for the torch side of the operators.
 //
 // Kernels see flat memory, so all tensors of one call are brought into one format. It is that of the first input:
-// channels-last where its last four dimensions are, contiguous otherwise. Tensors of any other (slices, transposes) are
-// copied.
+// channels-last where its last four dimensions are, contiguous otherwise. Tensors in any other format (slices,
+// transposes) are copied.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -71,7 +71,7 @@ inline bool has_memory_format(const Tensor& t, MemoryFormat format) {
   return true;
 }
 
-/// The format of a call whose first input is `t`, with so many dimensions before those of an image.
+/// The format of a call whose first input is `t`, with `leading_dims` dimensions before those of an image.
 inline MemoryFormat memory_format_of(const Tensor& t, int64_t leading_dims) {
   const bool image = t.dim() - leading_dims == 4 && !has_memory_format(t, MemoryFormat::contiguous) &&
                      has_memory_format(t, MemoryFormat::channels_last);
@@ -147,7 +147,7 @@ inline Tensors as_nhwc(const Tensors& tensors) {
   return result;
 }
 
-/// Pixels along a side of an output, of `size` along that of the input: one for every `stride`-th.
+/// Pixels along a side of an output, for `size` along that of the input: one for every `stride`-th pixel.
 inline int64_t strided_size(int64_t size, int64_t stride) { return (size + stride - 1) / stride; }
 
 }  // namespace fastnas

@@ -11,7 +11,7 @@ namespace {
 
 // --- checks ----------------------------------------------------------------------------------------------------------
 
-// What a call is about, read off its arguments once they are known to fit together.
+// The sizes of a call, from arguments that have been checked to fit together.
 struct Shape {
   int64_t leading;      // 1 where the outputs have a leading dimension of individuals, that is for weights [P, K]
   int64_t individuals;  // P; 1 for weights [K]
@@ -83,7 +83,7 @@ void set_outputs(MixedSum<T>& args, const Tensors& outputs, const Shape& shape) 
 struct Cpu : OnCpu {
   using OnCpu::OnCpu;
 
-  // Threads are worth their start from about this many elements of all candidates together.
+  // Starting a thread pays from about this many elements of all candidates together on.
   template <typename T>
   static int64_t grain(const MixedSum<T>& args) {
     return std::max<int64_t>(1, 65536 / (kMixedSumTile * args.candidates));

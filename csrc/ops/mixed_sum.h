@@ -1,4 +1,4 @@
-// mixed_sum: result[p] = Σ_k weights[p, k] · outputs[k][p]. What the CPU and the CUDA kernels both obey.
+// mixed_sum: result[p] = Σ_k weights[p, k] · outputs[k][p]. The contract of its CPU and CUDA kernels.
 //
 // Nothing here knows torch: pointers are dense, and all have one memory format (contiguous or channels-last),
 // so a kernel sees flat runs of N elements.

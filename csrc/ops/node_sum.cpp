@@ -19,7 +19,8 @@ int64_t bypassing(const char* op, const Tensors& bypass) {
   return bypass[0].size(1);
 }
 
-// B, the images of one individual. Where all tensors have one size and nobody says, they are the individuals' own.
+// B, the images of one individual. If it is not given and all tensors have one size, each individual has its own
+// images.
 int64_t images_of(const char* op, const Tensors& candidates, const Tensors& bypass,
                   const std::optional<Tensor>& prev_node, int64_t individuals, std::optional<int64_t> images) {
   STD_TORCH_CHECK(individuals >= 1, op, ": individuals is ", individuals, ", expected 1 or more");
@@ -70,7 +71,7 @@ struct Cuda : OnCuda {
 
 // --- operators -------------------------------------------------------------------------------------------------------
 
-// Into `given` where there is one, else into a new tensor.
+// The sum, in `given` where there is one, else in a new tensor.
 template <typename Backend>
 Tensor sum(const char* op, std::optional<Tensor> given, const Tensors& candidates, const Tensor& mean,
            const Tensor& rstd, const Tensor& weights, const Tensors& bypass,

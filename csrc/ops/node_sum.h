@@ -1,10 +1,10 @@
 // node_sum: the weighted sum of all normalised candidates of a node's incoming edges, and the channels that bypass
-// them. What the CPU kernels and the torch side both obey.
+// them. The contract of its kernels and the torch side.
 //
 // Nothing here knows torch. Images lie pixel after pixel, each a run of channels; with partial channels (g groups) the
-// result's channel i·g + q is channel i of group q, and group 0 is the sum of the candidates. In a cell the node
-// before, prev_node, can stand for the bypass of every earlier state: its channels from C on bypass this node, and so
-// does what bypassed it, its groups from 1 on.
+// result's channel i·g + q is channel i of group q, and group 0 is the sum of the candidates. In a cell the previous
+// node, prev_node, can replace the bypass of every earlier state: its channels from C on bypass this node, and so does
+// what bypassed it, which its groups from 1 on hold.
 #pragma once
 
 #include <cstdint>
@@ -67,7 +67,7 @@ struct BypassGrad {
   T* grad_group0;                         // [N, H·W, C], of the result; only with of_prev_node
   int64_t grad_count;
   int64_t addend_count;
-  bool of_prev_node;  // the result is the gradient of a prev_node, shuffled itself: what bypassed it bypasses on
+  bool of_prev_node;  // the result is the gradient of a prev_node: shuffled, with a bypass of its own
   NodeShape shape;
 };
 

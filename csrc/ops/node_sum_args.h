@@ -1,4 +1,4 @@
-// What node_sum, its gradients and bypass_grad ask of their arguments, and how they hand them to kernels.
+// How node_sum, its gradients and bypass_grad check their arguments, and how they hand them to kernels.
 #pragma once
 
 #include <algorithm>
@@ -35,7 +35,7 @@ inline void check_batch(const char* op, const char* name, const Tensors& tensors
   }
 }
 
-/// g, where so many channels bypass those that are summed.
+/// The number of groups g, where `bypassing` channels bypass the `channels` that are summed.
 inline int64_t groups_of(const char* op, int64_t channels, int64_t bypassing) {
   STD_TORCH_CHECK(channels > 0 && bypassing > 0 && bypassing % channels == 0, op, ": ", bypassing,
                   " channels bypass the ", channels, " that are summed; they must be a positive multiple, (g - 1) ",
@@ -61,7 +61,7 @@ inline NodeShape node_shape(int64_t individuals, int64_t images, const Tensor& l
   return s;
 }
 
-/// Items of work from which on threads are worth their start: about this many values of all inputs together.
+/// Items of work from which on starting a thread pays: 65536 values of all inputs together.
 inline int64_t node_grain(int64_t values_per_item) {
   return std::max<int64_t>(1, 65536 / std::max<int64_t>(1, values_per_item));
 }

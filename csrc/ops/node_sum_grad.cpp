@@ -13,7 +13,7 @@ namespace {
 
 // --- checks ----------------------------------------------------------------------------------------------------------
 
-// There are gradients for one individual.
+// There are gradients for one individual only.
 void check_candidates(const char* op, const Tensors& candidates, const Tensor& like, int64_t channels,
                       const Tensor& mean, const Tensor& rstd) {
   check_count(op, "candidates", candidates.size(), 1, kMaxNodeInputs);
@@ -90,7 +90,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, Tensors 
   STD_TORCH_CHECK(grad.dim() == 4, op, ": grad must be [N, C + R, H, W], got shape ", shape_of(grad));
   check_count(op, "bypass", bypass.size(), 0, kMaxNodeInputs);
   STD_TORCH_CHECK(mean.dim() == 3, op, ": mean has shape ", shape_of(mean), ", expected [K, 1, C]");
-  // Who needs no gradient of the bypass weights leaves the bypass out; the channels still tell how they are shuffled.
+  // A caller that needs no gradient of the bypass weights leaves the bypass out; R tells how the channels are shuffled.
   const int64_t C = mean.size(2), R = grad.size(1) - C;
   const int64_t K = static_cast<int64_t>(candidates.size()), E = static_cast<int64_t>(bypass.size());
   STD_TORCH_CHECK(R >= 0, op, ": grad has shape ", shape_of(grad), ", but the candidates have ", C, " channels");

@@ -16,7 +16,7 @@ void check(const Tensor& positions) {
 
 // --- kernels ---------------------------------------------------------------------------------------------------------
 
-// Threads are worth their start from about this many positions.
+// Starting a thread pays from about this many positions on.
 constexpr int64_t kGrain = 1 << 16;
 
 struct Cpu : OnCpu {

@@ -1,4 +1,4 @@
-// philox: four random 32-bit words for each position of a stream, whatever was drawn before and whoever draws.
+// philox: four random 32-bit words for each position of a stream, whatever was drawn before and by whichever thread.
 //
 // Philox4x32-10 (Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011): ten rounds of
 // multiplications turn a 128-bit counter (the position and the stream, 64 bits each) under a 64-bit key into 128 bits.

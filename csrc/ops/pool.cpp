@@ -35,7 +35,7 @@ void check_images(const char* op, const char* name, const Tensors& images, size_
 
 // --- kernels ---------------------------------------------------------------------------------------------------------
 
-// Images per thread from which on threads are worth their start.
+// Images per thread from which on starting it pays.
 int64_t grain(const PoolShape& shape) {
   return std::max<int64_t>(1, 16384 / (shape.channels * shape.height * shape.width));
 }

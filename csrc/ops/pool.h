@@ -1,5 +1,5 @@
 // pool: average and maximum of the 3×3 windows of an image (padding 1, stride 1 or 2), both from one reading of it, and
-// the gradient of all that reads them. What the kernels obey.
+// its gradient from those of all consumers. The contract of its kernels.
 //
 // Nothing here knows torch. Images are channels-last; `*_stride` is the distance of two pixels in elements, so that the
 // first channels of a wider image are read in place.
@@ -52,7 +52,7 @@ struct PoolGrad {
 
 FASTNAS_CPU_VARIANTS(
     // Images first..last. average, maximum [N, H', W', C] dense. table [N, 2, 2, C] receives (mean, Σ(y - mean)²) of
-    // both; null where nobody asks.
+    // both; null if not wanted.
     template <typename T> void pool_forward(const PoolShape& shape, const PoolImages<T>& x, T* average, T* maximum,
                                             double* table, int64_t first, int64_t last);
     // Images first..last. result [N, H, W, C] dense.
@@ -67,7 +67,7 @@ namespace fastnas::cuda {
 int64_t pool_forward_blocks(const PoolShape& shape, int64_t images);
 
 /// `images` of each individual. average, maximum [N, H', W', C] dense. table [P, pool_forward_blocks, 1 + 4·C] is
-/// scratch for mean and variance [2, P, C]; all three are null where nobody asks.
+/// scratch for mean and variance [2, P, C]; all three are null if not wanted.
 template <typename T>
 void pool_forward(const PoolShape& shape, const PoolImages<T>& x, int64_t images, int64_t individuals, T* average,
                   T* maximum, double* table, accumulate_t<T>* mean, accumulate_t<T>* variance, CUstream_st* stream);

@@ -119,7 +119,7 @@ std::unique_ptr<Preprocess<T>> arguments(const Shape& shape, const Tensors& inpu
 struct Cpu : OnCpu {
   using OnCpu::OnCpu;
 
-  // Threads are worth their start from about this many multiplications.
+  // Starting a thread pays from about this many multiplications on.
   template <typename T>
   static int64_t grain(const Preprocess<T>& args, int64_t items) {
     const int64_t pixels = args.images * args.output_height * args.output_width;

@@ -57,7 +57,7 @@ struct PreprocessGrad {
   Parts<T> grad_states;              // dense
 };
 
-/// The gradient of the weights is summed over at most so many chunks of images, whatever the number of threads.
+/// The gradient of the weights is summed over at most this many chunks of images, whatever the number of threads.
 constexpr int64_t kPreprocessChunks = 16;
 
 }  // namespace fastnas
@@ -85,7 +85,7 @@ template <typename T>
 int64_t preprocess_forward_tiles(const Preprocess<T>& args, int64_t individuals);
 
 /// output [N, output_height, output_width, outputs]. table [P, preprocess_forward_tiles, 1 + 2 · outputs] is scratch
-/// for mean and variance [P, outputs]; all three are null where nobody asks.
+/// for mean and variance [P, outputs]; all three are null if not wanted.
 template <typename T>
 void preprocess_forward(const Preprocess<T>& args, int64_t individuals, T* output, double* table, accumulate_t<T>* mean,
                         accumulate_t<T>* variance, CUstream_st* stream);

@@ -1,6 +1,6 @@
 // running_statistics: moves the running statistics of many normalisations towards those of a batch, in one call.
 //
-// No kernel: it is a few values for each normalisation. What takes time is to call torch for every buffer.
+// There is no kernel: each normalisation has a few values only. What takes time is calling torch for every buffer.
 #include <algorithm>
 
 #include "ops/backend.h"

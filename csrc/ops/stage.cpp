@@ -147,7 +147,7 @@ Tensors as_outputs(const char* op, const Call& call, const char* name, const Ten
 struct Cpu : OnCpu {
   using OnCpu::OnCpu;
 
-  // Threads are worth their start from about this many weights.
+  // Starting a thread pays from about this many weights on.
   template <typename T>
   static int64_t group_grain(const Stage<T>& args) {
     return std::max<int64_t>(1, 16384 / (args.channels * args.channels));

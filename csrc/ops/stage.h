@@ -1,5 +1,5 @@
 // stage: several candidate stages normalise → ReLU → depthwise → pointwise, with the statistics of what comes out.
-// What the CPU and the CUDA kernels both obey.
+// The contract of its CPU and CUDA kernels.
 //
 // Either one input is read by all stages (the candidates of all edges that leave a state), or each stage has an input
 // of its own (the second stages of separable convolutions), which may come raw, with the mean and the inverse standard
@@ -70,7 +70,7 @@ struct StageWork {
 
 FASTNAS_CPU_VARIANTS(
     template <typename T> StageWork stage_work(const Stage<T>& args);
-    // The weights of groups first..last as kernels want them, made once per call.
+    // The weights of groups first..last as kernels read them, made once per call.
     template <typename T> int64_t stage_prepared_bytes(const Stage<T>& args);
     template <typename T> void stage_prepare(const Stage<T>& args, void* prepared, int64_t first, int64_t last);
     // Work items first..last of the forward pass. table [N, J, 2, C]: see cpu/statistics.h; null without statistics.
@@ -88,7 +88,7 @@ FASTNAS_CPU_VARIANTS(
 namespace fastnas::cuda {
 
 // All pointers, the tables' too, are device memory; errors of a launch throw std::runtime_error. `workspace` has as
-// many bytes as the function before says, at a boundary of 16. No atomics: the same bits every time.
+// many bytes as the function above it says, at a boundary of 16. No atomics: the same bits every time.
 
 template <typename T>
 int64_t stage_forward_workspace(const Stage<T>& args, bool statistics);

@@ -1,4 +1,4 @@
-// Mean and variance of whole batches, from those of the images that kernels leave (cpu/statistics.h).
+// Mean and variance of whole batches, from those that kernels leave for each image (cpu/statistics.h).
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace fastnas {
 template <typename A>
 void merge_statistics(const double* table, int64_t individuals, int64_t images, int64_t outputs, int64_t channels,
                       int64_t pixels, A* mean, A* variance) {
-  constexpr int64_t kTogether = 8;  // channels, whose long chains of operations do not wait for each other
+  constexpr int64_t kTogether = 8;  // channels at a time, whose chains of operations overlap
   const double count = double(images) * double(pixels);
   for (int64_t j = 0; j < outputs; ++j) {
     for (int64_t p = 0; p < individuals; ++p) {
