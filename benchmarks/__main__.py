@@ -45,8 +45,8 @@ def _stems(folder: Path) -> list[str]:
 
 
 def run(name: str, device: torch.device, seconds: float, sizes: dict[str, Any]) -> list[Row]:
-    """The rows of one benchmark. Operators have their sizes in their file; `sizes` are for the end-to-end ones, which
-    may have SIZES of their own for what is not given."""
+    """The rows of one benchmark. Operators have their sizes in their file; `sizes` are for the end-to-end ones, whose
+    own SIZES, if any, are the defaults."""
     if name in operators():
         return importlib.import_module(f"benchmarks.ops.{name}").measure(device, seconds)
     module = importlib.import_module(f"benchmarks.{name}")
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "names",
         nargs="*",
         metavar="NAME",
-        help=f"of {', '.join(known)}, or ops for every operator (default: ops; on CUDA everything)",
+        help=f"any of {', '.join(known)}, or ops for every operator (default: ops; on CUDA everything)",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--threads", type=_positive, help="CPU threads (default: PyTorch's choice)")

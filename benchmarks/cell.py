@@ -1,4 +1,4 @@
-"""One normal cell, the first of the supernet: what `torch.compile` can be asked to compile in bearable time."""
+"""One normal cell, the first of the supernet: what `torch.compile` can compile in reasonable time."""
 
 from __future__ import annotations
 

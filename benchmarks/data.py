@@ -1,7 +1,7 @@
 """Images a second of every pipeline, against a torchvision DataLoader with the same augmentation.
 
-Every call serves an epoch, with loaders and threads that live on from one to the next, so that nobody works ahead while
-another contender's turn is measured. Three sets: an array in memory, the same images as a tree of JPEGs, and JPEGs of
+Every call serves an epoch, with loaders and threads that live on from one to the next, so that no contender works ahead
+while another one is measured. Three sets: an array in memory, the same images as a tree of JPEGs, and JPEGs of
 ImageNet's size. A fourth case compares a weight step of the supernet with the batch that it waits for.
 """
 
@@ -150,7 +150,7 @@ def pipeline(source: data.Source, kind: str, batch: int, threads: int, device: t
 
 
 def serve(batches: Iterable[Any], device: torch.device, threads: int) -> None:
-    """Takes all batches to the device, with so many threads for torch's operators."""
+    """Takes all batches to the device, with `threads` threads for torch's operators."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -224,7 +224,7 @@ def write_large(folder: Path, count: int) -> None:
 
 
 def smooth(generator: np.random.Generator, size: tuple[int, int], scale: int, noise: float) -> np.ndarray:
-    """Colours that change over `scale` pixels, and noise, so that a JPEG has as much to say as a photograph has."""
+    """Colours that change over `scale` pixels, and noise, so that a JPEG is about as large as one of a photograph."""
     height, width = size
     small = generator.integers(0, 256, (height // scale + 1, width // scale + 1, 3), dtype=np.uint8)
     image = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC), np.float32)

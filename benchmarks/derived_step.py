@@ -1,5 +1,4 @@
-"""A step of a retraining: forward, both cross-entropies and backward of the network of DARTS_V2, with and without drop
-path."""
+"""A step of retraining the DARTS_V2 network: forward, both cross-entropies and backward, with and without drop path."""
 
 from __future__ import annotations
 

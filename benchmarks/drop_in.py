@@ -1,4 +1,4 @@
-"""The weight step of foreign supernets, as their code has them and after `fastnas.compat.accelerate`.
+"""The weight step of foreign supernets, as their code builds them and after `fastnas.compat.accelerate`.
 
 DARTS with all channels, PC-DARTS with a quarter of them and edge weights β (see `benchmarks.baselines`).
 """
@@ -69,7 +69,7 @@ def measure(device: torch.device, seconds: float, options: Options) -> list[Row]
 
 
 def build(name: str, contender: str, device: torch.device, channels: int, layers: int) -> nn.Module:
-    """The network as a contender has it, all of them with the same weights and α."""
+    """The network as a contender runs it, all of them with the same weights and α."""
     torch.manual_seed(0)
     network = BASELINES[name][0](channels, CLASSES, layers, nn.CrossEntropyLoss())
     # α and β are plain tensors, which `to` does not move.

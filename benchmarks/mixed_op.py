@@ -1,4 +1,4 @@
-"""One `fastnas.nn.MixedOp` that stands alone, as people use it who have cells of their own."""
+"""A single `fastnas.nn.MixedOp`, as people with cells of their own use it."""
 
 from __future__ import annotations
 

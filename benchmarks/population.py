@@ -78,7 +78,7 @@ def task(device: torch.device, contender: str, space: str, bn_mode: BatchNormMod
     def evaluation_of(batch: int, count: int) -> Run:
         images = draw_images(batch, options.size, contender, device)  # [B, 3, H, W]
         some = {kind: alpha[:count] for kind, alpha in alphas.items()}  # [count, E, O]
-        chunk = network.fitting_chunk(images)  # beforehand: a recording is of one
+        chunk = network.fitting_chunk(images)  # beforehand, because a CUDA graph is recorded for one chunk size
 
         def evaluate() -> Tensor:
             return network.population_logits(images, some, chunk, bn_mode)  # [count, B, classes]

@@ -1,7 +1,7 @@
 """An epoch of EG-NAS as the engine runs it: one evolution step, weight steps, log and checkpoint; no validation.
 
-Every repetition resumes the same search after its first epoch, in which α rests, and runs the second. The engine keeps
-networks and images channels-last, so that is how plain torch takes part.
+Every repetition resumes the same search after its first epoch, in which α does not change, and runs the second. The
+engine keeps networks and images channels-last, so that is how plain torch takes part.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The shape of DARTS' search: α are plain tensors, a cell is given the softmax of its table."""
+"""The shape of DARTS' search: α are plain tensors, and a cell is given the softmax of its table."""
 
 from __future__ import annotations
 

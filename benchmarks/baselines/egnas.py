@@ -1,4 +1,4 @@
-"""The shape of EG-NAS: seven candidates, bare pools, k of the channels, weights that may come from outside."""
+"""The shape of EG-NAS: seven candidates, bare pools, 1/k of the channels, weights that may come from outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The shape of P-DARTS: candidates that switches leave, and a dropout behind skip connections."""
+"""The shape of P-DARTS: candidates chosen by switches, and a dropout after skip connections."""
 
 from __future__ import annotations
 

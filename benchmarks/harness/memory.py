@@ -46,10 +46,10 @@ def peak_memory(module: str, device: torch.device, **arguments: Any) -> int | No
 
     Args:
         module: by its full name.
-        arguments: plain values, for they travel as JSON.
+        arguments: plain values, since they are passed as JSON.
 
     Returns:
-        None where the system does not tell (no /proc).
+        None where the system does not report it (no /proc).
 
     Raises:
         RuntimeError: the process failed; the message holds the end of what it wrote.

@@ -43,13 +43,13 @@ class Options:
 
 
 def contenders(device: torch.device) -> tuple[str, ...]:
-    """Who takes part; on a GPU also those whose kernels are recorded in a CUDA graph."""
+    """The contenders; on a GPU also those whose kernels are recorded in a CUDA graph."""
     graphed = (GRAPHED, FASTNAS_GRAPHED) if device.type == "cuda" else ()
     return (PLAIN, CHANNELS_LAST, FASTNAS, *graphed)
 
 
 def unrecorded(device: torch.device) -> tuple[str, ...]:
-    """Of these, those whose peak memory says something: a recording holds its memory for good."""
+    """Those of them whose peak memory is meaningful: a recorded CUDA graph never frees its memory."""
     return tuple(name for name in contenders(device) if name not in (GRAPHED, FASTNAS_GRAPHED))
 
 
@@ -58,7 +58,7 @@ def is_fused(contender: str) -> bool:
 
 
 def as_launched(run: Run, contender: str, device: torch.device) -> Run:
-    """The call as the contender launches it: recorded already where it records."""
+    """The call as the contender launches it: as a CUDA graph, recorded already, if it uses one."""
     if contender not in (GRAPHED, FASTNAS_GRAPHED):
         return run
     graphs = Graphs(CudaRecorder(device))
@@ -80,7 +80,7 @@ def describe(space: str, batch: int, options: Options) -> str:
 
 
 def build(space: str, contender: str, device: torch.device, channels: int, layers: int) -> Supernet:
-    """The supernet as a contender has it. All contenders get the same weights, in this process and in others."""
+    """The supernet as a contender runs it. All contenders get the same weights, in this process and in others."""
     torch.manual_seed(0)
     network = Supernet(
         space,
@@ -138,7 +138,7 @@ class Work:
     edges: tuple[tuple[int, int], ...]  # (source, node) of every edge of a cell
 
     def within(self, module: str, inputs: int) -> Work:
-        """The part inside one module, which gets so many bytes of inputs."""
+        """The part inside one module, which reads `inputs` bytes of inputs."""
 
         def part(table: dict[str, int]) -> dict[str, int]:
             return {name: value for name, value in table.items() if f"{name}.".startswith(f"{module}.")}
@@ -146,8 +146,8 @@ class Work:
         return Work(part(self.macs), part(self.states), part(self.parameters), inputs, self.edges)
 
     def flops(self, mode: str) -> int:
-        """Of the forward pass, or of "both" passes: each gradient of a product costs as much as the product. The images
-        have none."""
+        """FLOPs of the forward pass, or of "both" passes: each gradient of a product costs as much as the product.
+        The images have none."""
         macs = sum(self.macs.values())
         stem = sum(value for name, value in self.macs.items() if name.startswith("stem"))
         return 2 * (macs if mode == "forward" else 3 * macs - stem)
@@ -161,7 +161,7 @@ class Work:
         return 2 * self.inputs + 3 * parameters + 5 * states
 
     def population_flops(self, individuals: int) -> int:
-        """Of a population on the same images. What no α can reach is needed once: the stem, the candidates that
+        """Of a population on the same images. What does not depend on α is needed once: the stem, the candidates that
         read the inputs of the first cell, and those of the second cell that read its first input."""
         return 2 * self._of_population(self.macs, individuals)
 

@@ -82,5 +82,5 @@ def write(rows: Sequence[Row], stem: Path, device: torch.device, command: str) -
 
 
 def _number(value: float) -> str:
-    """Three significant digits where there are so few before the point, else whole."""
+    """About three significant digits; a whole number from 100 on."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.{3 if value < 1 else 2 if value < 10 else 1}f}"

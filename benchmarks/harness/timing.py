@@ -84,7 +84,7 @@ def compare(
         before: name → what must happen before each call of a contender and is not timed.
 
     Raises:
-        ValueError: a name in an argument that is no contender.
+        ValueError: an argument names something that is not a contender.
     """
     named = {"baseline": {baseline}, "memory": memory or {}, "notes": notes or {}, "scale": scale or {},
              "before": before or {}}  # fmt: skip

@@ -1,4 +1,4 @@
-"""halve against the maximum of plain torch, of the channels that three quarters of a state are."""
+"""halve against the maximum of plain torch, on three quarters of the channels of a state."""
 
 from __future__ import annotations
 

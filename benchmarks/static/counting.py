@@ -31,7 +31,7 @@ GPUS = (
     Gpu("B200", 75.0, 7.7, "NVIDIA Blackwell datasheet, HGX B200, per GPU"),
 )
 
-# Launches of a call of a fused operator, at most: the kernel, and one that merges what its blocks leave.
+# Launches of a call of a fused operator, at most: the kernel, and one that merges the results of its blocks.
 LAUNCHES = {
     "fastnas.mixed_sum": 1,
     "fastnas.mixed_sum_grad_outputs": 2,

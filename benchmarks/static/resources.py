@@ -133,7 +133,7 @@ def tool(name: str) -> str:
     """A tool of the CUDA toolkit; triton, which comes with torch, has the ones that read binaries.
 
     Raises:
-        UserError: it is nowhere.
+        UserError: it is not found.
     """
     folders = [Path(os.environ[home], "bin") for home in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(home)]
     folders.append(Path("/usr/local/cuda/bin"))
@@ -297,7 +297,7 @@ def summarize(instances: list[Instance]) -> list[Row]:
 
 
 def violations(instances: list[Instance]) -> list[str]:
-    """What breaks the rules, in sentences."""
+    """The broken rules, one sentence each."""
     found = []
     widest: dict[tuple[str, str, int, str], list[Instance]] = defaultdict(list)
     for one in instances:

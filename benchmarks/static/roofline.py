@@ -65,7 +65,7 @@ class Sizes:
 
 @contextmanager
 def _without_data() -> Iterator[None]:
-    """Tensors of a CPU, without data, on the way that those of a GPU go."""
+    """CPU tensors without data, which take the code path of GPU tensors."""
     nowhere: frozenset[str] = frozenset()
     with (
         FakeTensorMode(),
