@@ -177,7 +177,7 @@ def test_search_epoch(monkeypatch):
     assert rows[0].images == 2 * 4
     step, scored = work("egnas", 4, 1, 4, 8), work("egnas", 4, 1, 10, 8)
     assert rows[0].flops == 2 * step.flops("both") + sum(scored.population_flops(count) for count in (1, 4, 1))
-    # The first epoch of both, in which α rests, then the second again and again, with one evolution step each.
+    # The first epoch of both, in which α is fixed, then the second again and again, with one evolution step each.
     assert [outcome.epoch for _, outcome in finished[:2]] == [1, 1]
     assert {outcome.epoch for _, outcome in finished[2:]} == {2}
     assert {search.strategy.evolution_step for search, _ in finished[2:]} == {1}

@@ -1,4 +1,4 @@
-"""A network of every baseline's shape computes the same after `accelerate`: the whole life of it."""
+"""A network of every baseline's shape computes the same after `accelerate`: in training, copied, pickled."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NAMES = list(NETWORKS)
 
 
 def pair(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module]:
-    """The accelerated network, and one like it that nobody touched."""
+    """The accelerated network, and an equal one that was left as it was."""
     network = build(name, dtype)
     plain = copy.deepcopy(network)
     assert compat.accelerate(network) is network

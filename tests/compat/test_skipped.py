@@ -1,4 +1,4 @@
-"""What `accelerate` cannot know runs as it is, with the same result, and the report says so."""
+"""What `accelerate` does not recognise runs unchanged, with the same result, and the report says so."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastnas.errors import UserError
 
 
 class Gated(nn.Module):
-    """A candidate that nobody knows."""
+    """A candidate that the operators do not know."""
 
     def __init__(self, C: int) -> None:
         super().__init__()

@@ -56,7 +56,7 @@ def test_ddp() -> None:
 
 
 def replica_of(module: nn.Module) -> nn.Module:
-    """As `nn.DataParallel` makes them, with parameters that are no leaves."""
+    """As `nn.DataParallel` makes them, with parameters that are not leaves."""
     copies = {each: each._replicate_for_data_parallel() for each in module.modules()}
     for each, twin in copies.items():
         for name, child in each._modules.items():

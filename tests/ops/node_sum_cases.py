@@ -62,7 +62,7 @@ class Inputs:
         )
 
     def to(self, dtype: torch.dtype, leaves: bool = False) -> Inputs:
-        """A copy in which images have this dtype, statistics and weights that of sums; strides stay."""
+        """A copy with images in this dtype, statistics and weights in that of sums, and the same strides."""
         summed = acc_dtype(dtype)
 
         def leaf(t: Tensor) -> Tensor:

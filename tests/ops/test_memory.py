@@ -1,4 +1,4 @@
-"""The memory that large CPU tensors of the operators lie in: kept, cut to size and joined again."""
+"""The caching allocator behind large CPU tensors of the operators: blocks are kept, cut to size and joined again."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_equals_reference(size, dtype):
 
 @pytest.mark.parametrize("groups", [2, 3, 4])
 def test_a_node_passes_on_what_bypassed_it(groups):
-    """Three nodes of a cell, with lists of all earlier states and with the prev_node node, forward and backward."""
+    """Three nodes of a cell, with lists of all earlier states and with prev_node, forward and backward."""
     channels, double = 4, torch.float64
     of_nodes = [[torch.randn(2, channels, 5, 7, dtype=double) for _ in range(3)] for _ in range(3)]
     statistics = torch.zeros(3, 1, channels, dtype=double), torch.ones(3, 1, channels, dtype=double)

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("backend")
 # --- gradients ---
 
 
-@pytest.mark.cpu_only  # which others are compared with, call by call; this one makes thousands
+@pytest.mark.cpu_only  # emulated kernels are compared with these at every call; gradcheck makes thousands
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("batch", [False, True])
 @pytest.mark.parametrize("shared", [True, False])
@@ -70,7 +70,7 @@ def test_outputs_that_nobody_uses():
 @pytest.mark.parametrize("channels", [3, 4, 16])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_bn_coeffs(dtype, channels, stride, shared):
-    """The gradient of an output as the one who normalises it has it: scale · grad + slope · (y - mean) + offset."""
+    """The gradient of a raw output from that of the normalised one: scale · grad + slope · (y - mean) + offset."""
     a = make(Case(MIXED, channels, count=3, stride=stride, shared=shared, raw=True, dtype=dtype))
     y = OPS.stage(*a.raw())[0]
     grads = gradients_like(y)

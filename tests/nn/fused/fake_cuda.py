@@ -23,7 +23,7 @@ from fastnas.ops import layout
 
 
 class HostTraffic(Exception):  # noqa: N818 (not an error of fastnas)
-    """An operator took or gave a tensor of the CPU."""
+    """An operator read or returned a CPU tensor."""
 
 
 class OnDevice(TorchDispatchMode):
@@ -67,7 +67,7 @@ def backward(output: Tensor) -> None:
         grads = [given.get(index) for index in range(len(node._input_metadata))]
         followers = node.next_functions
         if isinstance(node, BackwardCFunction):
-            # It also gives results for arguments that are no tensors.
+            # It also returns entries for arguments that are not tensors.
             results = tuple(itertools.compress(node.apply(*grads), node.needs_input_grad))
             followers = tuple(pair for pair in followers if pair[0] is not None)
         else:

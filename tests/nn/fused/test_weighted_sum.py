@@ -28,7 +28,7 @@ NAMES = ("none", "max_pool_3x3", "avg_pool_3x3", "skip_connect", "sep_conv_3x3",
 
 
 def candidates(norm: str, stride: int, pool_norm: bool) -> nn.ModuleList:
-    """The last is none that the operators know."""
+    """The operators do not know the last one."""
     made = nn.ModuleList(make_primitive(name, 4, stride, norm=NORMS[norm], pool_norm=pool_norm) for name in NAMES)
     for layer in made.modules():
         if isinstance(layer, nn.BatchNorm2d):
