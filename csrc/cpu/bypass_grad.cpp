@@ -1,6 +1,6 @@
 // node_sum, backward, of what bypasses a node: the gradient of the node before it, or of an input's bypassing channels.
 //
-// What bypassed a node went on to the results of all nodes behind it, so its gradient is a sum over theirs: for each of
+// What bypassed a node went on to the results of all later nodes, so its gradient is a sum over theirs: for each of
 // them the bypass of a shuffled gradient, put back in order (shuffle.h) and weighted, plus gradients from elsewhere
 // that come in order, plus that of group 0 from the candidates. Where the result is itself that of a node, shuffled,
 // the other nodes' bypass is added where it is, since what bypassed both was never put in order between them. A thread

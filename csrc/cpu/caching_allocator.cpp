@@ -1,7 +1,7 @@
 // Regions of the system's memory, cut into blocks.
 //
 // Two maps hold all blocks: by address, so that a block finds its neighbours when it is freed, and by size, so that a
-// request finds the smallest free block that holds it. Both take logarithmic time, which is nothing beside the large
+// request finds the smallest free block that holds it. Both take logarithmic time, which is nothing next to the large
 // tensors that come here; one mutex guards them. A request takes the front of a free block and leaves the rest to
 // others; freed blocks join their free neighbours. Small and large blocks live in different regions, or a small one
 // would keep a large region from becoming whole again. Whole regions go back to the system, oldest first, when the
@@ -109,7 +109,7 @@ class CachingAllocator {
     return free_.emplace(key(block), block).first;
   }
 
-  /// `block` grows by the one behind it, which leaves the free ones if it is one of them.
+  /// `block` grows by the one after it, which leaves the free ones if it is one of them.
   void absorb(All::iterator block, All::iterator next) {
     if (next->second.free) free_.erase(key(next));
     block->second.bytes += next->second.bytes;

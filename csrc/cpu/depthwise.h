@@ -148,7 +148,7 @@ inline void depthwise_grad_block(const Taps<A>& taps, int64_t line, const A* g, 
 template <typename A, int K, int D, int S>
 void depthwise_grad_weights(const Taps<A>& taps, int64_t line, const A* g, int64_t g_line, int64_t lines,
                             int64_t pixels, A* grad) {
-  constexpr int kRows = K == 3 ? 3 : 2;  // so many accumulators that they fit 16 registers and hide the latency
+  constexpr int kRows = K == 3 ? 3 : 2;  // as many accumulators as fit 16 registers and hide the latency
   for (int64_t c = 0; c < taps.channels; c += kLanes<A>) {
     Taps<A> part = taps;
     int ky = 0;

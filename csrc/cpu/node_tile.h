@@ -5,7 +5,7 @@
 // flat run of values whose coefficients repeat every C values (periodic.h). Loops take blocks of four vectors, which
 // share a loop's overhead and have four requests to memory in flight; tables of coefficients are as long as
 // a whole number of blocks, so that any C is handled by whole vectors. A tile is read in place where it is dense and a
-// whole number of blocks long; otherwise it is copied to scratch memory, with zeros behind it.
+// whole number of blocks long; otherwise it is copied to scratch memory, with zeros after it.
 #pragma once
 
 #include <type_traits>
@@ -45,7 +45,7 @@ inline const T* tile_data(const NodePixels<T>& images, const NodeShape& shape, i
 }
 
 /// The tile as [pixels, width] in the type of accumulation, up to a whole block: in place, or in `buffer` with zeros
-/// behind it.
+/// after it.
 template <typename T, typename A>
 inline const A* dense(const T* data, int64_t stride, int64_t width, int64_t pixels, A* buffer) {
   const int64_t n = pixels * width;

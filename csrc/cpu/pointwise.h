@@ -2,11 +2,11 @@
 // pixels that fits the nearest cache and few channels.
 //
 // Output channels lie in vectors, pixels go down the rows. Both products keep a tile of sums in registers, 6 or 8 rows
-// of one to three vectors (kTileRows): as many as registers hold beside the operands, and enough sums in flight to hide
-// the latency of an addition. Each step loads one row of the tile's other operand, a vector or two, and multiplies it
-// by one value of every pixel (or input), broadcast from memory. Nothing is repacked: the block is small and used once,
-// so a general matrix product would spend more on copying than on computing. What the next block needs is prefetched
-// one line a step (prefetcher.h).
+// of one to three vectors (kTileRows): as many as registers hold besides the operands, and enough sums in flight to
+// hide the latency of an addition. Each step loads one row of the tile's other operand, a vector or two, and multiplies
+// it by one value of every pixel (or input), broadcast from memory. Nothing is repacked: the block is small and used
+// once, so a general matrix product would spend more on copying than on computing. What the next block needs is
+// prefetched one line a step (prefetcher.h).
 #pragma once
 
 #include "cpu/prefetcher.h"
@@ -14,7 +14,7 @@
 
 namespace fastnas::FASTNAS_ISA {
 
-/// Rows of a tile that is `vectors` wide: as many sums as registers hold beside the operands.
+/// Rows of a tile that is `vectors` wide: as many sums as registers hold besides the operands.
 template <int vectors>
 constexpr int kTileRows = vectors == 1 || kVectorRegisters == 32 ? 8 : 6;
 

@@ -70,7 +70,7 @@ inline void fill_inverse(A* inverse, int64_t pitch, int64_t windows, int64_t str
   }
 }
 
-/// A row with room for a pixel before it and for a pixel and a vector behind it.
+/// A row with room for a pixel before it and for a pixel and a vector after it.
 template <typename A>
 inline A* take_bordered_row(cpu::ScratchArena& scratch, int64_t run, int64_t channels) {
   return scratch.take<A>(run + 2 * padded<A>(channels) + kLanes<A>) + padded<A>(channels);

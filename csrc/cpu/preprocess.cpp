@@ -184,8 +184,7 @@ void prefetch_images(const Parts<T>& images, int64_t pixel, int64_t pixels, Pref
   }
 }
 
-/// The states behind a block, as far as they lie behind each other; behind the last block of an image there is the
-/// next.
+/// The states after a block, as far as they follow each other; after the last block of an image comes the next.
 template <typename T>
 void prefetch_states(const Preprocess<T>& args, const Block& block, Prefetcher& prefetcher) {
   if (args.stride > 1) return;

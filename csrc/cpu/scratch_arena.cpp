@@ -1,7 +1,7 @@
 // The memory behind ScratchArena: one block a thread, which grows and never shrinks.
 //
 // How much a kernel needs is not known in advance. As long as its parts fit the thread's block they are cut from it,
-// one behind the other. A part that does not fit comes from the system and goes back there with the arena; the next
+// one after the other. A part that does not fit comes from the system and goes back there with the arena; the next
 // arena then begins with a block that would have held them all. So the first call of a kernel allocates, and a call
 // that needs no more than the ones before does not. Compiled once, for any processor.
 #include "cpu/scratch_arena.h"

@@ -5,7 +5,7 @@
 // step makes the same calls again and again, and from the second on none of them allocates anything or touches a page
 // for the first time. Parts follow each other in one block, so what a kernel works on lies close together.
 //
-// In a build with AddressSanitizer every part comes from the system, with a gap behind it, and goes back there with the
+// In a build with AddressSanitizer every part comes from the system, with a gap after it, and goes back there with the
 // arena: an access outside of a part, or later than its arena, is reported.
 #pragma once
 

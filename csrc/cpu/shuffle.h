@@ -5,7 +5,7 @@
 // next node sees other channels. A shuffle is the transposition of a [g, C] matrix in every pixel. Four groups, the
 // usual number, are shuffled by 4×4 transpositions in registers, whatever the instruction set; any other number goes
 // value by value. Here vectors are V = Vec<A>, Four<A> or A itself, the widest that divides a pixel: these loops only
-// move memory, and are as fast as it is.
+// move memory, and are as fast as memory is.
 #pragma once
 
 #include <cstddef>

@@ -123,7 +123,7 @@ class StageTile {
     filled_ = reached;
   }
 
-  /// The pixels of as many rows as `count` output rows need from here on; behind the last there is the next image.
+  /// The pixels of as many rows as `count` output rows need from here on; after the last comes the next image.
   void prefetch(int64_t count, Prefetcher& prefetcher) const {
     const auto add = [&](int input, int64_t image) {
       const int64_t stride = args_.x_stride[input], row = args_.width * stride;

@@ -123,7 +123,7 @@ __global__ void __launch_bounds__(kBlockThreads, 2)
       }
     }
     if (!with_sums) continue;
-    __syncthreads();  // nobody reads z any more: [warps, 2, inner]
+    __syncthreads();  // z is not read any more: [warps, 2, inner]
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll

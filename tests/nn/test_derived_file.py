@@ -82,8 +82,8 @@ def test_foreign_files(saved: Path, tmp_path: Path) -> None:
     cases = {
         "no file": (None, "cannot read the network .*No such file"),
         "text": ("hello", "is not JSON"),
-        "list": ("[1]", "describes no network of fastnas"),
-        "genotype": (json.dumps(GENOTYPE.to_dict()), "describes no network of fastnas"),
+        "list": ("[1]", "does not describe a network of fastnas"),
+        "genotype": (json.dumps(GENOTYPE.to_dict()), "does not describe a network of fastnas"),
     }
     for name, (text, message) in cases.items():
         path = tmp_path / f"{name}.json"

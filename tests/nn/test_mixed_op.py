@@ -79,7 +79,7 @@ def test_against_a_slow_formula(backend: str, stride: int, k: int, size: tuple[i
 def test_order_of_partial_channels(backend: str, k: int, expected: list[int]) -> None:
     mixed = mixed_op(["skip_connect"], channels=8, partial_channels=k, backend=backend)
     x = torch.arange(8.0, dtype=torch.float64).view(1, 8, 1, 1).expand(2, 8, 3, 3)  # channel c holds c
-    output = mixed(x, torch.tensor([10.0], dtype=torch.float64))  # and 10·c if it is processed
+    output = mixed(x, torch.tensor([10.0], dtype=torch.float64))  # and 10·c if candidates see it
     assert torch.equal(output, torch.tensor(expected, dtype=torch.float64).view(1, 8, 1, 1).expand(2, 8, 3, 3))
 
 
@@ -229,7 +229,7 @@ def test_ready_modules_need_no_channels() -> None:
     ("arguments", "options", "message"),
     [
         ([[]], {}, "MixedOp got no candidates: name at least one primitive, or give a module."),
-        ([["skip_connect"]], {}, "MixedOp needs channels, to build candidates of a name and to cut off partial"),
+        ([["skip_connect"]], {}, "MixedOp needs channels, to build candidates by name and to split off partial"),
         ([[nn.Identity()]], {"partial_channels": 2}, "MixedOp needs channels"),
         ([["skip_connect"], 4, 3], {}, r"MixedOp got stride 3, expected 1 \(normal\) or 2 \(reduction\)"),
         ([["skip_conect"], 4], {}, "unknown primitive 'skip_conect': did you mean 'skip_connect'"),

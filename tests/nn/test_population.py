@@ -47,7 +47,7 @@ def population(network: Supernet, individuals: int) -> dict[str, Tensor]:
 
 
 def one_by_one(network: Supernet, x: Tensor, alphas: dict[str, Tensor], mode: Mode) -> Tensor:
-    """Every individual by a forward of its own, of a copy in evaluation or in training mode."""
+    """Each individual in a forward pass of its own, on a copy in evaluation or in training mode."""
     twin = copy.deepcopy(network).train(mode == "batch")
     weights = {kind: torch.softmax(alphas[kind], dim=-1) for kind in CELL_KINDS}
     individuals = range(len(alphas["normal"]))
@@ -265,7 +265,7 @@ def test_alphas_of_another_shape(normal: tuple[int, ...], reduce: tuple[int, ...
     with pytest.raises(UserError) as error:
         supernet().population_logits(images(), {"normal": torch.zeros(normal), "reduce": torch.zeros(reduce)})
     shapes = {"normal": normal, "reduce": reduce}
-    assert str(error.value) == f"population α have shapes {shapes}, expected (P, 5, 8) for both kinds."
+    assert str(error.value) == f"population α have shapes {shapes}, expected (P, 5, 8) for each kind."
 
 
 def test_alphas_for_one_kind_of_cell() -> None:
