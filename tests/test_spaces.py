@@ -102,7 +102,9 @@ def test_find() -> None:
     assert spaces.find("egnas") is EGNAS
     own = CellSpace("own", ("skip_connect",), pool_norm=False, nodes=2)
     assert spaces.find(own) is own
-    message = r"^unknown search space 'dart': expected one of darts, egnas, multi-level, nb201, a CellSpace, or one of"
+    message = (
+        r"^unknown search space 'dart': expected one of darts, egnas, multi-level, nb201, a CellSpace, or your own"
+    )
     with pytest.raises(UserError, match=message):
         spaces.find("dart")
 

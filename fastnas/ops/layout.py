@@ -34,8 +34,11 @@ def empty_channels_last(like: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def empty_images(like: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Uninitialised [N, C, H, W], channels-last, of the dtype and device of `like`. On a CPU it comes from
-    the caching allocator that all operators use; torch's own would get new pages, zeroed by the system, each time."""
+    """Uninitialised [N, C, H, W], channels-last, of the dtype and device of `like`.
+
+    On a CPU it comes from the caching allocator of the operators: for large tensors torch's own gets new pages from the
+    system each time, which have to be zeroed.
+    """
     return torch.ops.fastnas.empty_images.default(like, list(sizes))
 
 
