@@ -100,7 +100,7 @@ _probes: dict[Hashable, IdentityPattern | ZeroPattern | None] = {}
 
 def _called(module: nn.Module) -> Callable[[Tensor], Tensor]:
     """The module as a function of x alone. NASLib's candidates also take the data of their edge, which they ignore."""
-    missing = positional(original_class(module).forward, required=True)[2:]  # beside self and x
+    missing = positional(original_class(module).forward, required=True)[2:]  # besides self and x
     return (lambda x: module(x, *(None for _ in missing))) if missing else module
 
 

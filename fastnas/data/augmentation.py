@@ -17,7 +17,7 @@ from fastnas.errors import UserError
 from fastnas.ops import philox
 
 # Streams of the generator, one per decision: switching one of them off leaves the others as they were.
-MOVE, CUTOUT, COLOUR, AREA = range(4)  # AREA and the streams behind it: one for each attempt at a crop
+MOVE, CUTOUT, COLOUR, AREA = range(4)  # AREA and the streams after it: one for each attempt at a crop
 STREAMS = 16  # of an epoch
 ATTEMPTS = 10
 LARGEST_SEED = 2**63 - 1

@@ -36,7 +36,7 @@ TURNS = {
 
 # Formats whose files say where they end: what must stand near the end of a complete one.
 ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-TAIL = 64  # bytes; some programs write a little behind the end
+TAIL = 64  # bytes; some programs write a little after the end
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -16,7 +16,7 @@ class BatchNorm(nn.BatchNorm2d):
     Same parameters, buffers and behaviour, except within `individual_statistics`.
     """
 
-    images: int | None = None  # per individual, while individual_statistics is in force
+    images: int | None = None  # of each individual, within `individual_statistics`
 
     def forward(self, x: Tensor) -> Tensor:  # [P · images, C, H, W]
         if self.images is None:

@@ -27,10 +27,10 @@ class SearchCell(nn.Module):
         channels: C, of every node.
         reduction: halve height and width, by stride 2 on the edges that leave the inputs.
         reduction_before: the first state is twice as high and wide as the second.
-        partial_channels: share 1/k of the channels that the candidates see.
+        partial_channels: k; the candidates see the first C/k channels.
         norm: builds the normalisations, without affine parameters.
         backend: "fused" or "reference".
-        kind: whose operation weights the cell takes; by default "reduce" or "normal".
+        kind: which operation weights the cell takes; by default "reduce" or "normal".
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class SearchCell(nn.Module):
         [P, B, nodes·C, H', W'].
 
         Args:
-            edge_weights: [E] or [P, E], factors of whole edges, bypassing channels included; ones by default.
+            edge_weights: [E] or [P, E], factors of whole edges, bypassing channels too; ones by default.
             active: [E, O] booleans on the CPU; the other candidates are not computed. All by default.
         """
         if self.backend == "fused" and (fused := self._fused(s0, s1, weights, edge_weights, active)) is not None:
@@ -109,7 +109,7 @@ class SearchCell(nn.Module):
     def _fused(
         self, s0: Tensor, s1: Tensor, weights: Tensor, edge_weights: Tensor | None, active: Tensor | None
     ) -> Tensor | None:
-        # torch.compile traces with the modules that there are, and guards them itself.
+        # torch.compile traces the current modules, and guards them itself.
         if not torch.compiler.is_compiling() and not self._is_planned(active):
             self._plan(active)
         layout = self._modules.get("layout")
@@ -132,10 +132,10 @@ class SearchCell(nn.Module):
         self._planned_for = parts, inner
 
     def _is_planned(self, active: Tensor | None) -> bool:
-        """Whether the layout is of these candidates, and of the modules that there are now: other code may replace
-        them, as `nn.DataParallel` does with its copies."""
+        """Whether the layout was made for these candidates and for the current modules: other code may replace
+        modules, as `nn.DataParallel` does in its replicas."""
         if "_planned_for" not in self.__dict__:
-            return False  # by what pickled the cell
+            return False  # the cell was pickled by an older version
         planned = self.layout.active
         if planned is not active and (planned is None or active is None or not planned.equal(active)):
             return False

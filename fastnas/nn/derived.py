@@ -22,12 +22,12 @@ from fastnas.nn.fused.node import States, can_fuse, joined
 from fastnas.nn.mixed_op import resolve_backend
 from fastnas.nn.stem import make_stem
 
-# Sides of the images that give the auxiliary head, by stem, feature maps that it can take.
+# By stem: sides of images whose feature maps have a size that the auxiliary head can take.
 AUXILIARY_SIDES = {"cifar": range(29, 41), "imagenet": range(193, 257)}
 
 
 class AuxiliaryHead(nn.Module):
-    """A second classifier in the middle of the network, whose loss (weight 0.4) helps the gradient on its way down.
+    """A second classifier in the middle of the network, whose loss (weight 0.4) helps to train the cells below.
 
     Source: Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, in the form of the DARTS code: the pool of the
     ImageNet network has stride 2, that of the CIFAR network stride 3; the former has no normalisation after the
@@ -37,7 +37,7 @@ class AuxiliaryHead(nn.Module):
     def __init__(self, channels: int, num_classes: int, stem: str) -> None:
         super().__init__()
         stride = 3 if stem == "cifar" else 2
-        # Of these the pool makes 2×2 and the last convolution 1×1, which is what the classifier can take.
+        # From maps of these sizes the pool makes 2×2 and the last convolution 1×1, which the classifier needs.
         self.map_sizes = range(5 + stride, 5 + 2 * stride)
         self.features = nn.Sequential(
             nn.ReLU(),
@@ -69,8 +69,8 @@ class DerivedNetwork(nn.Module):
     Cells `layers // 3` and `2 * layers // 3` are reduction cells: they halve the maps and double the channels.
 
     Args:
-        genotype: the cells; any number of nodes, any concatenation. A multi-level genotype has other cells before the
-            first reduction, between the two and after the second.
+        genotype: the cells; any number of nodes, any concatenation. A multi-level genotype has different cells
+            before the first reduction, between the two and after the second.
         channels: channels of a node in the first cell; papers use 36 for CIFAR and 48 for ImageNet.
         layers: number of cells; papers use 20 for CIFAR and 14 for ImageNet.
         num_classes: length of the logits.
@@ -115,7 +115,7 @@ class DerivedNetwork(nn.Module):
         for name, value in numbers.items():
             if value < 1:
                 raise UserError(f"{name} is {value}, expected at least 1.")
-        # torch.compile makes a number part of the program, but takes a tensor as it comes.
+        # A tensor, because torch.compile would compile again for every new number.
         self.register_buffer("_drop_path", torch.zeros(()), persistent=False)
         self.drop_path_prob = drop_path
         self.drop_path_by_depth = drop_path_by_depth
@@ -143,7 +143,7 @@ class DerivedNetwork(nn.Module):
 
     @property
     def backend(self) -> str:
-        """ "fused" or "reference"; setting it changes nothing but the way in which cells are computed."""
+        """ "fused" or "reference"; setting it only changes how cells are computed."""
         return next((cell.backend for cell in self._cells()), "reference")
 
     @backend.setter
@@ -182,7 +182,7 @@ class DerivedNetwork(nn.Module):
             s0, s1 = (
                 s1,
                 cell(s0, s1, drop_path * depth, join),
-            )  # [B, concat * C, H', W'], or the nodes of that
+            )  # [B, concat * C, H', W'], or its nodes
             if index == self.auxiliary_after and self.training and self.auxiliary_head is not None:
                 auxiliary_logits = self.auxiliary_head(joined(s1))  # [B, num_classes]
         logits = self.classifier(self.pool(joined(s1)).flatten(1))  # [B, num_classes]
@@ -190,7 +190,7 @@ class DerivedNetwork(nn.Module):
 
     def save(self, path: str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> Path:
         """Writes `path`, a JSON description, and the weights beside it under the same name with the ending
-        `.safetensors`; returns the path of the description. Nothing in them needs fastnas' extension.
+        `.safetensors`; returns the path of the description. The files do not depend on fastnas' compiled extension.
 
         Args:
             path: of the description; `.json` is added where it has no such ending.
@@ -210,7 +210,7 @@ class DerivedNetwork(nn.Module):
             backend: as above.
 
         Raises:
-            UserError: a file is missing, damaged or of something else; the message names it.
+            UserError: a file is missing, damaged or not that of a derived network; the message names it.
         """
         genotype, options, about, weights = load_network(Path(path))
         network = cls(genotype, **options, backend=backend)

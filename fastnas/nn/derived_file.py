@@ -32,7 +32,7 @@ def save_network(network: Any, path: Path, about: dict[str, Any]) -> Path:
         "options": network.options,
         "about": about,
     }
-    # One line for each node, which json.dumps cannot do.
+    # json.dumps cannot write one line for each node.
     text = json.dumps(description, indent=2, ensure_ascii=False).replace(
         '"HERE"', network.genotype.to_text().replace("\n", "\n  "), 1
     )
@@ -54,7 +54,7 @@ def save_network(network: Any, path: Path, about: dict[str, Any]) -> Path:
 
 
 def _description_of(path: Path) -> Path:
-    """The description that a name stands for: itself, the one beside weights, or the name with `.json` behind it,
+    """The description that a name stands for: itself, the one beside weights, or the name with `.json` appended,
     whatever other dots it holds."""
     if path.suffix in (".json", ".safetensors"):
         return path.with_suffix(".json")
@@ -62,7 +62,7 @@ def _description_of(path: Path) -> Path:
 
 
 def load_network(path: Path) -> tuple[Genotype, dict[str, Any], dict[str, Any], dict[str, Tensor]]:
-    """Genotype, options, what the description is about, and the weights."""
+    """Genotype, options, what `about` holds, and the weights."""
     path = path / DESCRIPTION if path.is_dir() else _description_of(path)
     try:
         description = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -74,7 +74,9 @@ def load_network(path: Path) -> tuple[Genotype, dict[str, Any], dict[str, Any], 
     except (ValueError, RecursionError) as error:
         raise UserError(f"{str(path)!r} is not JSON ({error}): save the network again.") from error
     if not isinstance(description, dict) or description.get("kind") != KIND:
-        raise UserError(f"{str(path)!r} describes no network of fastnas: give a file that DerivedNetwork.save wrote.")
+        raise UserError(
+            f"{str(path)!r} does not describe a network of fastnas: give a file that DerivedNetwork.save wrote."
+        )
     if description.get("format") != FORMAT:
         raise UserError(
             f"{str(path)!r} has format {description.get('format')!r}, this version reads format {FORMAT}: upgrade "
@@ -93,7 +95,7 @@ def load_network(path: Path) -> tuple[Genotype, dict[str, Any], dict[str, Any], 
 
 
 def fill_network(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Loads the weights. UserError, with the first difference, where they are of another network."""
+    """Loads the weights. Raises UserError, naming the first difference, if they belong to another network."""
     expected = network.state_dict()
     for name in [*expected, *weights]:
         have, want = weights.get(name), expected.get(name)

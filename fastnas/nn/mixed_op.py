@@ -31,15 +31,15 @@ def resolve_backend(backend: str) -> str:
 
 
 class MixedOp(nn.Module):
-    """Σ_o w_o · candidate_o(x) on the first C/k channels; the others bypass them (PC-DARTS, Xu et al. 2020, eq. 1).
+    """Σ_o w_o · candidate_o(x) on the first C/k channels; the rest bypass them (PC-DARTS, Xu et al. 2020, eq. 1).
 
-    With partial channels (k > 1) what the candidates give comes first, then the bypass (max-pooled 2×2 on an edge of
+    With partial channels (k > 1) the sum of the candidates comes first, then the bypass (max-pooled 2×2 on an edge of
     stride 2), and a channel shuffle of k groups (ShuffleNet, Zhang et al. 2018) mixes them.
 
     Args:
         candidates: names of `fastnas.nn.primitives.PRIMITIVES`, or modules that map [B, C/k, H, W] to
-            [B, C/k, ⌈H/stride⌉, ⌈W/stride⌉], in the order of the weights. Modules are taken as they are: stride, norm
-            and pool_norm are about names.
+            [B, C/k, ⌈H/stride⌉, ⌈W/stride⌉], in the order of the weights. Modules are used unchanged: they must have
+            the stride themselves, and norm and pool_norm do not apply to them.
         channels: C; needed for names and for partial channels.
         stride: 1 or 2.
         partial_channels: k; C must be divisible by it.
@@ -61,7 +61,7 @@ class MixedOp(nn.Module):
     >>> mixed = MixedOp(["skip_connect", "sep_conv_3x3", torch.nn.Conv2d(16, 16, 1)], channels=16)
     >>> alpha = torch.zeros(3, requires_grad=True)
     >>> y = mixed(torch.randn(2, 16, 8, 8), torch.softmax(alpha, dim=-1))  # [2, 16, 8, 8]
-    >>> y.square().sum().backward()  # α has its gradient, as have the weights of the candidates
+    >>> y.square().sum().backward()  # α gets a gradient, and so do the weights of the candidates
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class MixedOp(nn.Module):
         if channels is None:
             if partial_channels > 1 or any(isinstance(candidate, str) for candidate in candidates):
                 raise UserError(
-                    "MixedOp needs channels, to build candidates of a name and to cut off partial channels."
+                    "MixedOp needs channels, to build candidates by name and to split off partial channels."
                 )
         elif channels % partial_channels:
             raise UserError(
@@ -90,7 +90,7 @@ class MixedOp(nn.Module):
                 "choose a number of channels that is divisible by it."
             )
         self.partial_channels = partial_channels
-        self.processed = 0 if channels is None else channels // partial_channels  # 0: ready modules take what comes
+        self.processed = 0 if channels is None else channels // partial_channels  # 0: modules take any number
         self.candidates = nn.ModuleList(self._build(candidate, stride, norm, pool_norm) for candidate in candidates)
         # Rounds up, as the candidates do for odd sizes.
         self.bypass = nn.MaxPool2d(2, 2, ceil_mode=True) if stride == 2 else nn.Identity()
@@ -104,8 +104,8 @@ class MixedOp(nn.Module):
         return make_primitive(candidate, self.processed, stride, norm=norm, pool_norm=pool_norm)
 
     def forward(self, x: Tensor, weights: Tensor, active: Tensor | None = None) -> Tensor:
-        """One architecture: x [B, C, H, W], weights [O] → [B, C, ⌈H/stride⌉, ⌈W/stride⌉]; channels-last is what the
-        operators read in place and give back.
+        """One architecture: x [B, C, H, W], weights [O] → [B, C, ⌈H/stride⌉, ⌈W/stride⌉]. The operators read
+        channels-last tensors in place, and return such.
 
         A population: x [P, B, C, H, W], or [1, B, C, H, W] where it is the same for all individuals, and weights [P, O]
         → [P, B, C, H', W'].
@@ -137,7 +137,7 @@ class MixedOp(nn.Module):
         return shuffled.unflatten(0, joined.shape[:-3])
 
     def _sum(self, x: Tensor, leading: torch.Size, weights: Tensor, active: Tensor | None) -> Tensor:
-        """Of the candidates, on the channels that they see: x [P·B, C/k, H, W] → [*leading, C/k, H', W']."""
+        """The sum of the candidates, on the channels that they see: x [P·B, C/k, H, W] → [*leading, C/k, H', W']."""
         columns = list(weights.unbind(-1))  # [] or [P]
         chosen = list(range(len(columns)))
         if active is not None:
@@ -146,7 +146,7 @@ class MixedOp(nn.Module):
             # "none" adds nothing, and its α gets its gradient through the softmax.
             chosen = [k for k in chosen if not isinstance(self.candidates[k], Zero)]
         if not chosen:
-            # Zeros that the weights are part of.
+            # Zeros that depend on the weights, so that autograd reaches them.
             return mixed_sum([Zero(self.stride)(x).unflatten(0, leading)], weights[..., :1])
         if len(chosen) < len(columns):
             # Not weights[..., chosen], which would copy the indices to the device.

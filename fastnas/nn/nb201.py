@@ -21,7 +21,7 @@ from fastnas.spaces.nb201 import SPACE, NB201Genotype
 class NB201Cell(nn.Module):
     """One state in, one of the same shape out: node 0 is the input, the last node the output.
 
-    Takes and ignores the state before, so that cells of all spaces are called alike.
+    `before`, the state before, is ignored: cells of all spaces have the same signature.
     """
 
     kind = "normal"
@@ -101,7 +101,7 @@ def nb201_body(
 
 
 def _stages(build: Callable[[int], nn.Module], channels: int, layers: int) -> tuple[nn.ModuleList, nn.Module, int]:
-    """`nb201_body` with cells that `build` makes of their channels."""
+    """`nb201_body`, with cells made by `build(channels)`."""
     if layers % 3:
         raise UserError(
             f"layers is {layers}, but the network of NAS-Bench-201 has three equal stages: give a multiple of 3, "

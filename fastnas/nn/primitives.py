@@ -22,7 +22,7 @@ from fastnas.errors import UserError
 from fastnas.primitive_names import check_primitive, register_name
 
 Norm = Callable[[int], nn.Module]
-"""Builds the normalisation of so many channels: `nn.BatchNorm2d` to train a derived network,
+"""Builds the normalisation for a number of channels: `nn.BatchNorm2d` to train a derived network,
 `functools.partial(nn.BatchNorm2d, affine=False)` to search (an affine scale would blur what α measures)."""
 
 
@@ -173,19 +173,19 @@ PRIMITIVES: dict[str, Constructor] = {
 
 
 def register_primitive(name: str, constructor: Constructor) -> None:
-    """Makes a candidate of your own known by name: to spaces, genotypes, networks, counters, reports, files and export.
+    """Registers your own candidate by name, for spaces, genotypes, networks, counters, reports, files and export.
 
-    In a supernet it runs as its module is, beside the candidates that the operators fuse. Registering a name again
+    In a supernet its module runs unchanged, beside the candidates that the operators fuse. Registering a name again
     replaces its constructor.
 
     Args:
-        name: letters, digits and _; none of the built-in names.
+        name: letters, digits and _, no digit first; not a built-in name.
         constructor: `(channels, stride, norm)` → module, see `Constructor`. It builds its normalisations by
-            `norm(channels)`, without affine parameters while searching; a module with shared state between calls, or
-            one that changes its input in place, disturbs the other candidates of its edge.
+            `norm(channels)`, without affine parameters while searching; a module that keeps state between calls, or
+            changes its input in place, disturbs the other candidates of its edge.
 
     Raises:
-        UserError: something that is no name, a built-in name, or a constructor that cannot be called.
+        UserError: an invalid name, a built-in name, or a constructor that cannot be called.
 
     >>> import torch
     >>> from fastnas.nn import register_primitive

@@ -22,8 +22,8 @@ from fastnas.spaces import CellSpace, find
 
 OpWeights = Mapping[str, Tensor]
 
-# Live activations that a chunk of a population may take where the device does not say what is free. With much more the
-# individuals take longer each.
+# Bytes of live activations that a chunk of a population may take on a CPU. In much larger chunks each individual takes
+# longer.
 MEMORY_BUDGET = 5 * 2**28
 
 
@@ -132,7 +132,7 @@ class Supernet(nn.Module):
         return cells, channels_in[1]
 
     def rebuilt(self, **changes: Any) -> Supernet:
-        """A new network of the same options but these, on the same device, in the same memory format and mode."""
+        """A new network with the same options except `changes`, on the same device, channels-last, in the same mode."""
         network = type(self)(**{**self._options, **changes}).train(self.training)
         return network.to(self.classifier.weight).to(memory_format=torch.channels_last)
 
@@ -165,7 +165,7 @@ class Supernet(nn.Module):
                 if their weights were 0. All by default.
 
         Raises:
-            UserError: a table of another shape.
+            UserError: a table is missing or has another shape.
         """
         weights = self.op_weights() if op_weights is None else op_weights
         shape = tuple(self.alphas[self.space.kinds[0]].shape)  # (E, O)
@@ -183,8 +183,8 @@ class Supernet(nn.Module):
         return self._classify(s0, s1, weights, edge_weights, active)  # [B, num_classes]
 
     def path_logits(self, x: Tensor, path: OpWeights) -> Tensor:
-        """`forward` of a sampled architecture: `path` are operation weights on the CPU of which most are 0, and only
-        the other candidates are computed."""
+        """`forward` of a sampled architecture: `path` holds operation weights on the CPU, and only the candidates whose
+        weight is not 0 are computed."""
         return self.forward(x, self._to(x, path), active={kind: path[kind] != 0 for kind in self.space.kinds})
 
     def _to(self, x: Tensor, tables: OpWeights) -> dict[str, Tensor]:
@@ -253,13 +253,13 @@ class Supernet(nn.Module):
     def path_population_logits(
         self, x: Tensor, paths: Sequence[OpWeights], bn_mode: Literal["running", "batch"] = "running"
     ) -> Tensor:
-        """`population_logits` of sampled architectures, [P, B, classes]: the stem is computed once, and of each
-        individual the chosen candidates only.
+        """`population_logits` of sampled architectures, [P, B, classes]: the stem is computed once, and for each
+        individual only the chosen candidates.
 
         Args:
             x: images [B, in_channels, H, W].
-            paths: of each individual, as `path_logits` takes them.
-            bn_mode: as of `population_logits`.
+            paths: one for each individual, see `path_logits`.
+            bn_mode: see `population_logits`.
         """
         if bn_mode not in ("running", "batch"):
             raise UserError(f"unknown bn_mode {bn_mode!r}: expected 'running' or 'batch'.")
@@ -281,14 +281,14 @@ class Supernet(nn.Module):
         shapes = self._shapes("population α", alphas)
         individuals = shapes[first][0] if shapes[first] else 0
         if any(shape != (individuals, edges, candidates) for shape in shapes.values()):
-            raise UserError(f"population α have shapes {shapes}, expected (P, {edges}, {candidates}) for both kinds.")
+            raise UserError(f"population α have shapes {shapes}, expected (P, {edges}, {candidates}) for each kind.")
         return individuals
 
     def fitting_chunk(self, x: Tensor) -> int:
-        """The individuals that `population_logits` computes at once by default for images x [B, in_channels, H, W]."""
+        """How many individuals `population_logits` computes at once by default for images x [B, in_channels, H, W]."""
         budget = torch.cuda.mem_get_info(x.device)[0] // 4 if x.is_cuda else MEMORY_BUDGET
-        # The widest moment is the first cell, with its states, its output and the candidates of all edges, separable
-        # ones with both stages.
+        # Memory peaks in the first cell, with its states, its output and the candidates of all edges, separable ones
+        # with both stages.
         candidates = (len(self.space.candidates) + 2) / self.partial_channels
         tensors = 2 * (self.space.nodes + 2) + len(self.space.edges) * candidates
         images, _, height, width = x.shape
@@ -308,7 +308,7 @@ class Supernet(nn.Module):
 
 @contextmanager
 def _evaluation(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is again in the mode it was in, which may differ among them."""
+    """Evaluation mode within the context; afterwards every module is back in the mode that it had."""
     training = [module for module in network.modules() if module.training]
     try:
         network.eval()

@@ -1,4 +1,4 @@
-"""What fused autograd functions share: their limit, and the way in which tensors reach their backward pass."""
+"""What fused autograd functions share: they can be differentiated once, and they save nested lists of tensors."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Backward = Callable[..., tuple[torch.Tensor | None, ...]]
 
 
 def first_order(backward: Backward) -> Backward:
-    """Raises where a graph of the backward pass is wanted.
+    """Makes a backward pass raise if it is to be differentiated itself (`create_graph=True`).
 
-    `once_differentiable` raises only when such a graph is run, and not even then where `torch.autograd.grad` is asked
-    for tensors that it reaches another way, as α through a softmax: the result would lack a part.
+    `once_differentiable` raises only when the second backward pass runs, and not even then if `torch.autograd.grad`
+    reaches the requested tensors another way, such as α through a softmax: the result would silently lack a term.
     """
 
     @functools.wraps(backward)
@@ -24,7 +24,7 @@ def first_order(backward: Backward) -> Backward:
         if torch.is_grad_enabled():
             raise RuntimeError(
                 "the fused operators can be differentiated once, but create_graph=True asks for a second derivative: "
-                'build the network with backend="reference", or undo accelerate by fastnas.compat.restore(network).'
+                'build the network with backend="reference", or undo accelerate with fastnas.compat.restore(network).'
             )
         return backward(ctx, *grads)
 
@@ -32,21 +32,21 @@ def first_order(backward: Backward) -> Backward:
 
 
 def structure_of(lists: list[Any]) -> Any:
-    """How tensors are nested in lists, without the tensors: autograd keeps those, and wants them side by side."""
+    """How tensors are nested in lists, without the tensors: autograd saves those, as one flat list."""
     if lists and isinstance(lists[0], list):
         return [structure_of(each) for each in lists]
     return len(lists)
 
 
 def flattened(lists: list[Any]) -> list[Any]:
-    """The tensors of nested lists, side by side."""
+    """The tensors of nested lists as one flat list."""
     if lists and isinstance(lists[0], list):
         return [tensor for each in lists for tensor in flattened(each)]
     return lists
 
 
 def nested(structure: Any, tensors: Iterator[Any]) -> list[Any]:
-    """Nested lists of the next tensors, in the order of `flattened`."""
+    """The inverse of `flattened`: nested lists of the next tensors."""
     if isinstance(structure, int):
         return list(itertools.islice(tensors, structure))
     return [nested(each, tensors) for each in structure]

@@ -23,7 +23,7 @@ _halve_grad = torch.ops.fastnas.halve_grad.default
 
 @dataclass
 class SavedCell:
-    """What the backward pass of a cell needs of its forward pass, of one individual."""
+    """What the backward pass of a cell needs from its forward pass, for one individual."""
 
     inputs: list[Tensor]  # as they came [N, C_i, H_i, W_i]
     op_weights: Tensor  # [1, K], of the rows
@@ -46,7 +46,7 @@ class SavedCell:
 
     @classmethod
     def restore(cls, ctx: Any) -> SavedCell:
-        """What `save` has kept."""
+        """What `save` saved."""
         tensors, inputs, preprocess_rstd, preprocessed, weights, outputs = nested(
             ctx.structure, iter(ctx.saved_tensors)
         )
@@ -90,7 +90,7 @@ def run_backward(layout: CellLayout, settings: Settings, saved: SavedCell, grad:
 
 
 class _CellBackward:
-    """How far the backward pass has come, on its way from the last state to the first."""
+    """The state of a backward pass on its way from the last state to the first."""
 
     def __init__(self, layout: CellLayout, settings: Settings, saved: SavedCell, states: list[Tensor]) -> None:
         self.layout, self.settings, self.saved, self.states = layout, settings, saved, states
@@ -98,8 +98,6 @@ class _CellBackward:
         self.seen = saved.mean.shape[-1]  # channels that candidates see, C/k
         self.mean, self.rstd = saved.mean[:, 0], saved.rstd[:, 0]  # [K, C/k]
         self.scale = saved.op_weights[0, :, None] * self.rstd  # [K, C/k]
-        # Statistics of the batch take a share of the gradient.
-        self.has_stats = self.indices[layout.has_norm][:, None] if settings.batch else None  # [K, 1]
         # (scale, slope, mean, offset) of each row.
         self.coeffs = saved.mean.new_zeros(len(layout.row_norms), 4, self.seen)  # [K, 4, C/k]
         self.grad_op_weights = torch.zeros_like(saved.op_weights)
@@ -117,7 +115,7 @@ class _CellBackward:
     def through_node(self, node: int, grad: Tensor) -> None:
         """From the gradient of a node to those of its weights, and to the coefficients of its rows.
 
-        It is that of all nodes behind it as well, in the channels in which it passes on what bypassed it.
+        `grad` includes those of all later nodes, in the channels that pass on to them what bypassed this node.
         """
         part = slice(*self.layout.first_row[node - 2 : node])
         bypasses = []
@@ -188,5 +186,5 @@ class _CellBackward:
         return cast(Tensor, grad_x)
 
     def _count(self, images: Tensor) -> int:
-        """Values of a channel that its statistics were taken of; 0 where they are constants."""
+        """The number of values of a channel behind its statistics; 0 where these are constants."""
         return count_values(images) if self.settings.batch else 0

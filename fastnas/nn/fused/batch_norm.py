@@ -1,7 +1,7 @@
-"""BatchNorm in the terms of the operators: statistics, folding, the backward pass, running averages.
+"""BatchNorm as the operators compute it: statistics, folding, the backward pass, running averages.
 
-Nothing normalised is written out. Whoever reads a raw output y next normalises it on the way, as (y - mean)·rstd: the
-second stage of a separable convolution (`stage`), or the sum of a node (`node_sum`). Scale γ and shift β fold into the
+No normalised tensor is ever written. The operator that next reads a raw output y computes (y - mean)·rstd: the second
+stage of a separable convolution (`stage`), or the sum of a node (`node_sum`). Scale γ and shift β fold into the
 two: γ·(y - mean)·rstd + β is (y - mean')·rstd' with rstd' = γ·rstd and mean' = mean - β / rstd'.
 
 In the backward pass the gradient of y is scale·dy + slope·(y - mean) + offset, where dy is the gradient of what was
@@ -23,23 +23,23 @@ from fastnas.ops.running_statistics import running_statistics
 
 _node_sum_grad = torch.ops.fastnas.node_sum_grad.default
 
-LEAST_SCALE = 1e-20  # |γ·rstd| below it counts as this much: the output is β then, in every digit
+LEAST_SCALE = 1e-20  # replaces a smaller |γ·rstd|: the output is β then, in every digit
 LEAST_GAMMA = 2.0**-4  # where |γ| is smaller, Σ dy·(γ·x̂ + β) does not tell Σ dy·x̂ precisely enough
 
 
 class BatchStats(NamedTuple):
-    """Statistics of the channels of raw outputs, of each individual's images."""
+    """Statistics of the channels of raw outputs, over the images of each individual."""
 
     mean: Tensor  # [norms, P, C]
     variance: Tensor  # [norms, P, C], biased
-    values: int  # of a channel; 0 for running averages
+    values: int  # number for each channel; 0 for running averages
 
 
 class Affine(NamedTuple):
-    """What is learned of a BatchNorm, [C] each: γ (None for ones), β and a shift (None for zeros).
+    """The learned parameters of a BatchNorm, [C] each: γ (None for ones), β and a shift (None for zeros).
 
-    shift: what biases of convolutions add to all that it normalises, which the operators leave out. Statistics of the
-    batch follow it, so that it changes nothing then.
+    shift: what the biases of convolutions add to its input, which the operators leave out. The mean of a batch shifts
+    along, so it only matters where running averages normalise.
     """
 
     gamma: Tensor | None
@@ -80,7 +80,7 @@ class Normalization(NamedTuple):
         sum_dy, sum_dy_xhat = sums.unbind(1)
         if self.gamma is None or self.beta is None:
             return sum_dy, sum_dy_xhat
-        # To ask a GPU for the smallest |γ| would be to wait for it.
+        # Asking a GPU for the smallest |γ| would wait for it.
         if sums.is_cpu and self.gamma.abs().amin() >= LEAST_GAMMA:
             return sum_dy, (sum_dy_xhat - self.beta[:, 0] * sum_dy) / self.gamma[:, 0]
         products = [
@@ -98,13 +98,13 @@ class Normalization(NamedTuple):
 def bn_backward_coeffs(
     sum_dy: Tensor, sum_dy_xhat: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, count: int
 ) -> Tensor:
-    """The row (scale, slope, mean, offset) [..., 4, C] by which dy becomes the gradient of y, see the module.
+    """The row (scale, slope, mean, offset) [..., 4, C] that turns dy into the gradient of y, see the module.
 
     Args:
         sum_dy, sum_dy_xhat: Σ dy and Σ dy·x̂ [..., C], x̂ = (y - mean)·rstd.
         mean, rstd: [..., C].
         scale: [..., C], by which (y - mean) was multiplied: γ·rstd, times the weight of a candidate where it has one.
-        count: values of a channel that mean and rstd were taken of; 0 where they are constants.
+        count: number of values of a channel behind mean and rstd; 0 where these are constants.
 
     Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, section 3.
     """
@@ -113,17 +113,17 @@ def bn_backward_coeffs(
 
 
 def count_values(images: Tensor) -> int:
-    """Values of a channel of [N, C, H, W]."""
+    """The number of values of a channel of [N, C, H, W]."""
     return images.numel() // max(1, images.shape[1])
 
 
 def is_known(norm: nn.BatchNorm2d) -> bool:
-    """Whether it normalises whole batches, or by running averages."""
+    """Whether a norm uses the statistics of the whole batch or running averages, and no others."""
     return type(norm) is nn.BatchNorm2d or (type(norm) is BatchNorm and norm.images is None)
 
 
 def uses_batch(norm: nn.BatchNorm2d) -> bool:
-    """Whether the batch's statistics normalise."""
+    """Whether a norm uses the statistics of the batch."""
     return norm.training or norm.running_mean is None
 
 
@@ -131,12 +131,12 @@ Taken = tuple[Sequence[nn.BatchNorm2d], BatchStats]
 
 
 class Normalizer:
-    """Where the BatchNorms of one pass take mean and variance from, and how their running averages follow.
+    """Where the BatchNorms of one pass take mean and variance from, and how their running averages are updated.
 
     Args:
         batch: from the batch, as in training; else from the running averages.
         acc_dtype: of statistics, in which sums are accumulated.
-        follows: whether running averages will be moved.
+        follows: whether running averages will be updated.
     """
 
     def __init__(self, batch: bool, acc_dtype: torch.dtype, follows: bool = True) -> None:
@@ -156,7 +156,7 @@ class Normalizer:
         affine: Sequence[Affine] = (),
         individuals: int = 1,
     ) -> Normalization:
-        """How norms of one ε normalise; affine: of each, none where nothing is learned."""
+        """How norms that share one ε normalise; affine: of each norm, empty where none has parameters."""
         shifts = [each.shift for each in affine]
         if self.batch:
             stats = cast(BatchStats, batch_stats)
@@ -175,7 +175,7 @@ class Normalizer:
         return Normalization(mean, rstd, gamma, beta)
 
     def record(self, norms: Sequence[nn.BatchNorm2d], stats: BatchStats, shifts: Sequence[Tensor | None] = ()) -> None:
-        """Notes the batch's statistics of norms, which `follow` will move their running averages towards."""
+        """Keeps the batch's statistics of norms, towards which `follow` will move their running averages."""
         if self.follows and norms[0].running_mean is not None:
             mean = stats.mean[:, 0]  # [norms, C]
             if any(shift is not None for shift in shifts):
@@ -197,7 +197,7 @@ def _follow(momentum: float | None, taken: Sequence[Taken]) -> None:
     if momentum is None:
         _follow_cumulatively(taken)
         return
-    # Not norm.running_mean: attributes that modules look for in several places take ten times as long.
+    # Not norm.running_mean: nn.Module.__getattr__ takes ten times as long.
     buffers = [norm._buffers for norms, _ in taken for norm in norms]
     running_statistics(
         [cast(Tensor, each["running_mean"]) for each in buffers],
@@ -211,7 +211,7 @@ def _follow(momentum: float | None, taken: Sequence[Taken]) -> None:
 
 
 def _stacked(tensors: Sequence[Tensor | None], default: Tensor) -> Tensor:
-    """[C] each as [norms, ..., C] of the default's shape, whose rows stand for None."""
+    """Tensors [C] in the shape of `default` [norms, ..., C], whose rows replace None."""
     rows = [row if tensor is None else tensor.expand_as(row) for tensor, row in zip(tensors, default, strict=True)]
     return torch.stack(rows)
 

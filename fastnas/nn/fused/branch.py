@@ -32,7 +32,7 @@ class Slot(NamedTuple):
 class EdgeTerm(NamedTuple):
     """A candidate as a term of `edge_sum`."""
 
-    kind: int  # CONVOLUTION, or a place behind the convolutions: AVERAGE, MAXIMUM, ITSELF
+    kind: int  # CONVOLUTION, or a place after the convolutions: AVERAGE, MAXIMUM, ITSELF
     row: int
     stages: tuple[tuple[int, int, int, int], ...] = ()  # (index of taps, of matrix among the weights, kernel, dilation)
 
@@ -41,9 +41,9 @@ CONVOLUTION, AVERAGE, MAXIMUM, ITSELF = -1, 0, 1, 2
 
 
 class IndexTensors(nn.Module):
-    """The indices by which the tables of a cell are read and written, as tensors that lie where its weights do.
+    """The indices into the tables of a cell, as tensors on the device of its weights.
 
-    No step copies anything to a GPU or waits for it. All are parts of one buffer, which moves in one copy.
+    So no step copies indices to a GPU or waits for it. All are parts of one buffer, which moves in one copy.
     """
 
     def __init__(self) -> None:
@@ -54,12 +54,12 @@ class IndexTensors(nn.Module):
         self.register_buffer("packed", None, persistent=False)
 
     def add(self, values: Iterable[int]) -> int:
-        """A new list of indices; its place in `tensors`."""
+        """Adds a list of indices; returns its place in `tensors`."""
         self._values.append(list(values))
         return len(self._values) - 1
 
     def pack(self, device: torch.device) -> None:
-        """To be called once, after the last `add`."""
+        """Makes the tensors; call it once, after the last `add`."""
         with torch.inference_mode(False):
             self.packed = self._written().to(device)
             self._views = self._split(self.packed)
@@ -78,7 +78,7 @@ class IndexTensors(nn.Module):
         return packed.split([len(values) for values in self._values])
 
     def _apply(self, fn: Any, recurse: bool = True) -> IndexTensors:
-        """`to_empty` gives memory without values."""
+        """Writes the indices again, since `to_empty` leaves memory without values."""
         super()._apply(fn, recurse)
         if self.packed is not None:
             self.packed.copy_(self._written())
@@ -88,7 +88,7 @@ class IndexTensors(nn.Module):
 
 @dataclass
 class BranchOutput:
-    """What the candidates of a branch give before their last BatchNorm, and what lies between."""
+    """The outputs of the candidates of a branch before their last BatchNorm, and what lies between their stages."""
 
     first: list[Tensor]  # of the operator that reads the state, [N, C', H', W'] each
     second: list[Tensor] = field(default_factory=list)  # of one that reads some of `first`, normalised
@@ -106,10 +106,10 @@ class ForwardPass:
 
 @dataclass
 class BackwardPass:
-    """The way back to one state: what comes to the branches that read it, and what they make of it.
+    """The backward pass at one state: the gradients that reach the branches that read it, and what they make of them.
 
-    Average pools, maximum pools and identities are linear in what comes back to them but for scales of each channel,
-    so that one pass computes their gradients and adds all others.
+    Average pools, max pools and identities only scale the gradients of nodes channel by channel and move them, so one
+    call of `pool_grad` computes theirs and adds all others.
     """
 
     states: Sequence[Tensor]  # one [N, C, H, W]; where a lone candidate reads several, side by side in the channels
@@ -145,12 +145,12 @@ class Branch(ABC):
 
     Args:
         slots: the candidates.
-        indices: of a cell, to which the branch adds its own; without, there is one candidate and a table of one row.
-        nodes: that the state leads to.
+        indices: of a cell, to which the branch adds its own; None for a lone candidate, whose tables have one row.
+        nodes: number of nodes that the state leads to.
     """
 
     in_edge_sum: ClassVar[bool] = False
-    """Whether `edge_sum` computes the candidates in evaluation mode; else their raw outputs join the sum of a node."""
+    """Whether `edge_sum` computes the candidates in evaluation mode; if not, a node's sum takes their raw outputs."""
 
     def __init__(self, slots: Sequence[Slot], indices: IndexTensors | None = None, nodes: int = 1) -> None:
         self.slots = tuple(slots)
@@ -169,17 +169,17 @@ class Branch(ABC):
         return [*self.inner_norms, *(norm for norm in self.last_norms if norm is not None)]
 
     def weights(self) -> list[Tensor | None]:
-        """Of the convolutions, and what is learned of the BatchNorms between them."""
+        """Weights of the convolutions, and parameters of the BatchNorms between them."""
         return []
 
     def affine(self) -> Affine:
-        """What is learned of the last BatchNorm of a lone candidate."""
+        """The parameters of the last BatchNorm of a lone candidate."""
         norm = self.last_norms[0]
         return Affine(None, None, None) if norm is None else Affine(norm.weight, norm.bias, None)
 
     @abstractmethod
     def forward(self, run: ForwardPass, states: Tensors, weights: Tensors) -> Forward:
-        """Raw outputs, and their statistics where the batch's normalise.
+        """Raw outputs, and their statistics where those of the batch normalise them.
 
         states: one [N, C, H, W]; some kinds take any number, side by side in the channels.
         """
@@ -194,10 +194,10 @@ class Branch(ABC):
 
     @abstractmethod
     def backward(self, back: BackwardPass, output: BranchOutput, weights: Tensors) -> list[Tensor]:
-        """Enters the gradient of the state into `back`; gives those of the weights."""
+        """Adds the gradient of the state to `back`; returns those of the weights."""
 
     def edge_terms(self, node: int) -> list[EdgeTerm]:
-        """Of the candidates that lead to a node, for `edge_sum`."""
+        """The candidates that lead to a node, as terms of `edge_sum`."""
         return []
 
 

@@ -1,4 +1,4 @@
-"""The kinds of candidates: for each, which modules it stands for, and how the operators compute it there and back.
+"""The kinds of candidates: which modules each stands for, and how the operators compute it, forward and backward.
 
 To add a kind, write a class like these and enter it in `KINDS`; CONTRIBUTING.md has the steps.
 """
@@ -157,7 +157,7 @@ def matrices_of(pattern: PointwisePattern) -> list[Tensor]:
 
 
 class IdentityBranch(Branch):
-    """Skip connections, and whatever plain torch has computed."""
+    """Skip connections, and outputs that plain torch has computed."""
 
     in_edge_sum = True
 

@@ -2,8 +2,8 @@
 
 Plain torch writes a tensor after every ReLU, convolution, normalisation, product and addition. Here a state is read
 once for all candidates that leave it, one branch for each kind (`branches`), their raw outputs are written once, and a
-node is one sum over all of them that normalises on the way (`node_sum`). Nothing normalised or weighted is stored but
-states.
+node is one sum over all of them that normalises on the way (`node_sum`). No normalised or weighted tensor is stored
+except the states.
 
 The backward pass goes through the states from the last to the first. Once the gradient dy of a node is known, that of
 a raw output y is scale·dy + slope·(y - mean) + offset with coefficients for each channel: the weight of the candidate
@@ -43,7 +43,7 @@ class _Cell(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         inputs, weights = [s0, s1], CellWeights(*nested(structure, iter(tensors)))
-        with torch._C._AutoDispatchBelowAutograd():  # or each operator would ask Python whether it is to be recorded
+        with torch._C._AutoDispatchBelowAutograd():  # otherwise each operator would call Python to ask about autograd
             done = run_forward(layout, settings, inputs, op_weights, edge_weights, weights, normalizer, keep=True)
         ctx.layout, ctx.settings = layout, settings
         saved = SavedCell(
@@ -71,8 +71,8 @@ class _Cell(torch.autograd.Function):
 
 
 def _mode(norm: nn.BatchNorm2d) -> tuple[bool, bool, int | None, float, float | None]:
-    """In what all normalisations of a cell must agree; `images` is that of `BatchNorm`."""
-    # Not norm.weight and norm.running_mean: attributes that modules look for in several places take ten times as long.
+    """What all normalisations of a cell must have in common; `images` is that of `BatchNorm`."""
+    # Not norm.weight and norm.running_mean: nn.Module.__getattr__ takes ten times as long.
     plain = norm._parameters["weight"] is None and norm._buffers["running_mean"] is not None
     return plain, norm.training, getattr(norm, "images", None), norm.eps, norm.momentum
 
@@ -92,7 +92,7 @@ def fused_cell(
     individuals = op_weights.shape[0] if s0.dim() == 5 else 1
     batch = training or images is not None
     if batch and images != s0.shape[-4] and (individuals > 1 or images is not None):
-        return None  # one batch of all individuals, or several of one: statistics that the operators do not take
+        return None  # statistics over all individuals, or over parts of one, which the operators do not compute
     stride = layout.states[0].stride
     if training and s1.shape[-4] * math.ceil(s1.shape[-2] / stride) * math.ceil(s1.shape[-1] / stride) == 1:
         return None  # one value per channel, which BatchNorm refuses

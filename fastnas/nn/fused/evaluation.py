@@ -1,7 +1,7 @@
 """A fused cell in evaluation mode, without gradients: how populations are scored; see `cell`.
 
 Statistics are constants here, so the candidates of an edge are summed where they are computed (`edge_sum`), and a node
-adds up its edges. Neither candidates nor what is between the stages of one are ever written.
+adds up its edges. Neither the candidates nor what lies between their stages is ever written.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def evaluate(
     channels = states[0].shape[1]
     seen = channels // settings.parts  # by the candidates, C/k
 
-    # A row more than there are: that of a term which an edge lacks, and of a sum, which counts as it is.
+    # One more row than there are: for a term that an edge lacks, and for an edge's sum, which is added unchanged.
     mean, rstd = op_weights.new_zeros(2, len(layout.row_norms) + 1, 1, seen)  # [K + 1, 1, C/k]
     rstd += 1
     if row_norms := [norm for norm in layout.row_norms if norm is not None]:
@@ -96,7 +96,7 @@ def evaluate(
             bypasses.append(bypass(state, seen, plan.stride))
         if source == 0:
             continue
-        node = source - 1  # that has all of its edges now
+        node = source - 1  # all of its edges are there now
         if output is None:
             shape = (individuals * images, (len(layout.states) - 1) * channels, *edge_sums[0].shape[2:])
             output = empty_images(x, shape)

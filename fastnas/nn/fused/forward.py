@@ -22,7 +22,7 @@ _node_sum = torch.ops.fastnas.node_sum.default
 _node_sum_into = torch.ops.fastnas.node_sum_into.default
 
 FOLDING = frozenset({"cpu"})
-"""Devices on which constant statistics are folded into `preprocess`. On a GPU the channel of ones that it takes would
+"""Devices on which constant statistics are folded into `preprocess`. On a GPU the channel of ones that this needs would
 keep the others from being read 16 bytes at a time."""
 
 
@@ -37,7 +37,7 @@ class Settings:
     eps: float
 
     def individuals_of(self, state: int) -> int:
-        """The individuals that the images of a state are of."""
+        """How many individuals the images of a state belong to."""
         return 1 if state < 2 and self.shared[state] else self.individuals
 
 
@@ -95,7 +95,7 @@ def run_forward(
     kept: list[list[BranchOutput]] = []
     rows: list[Tensor | None] = [None] * len(layout.row_norms)
     bypasses: list[Tensor] = []
-    # Nodes are written where they belong in the output, unless an operator's result is wanted to differentiate it.
+    # Nodes are written straight into the output, except under torch.compile, which differentiates `node_sum` itself.
     written: Tensor | None = None
     for source, plan in enumerate(layout.states):
         state = states[source]
@@ -120,13 +120,13 @@ def run_forward(
             bypasses.append(bypass(state, seen, plan.stride))
         if source == 0:
             continue
-        node = source - 1  # that has all of its edges now
+        node = source - 1  # all of its edges are there now
         part = slice(*layout.first_row[node : node + 2])
         edges = None if edge_weights is None else edge_weights[:, incoming(node)].contiguous()
         bypassing, prev_node = bypassing_of(settings, edges, node, bypasses, state)
         of_node = rows[part], mean[part], rstd[part], op_weights[:, part]
         if torch.compiler.is_compiling():
-            # Autograd keeps the tables, and other rows of them are still to change.
+            # Autograd saves the tables, of which other rows are still to be written.
             candidates, of_mean, of_rstd, of_weights = of_node
             normalised = layout.normalised(settings.batch)[part]
             tables = of_mean.clone(), of_rstd.clone(), of_weights, bypassing, edges, individuals, images
@@ -156,10 +156,10 @@ def preprocess(
 ) -> tuple[Tensor, Tensor]:
     """A state [N, C, H, W] of an input of a cell, and its rstd [P, C]."""
     offsets, stride = list(range(pattern.stride)), pattern.stride
-    odd = x.shape[2] % 2 or x.shape[3] % 2  # what is beyond the edge is 0, whatever would be added
+    odd = x.shape[2] % 2 or x.shape[3] % 2  # beyond the edge the ones are 0, too: no offset
     batch = normalizer.batch
     if not batch and x.device.type in FOLDING and not (stride == 2 and odd):
-        # One pass: constants are folded into the matrices, and what is added is the weight of a channel of ones.
+        # One pass: constants are folded into the matrices, and the offset is the weight of a channel of ones.
         mean, rstd, *_ = normalizer.normalization([pattern.norm], None)  # [1, 1, C]
         table = rstd[0, 0, :, None] * torch.cat([torch.cat(matrices), -mean[0, 0, :, None]], 1)  # [C, C_i + 1]
         ones = torch.ones(x.shape[0], 1, *x.shape[2:], dtype=x.dtype, device=x.device)  # [N, 1, H, W]
@@ -175,7 +175,7 @@ def preprocess(
 
 
 def incoming(node: int) -> slice:
-    """The edges that enter the intermediate node `node`, from 0."""
+    """The edges that enter the intermediate node `node`, counted from 0."""
     first = node * (node + 3) // 2
     return slice(first, first + node + 2)
 
@@ -185,8 +185,8 @@ def bypassing_of(
 ) -> tuple[list[Tensor], Tensor | None]:
     """What bypasses the candidates of a node, as `node_sum` takes it.
 
-    The channels of the states themselves; or for all nodes but the first, unless edges have weights of their own, the
-    node before, whose groups from 1 on hold the sum of what bypassed it.
+    Either the bypassing channels of every earlier state; or, for all nodes but the first and without edge weights, the
+    previous node, whose groups from 1 on hold the sum of what bypassed it.
     """
     if node == 0 or settings.parts == 1 or edge_weights is not None:
         return bypasses, None

@@ -1,4 +1,4 @@
-"""The sum of what a few candidates make of their inputs: a node of a derived network, on the fused operators.
+"""The sum of a few candidates, each of its own input: a node of a derived network, on the fused operators.
 
 The sum normalises the raw outputs of all candidates on the way (see `branches`). `cell` does the same for the
 cells of a supernet, where many more candidates share what they read.
@@ -49,7 +49,7 @@ class Term:
 
 @dataclass
 class SavedNode:
-    """What the backward pass of a sum needs of its forward pass."""
+    """What the backward pass of a sum needs from its forward pass."""
 
     weights: Tensor | None  # [K]
     terms: list[Term]
@@ -69,7 +69,7 @@ class SavedNode:
 
     @classmethod
     def restore(cls, ctx: Any) -> SavedNode:
-        """What `save` has kept."""
+        """What `save` saved."""
         (weights,), terms, norms, outputs, raws, masks = nested(ctx.structure, iter(ctx.saved_tensors))
         return cls(
             weights,
@@ -122,7 +122,7 @@ class _FusedSum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = SavedNode.restore(ctx)
         weights, raws = saved.weights, saved.raws
-        if grad.stride(1) != 1:  # the channels of one pixel are neighbours also in a slice of the channels
+        if grad.stride(1) != 1:  # a slice of channels needs no copy: the channels of a pixel are still adjacent
             grad = grad.contiguous(memory_format=torch.channels_last)  # [N, C, H', W']
         masked = [
             grad if mask is None else grad * mask.to(grad.dtype).view(-1, 1, 1, 1) for mask in saved.masks
@@ -159,7 +159,7 @@ class _FusedSum(torch.autograd.Function):
 def _normalization(
     branch: Branch, normalizer: Normalizer, stats: list[BatchStats], affine: list[Tensor], raw: Tensor
 ) -> Normalization:
-    """Of the last BatchNorm of a lone candidate [1, 1, C']."""
+    """What the last BatchNorm of a lone candidate does [1, 1, C']."""
     norm = branch.last_norms[0]
     if norm is None:
         one = torch.ones(1, 1, raw.shape[1], dtype=normalizer.acc_dtype, device=raw.device)
@@ -189,8 +189,8 @@ def _sums(
     norms: Sequence[Normalization],
     all_of_them: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Σ dy and Σ dy·x̂ [1, C] of every candidate, or 0 where it is not normalised; one reading of a dy that several
-    share."""
+    """Σ dy and Σ dy·x̂ [1, C] of every candidate, or 0 where it is not normalised; a dy that several share is
+    read once."""
     sum_dy, sum_dy_xhat = ([torch.zeros_like(norm.mean[:, 0]) for norm in norms] for _ in range(2))
     wanted = [k for k, branch in enumerate(branches) if all_of_them or branch.last_norms[0] is not None]
     for grad in {id(grads[k]): grads[k] for k in wanted}.values():
@@ -212,7 +212,7 @@ def joined(states: States) -> Tensor:
 
 
 def can_fuse(x: Tensor) -> bool:
-    """Whether the operators take images like these here."""
+    """Whether the operators can compute with such images, and torch.compile is not tracing."""
     return x.device.type in DEVICE_TYPES and x.is_floating_point() and not torch.compiler.is_compiling()
 
 
@@ -229,10 +229,10 @@ def fused_sum(
     Args:
         modules: K candidates. Those that the operators do not know are computed in plain torch.
         inputs: [N, C, H, W] each, or its parts.
-        masks: [N] each, None for ones: what drop path makes of the images; already divided by the share that it keeps.
+        masks: [N] each, None for ones: factors of the images by drop path, divided by the share that it keeps already.
         weights: [K], differentiable; ones by default.
-        branches: how the operators compute each candidate, None where they do not know it; by default what the modules'
-            classes say.
+        branches: how the operators compute each candidate, None where they do not know it; by default found by the
+            classes of the modules.
 
     Returns:
         [N, C', H', W'], channels-last.
@@ -269,7 +269,7 @@ def fused_sum(
     of_live = None if weights is None else weights.to(acc)
     if of_live is not None and len(live) < len(modules):
         columns = of_live.unbind()
-        of_live = torch.stack([columns[k] for k in live])  # not by index, which would have to be copied to the device
+        of_live = torch.stack([columns[k] for k in live])  # indices would have to be copied to the device
     output: Tensor = _FusedSum.apply(known, normalizer, structure_of(tensors), dropped, of_live, *flattened(tensors))
     normalizer.follow()
     return output

@@ -1,4 +1,4 @@
-"""What a candidate computes, in the terms of the operators, whoever wrote its module.
+"""What a candidate computes, in terms of the operators, whatever code its module comes from.
 
 A pattern holds the layers of the candidate, never their parameters or buffers, which other code may replace.
 """
@@ -12,7 +12,7 @@ from torch import nn
 
 
 class Pattern(Protocol):
-    """What the patterns of all kinds tell."""
+    """What the patterns of all kinds have in common."""
 
     @property
     def stride(self) -> int: ...
@@ -101,7 +101,7 @@ class ZeroPattern:
 
 @dataclass(frozen=True, eq=False)
 class CellPattern:
-    """A cell of two inputs whose nodes sum what mixed operations make of all earlier states.
+    """A cell of two inputs whose nodes sum the mixed operations of all earlier states.
 
     Args:
         preprocess: of the two inputs.
@@ -117,7 +117,7 @@ class CellPattern:
 
 
 def match_pool(pool: nn.Module, norm: nn.Module | None = None) -> PoolPattern | None:
-    """Of a pooling layer and the normalisation behind it."""
+    """The pattern of a pooling layer and the normalisation after it; None where the operators do not know it."""
     if not isinstance(pool, nn.AvgPool2d | nn.MaxPool2d) or not isinstance(norm, nn.BatchNorm2d | None):
         return None
     if isinstance(pool, nn.AvgPool2d):

@@ -1,6 +1,6 @@
-"""What the fused computation of a cell must know of it: which candidate comes from which state, where its weights are.
+"""What the fused computation of a cell must know about it: which candidates read which state, where their weights are.
 
-The edges are looked at from both ends. A state is read once for the candidates of all edges that leave it; a node sums
+Edges are seen from both ends. A state is read once for the candidates of all edges that leave it; a node sums
 the candidates of all edges that enter it. Each candidate that contributes has a row: in the tables of statistics and of
 gradient coefficients, and among the weights of its node. The rows of a node follow each other.
 
@@ -24,7 +24,7 @@ from fastnas.nn.fused.branches import KINDS, matrices_of
 from fastnas.nn.fused.patterns import CellPattern, Pattern, PointwisePattern, ZeroPattern
 from fastnas.nn.fused.separable import SeparableBranch
 
-# What the operators take in one call.
+# Limits of one call of the operators.
 MOST_STAGES = 64
 MOST_CANDIDATES = 128
 MOST_EDGES = 16
@@ -40,7 +40,7 @@ class CellWeights(NamedTuple):
 
 @dataclass(frozen=True)
 class SumPlan:
-    """How the edges that leave a state are summed by `edge_sum`, which wants the same kinds of candidates on all."""
+    """How `edge_sum` sums the edges that leave a state; it needs the same kinds of candidates on all of them."""
 
     branch: int | None  # of the state, to which the convolutions belong
     depths: list[int]  # [J], stages of each convolutional candidate
@@ -69,7 +69,7 @@ class StatePlan:
 
 
 class CellLayout(nn.Module):
-    """See the module.
+    """The layout of a cell, see the module docstring.
 
     Attributes:
         states: one plan for each state that an edge leaves.
@@ -81,7 +81,6 @@ class CellLayout(nn.Module):
         indices: of the tables:
             columns: [K], where the weight of each row is in the flattened table [E·O].
             normalised_rows: that have a normalisation.
-            has_norm: [K], 1 where there is one.
             sum_rows: of each node, the rows of what `edge_sum` and others give it, state by state; K for an edge's sum.
     """
 
@@ -123,14 +122,13 @@ class CellLayout(nn.Module):
         self.norms += [norm for norm in self.row_norms if norm is not None]
         self.columns = self.indices.add(columns)
         self.normalised_rows = self.indices.add(row for row, norm in enumerate(self.row_norms) if norm is not None)
-        self.has_norm = self.indices.add(int(norm is not None) for norm in self.row_norms)
         self.sum_rows = [self.indices.add(self._sum_rows(node)) for node in range(2, len(self.states) + 1)]
         self.known = self._fits()
         self.indices.pack(self.preprocess[0].convolutions[0].weight.device)
 
     @property
     def device(self) -> torch.device:
-        """Of the indices."""
+        """The device of the indices."""
         return cast(Tensor, self.indices.packed).device
 
     def _branches(self) -> Iterator[Branch]:
@@ -217,7 +215,7 @@ class CellLayout(nn.Module):
         """The parameters as they are now."""
         return CellWeights(
             preprocess=[matrices_of(pattern) for pattern in self.preprocess],
-            # None stands for what a BatchNorm does not learn; those of cells learn nothing.
+            # Only parameters of a BatchNorm can be None, and those of cells have none.
             branches=[[cast(list[Tensor], branch.weights()) for branch in state.branches] for state in self.states],
         )
 
@@ -232,7 +230,7 @@ class _Sorted:
         self.slots: dict[type[Branch], list[Slot]] = {}
 
     def enter(self, pattern: Pattern | None, row: int) -> bool:
-        """Enters a candidate of the edge to the last of the nodes; whether the operators know it."""
+        """Adds a candidate of the edge to the last node; returns whether the operators know it."""
         if pattern is None or pattern.stride != self.stride:
             return False
         self.slots.setdefault(KINDS[type(pattern)], []).append(Slot(pattern, len(self.nodes) - 1, row))

@@ -1,4 +1,4 @@
-"""Separable and dilated convolutions, the kind of candidate of most weights; see `branches`."""
+"""Separable and dilated convolutions, the candidates that hold most of the weights; see `branches`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _stage_grad = torch.ops.fastnas.stage_grad.default
 class SeparableBranch(Branch):
     """ReLU, depthwise, pointwise: once (a dilated convolution), or twice with a BatchNorm between (a separable one).
 
-    The first stages of all candidates read the state together, then the second stages read those that have one.
+    One call computes the first stages of all candidates, a second call the second stages of those that have one.
     """
 
     in_edge_sum = True
@@ -61,7 +61,7 @@ class SeparableBranch(Branch):
         return SeparablePattern((_stage_of(module),)) if isinstance(module, DepthwiseStage) else None
 
     def weights(self) -> list[Tensor | None]:
-        """Depthwise, pointwise [stages] and those of second stages; then what is learned between them, if anything."""
+        """Depthwise, pointwise [stages] and those of second stages; then any parameters of the BatchNorms between."""
         convolutions: list[Tensor | None] = []
         for stages in (self.first_stages, self.second_stages):
             convolutions += [_parameter(stage.depthwise, "weight") for stage in stages]
@@ -182,12 +182,12 @@ def _geometry(stage: Stage) -> tuple[int, int]:
 
 
 def _parameter(module: nn.Module, name: str) -> Any:
-    """What modules find slowly among everything that they hold; parametrised, it is no parameter."""
+    """A parameter, without the slow nn.Module.__getattr__; one that is parametrised is not in `_parameters`."""
     return module._parameters[name] if name in module._parameters else getattr(module, name)
 
 
 def _affine_of(stage: Stage) -> Affine:
-    """Of its BatchNorm, with what the biases of its convolutions add."""
+    """The parameters of its BatchNorm, with what the biases of its convolutions add."""
     depthwise, pointwise, norm = stage
     shift, bias = _parameter(pointwise, "bias"), _parameter(depthwise, "bias")
     if bias is not None:
