@@ -101,6 +101,8 @@ def test(fault: Fault, library: Path) -> str:
     command += [*files.split(), *(["-k", words] if words else [])]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     output = done.stdout + done.stderr
+    if done.returncode == 5:  # pytest selected nothing
+        sys.exit(f"{fault.file}, {fault.what}: {fault.tests} names no test")
     if report := re.search(
         r"ERROR: AddressSanitizer: ([\w-]+)|WARNING: ThreadSanitizer: ([\w ]+) \(|runtime error: ", output
     ):

@@ -22,15 +22,15 @@ class Fault:
 MIXED_SUM = "tests/ops/test_mixed_sum.py"
 EQUALS = f"{MIXED_SUM} -k equals_reference"
 STAGE = "tests/ops/test_stage.py -k test_dtypes or test_sizes_of_a_supernet"
-STAGE_GRAD = "tests/ops/test_stage_gradients.py -k test_coefficients"
+STAGE_GRAD = "tests/ops/test_stage_gradients.py -k test_bn_coeffs"
 EDGE_SUM = "tests/ops/test_edge_sum.py -k test_matches_the_reference or test_sizes"
 POOL = "tests/ops/test_pool.py -k test_equals_reference or test_statistics_of"
 POOL_GRAD = "tests/ops/test_pool.py -k test_grad"
 PREPROCESS = "tests/ops/test_preprocess.py -k test_equals_reference or test_statistics_of_individuals"
 PREPROCESS_GRAD = "tests/ops/test_preprocess.py -k test_equals_reference or test_grads_in_parts"
 NODE_SUM = "tests/ops/test_node_sum.py -k test_equals_reference or test_layouts"
-NODE_SUMS = "tests/ops/test_node_sum.py -k test_equals_reference or test_sums_of"
-BYPASS = "tests/ops/test_node_sum.py -k test_bypass_grad or test_equals_reference"
+NODE_SUMS = "tests/ops/test_node_sum.py tests/ops/test_node_sum_grad.py -k test_equals_reference or test_sums_of"
+BYPASS = "tests/ops/test_node_sum.py tests/ops/test_node_sum_grad.py -k test_bypass_grad or test_equals_reference"
 HALVE = "tests/ops/test_halve.py"
 
 FAULTS = (
