@@ -3,6 +3,7 @@
 # make lint      formats, types, import rules
 # make sanitize  operators and kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (GCC)
 # make emulate   the CUDA kernels, run on the CPU, under the same sanitizers
+# make cpu-check   what the compiler made of the CPU kernels, against rules
 # make cuda-check  what the compiler made of the CUDA kernels, against rules; needs nvcc, no GPU
 # make bench     measurements: the operators, one cell, the weight step
 # Everything happens in .venv; nothing else on the machine is touched.
@@ -21,7 +22,7 @@ CTEST := $(BIN)/ctest --test-dir build/emulate --output-on-failure --quiet
 PRELOAD = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file-name=libstdc++.so)
 SANITIZE_TESTS ?= tests/ops
 
-.PHONY: demo test emulation emulate cuda-check sanitize lint format bench env install clean
+.PHONY: demo test emulation emulate cpu-check cuda-check sanitize lint format bench env install clean
 
 demo: install
 	$(BIN)/python -m fastnas.search
@@ -56,6 +57,9 @@ sanitize: install
 cuda-check: install
 	FASTNAS_CUDA=1 $(BIN)/python setup.py --quiet build_ext --inplace
 	$(BIN)/python -m benchmarks resources --check
+
+cpu-check: install
+	$(BIN)/python -m benchmarks instructions --check
 
 lint: install
 	$(BIN)/ruff check .

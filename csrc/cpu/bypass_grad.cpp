@@ -58,7 +58,10 @@ void bypass_grad(const BypassGrad<T>& args, T* result, int64_t first, int64_t la
     }
     if (args.of_prev_node) {
       T* const group0 = args.grad_group0 + (image * s.pixels + tile.begin) * C;
-      for (int64_t j = 0; j < tile.count * C; ++j) group0[j] = T(sum[j * s.groups]);
+      A* values = input;
+      if constexpr (kInPlace) values = group0;
+      for (int64_t j = 0; j < tile.count * C; ++j) values[j] = sum[j * s.groups];
+      if constexpr (!kInPlace) store_row(values, tile.count * C, group0);
     }
     if constexpr (!kInPlace) store_row(sum, tile.count * W, out);
   }

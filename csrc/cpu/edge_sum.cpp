@@ -182,11 +182,13 @@ class EdgeSums {
   void fill_tiles(int64_t image, int images) {
     for (int i = 0; i < images; ++i) {
       const int64_t first = (image + i) * args_.height * args_.width;
-      if (packing_.packed && packing_.channels == 4 && packing_.members == kLanes<A> / 4) {
-        fill_members<4, kLanes<A> / 4>(first, 0);
-      } else {
-        for_run(packing_.channels, [&]<int W>() { fill_members<W, 0>(first, packing_.lane(i, 0)); });
+      if constexpr (kLanes<A> >= 8) {
+        if (packing_.channels == 4 && packing_.members == kLanes<A> / 4) {
+          fill_members<4, kLanes<A> / 4>(first, 0);
+          continue;
+        }
       }
+      for_run<A>(packing_.channels, [&]<int W>() { fill_members<W, 0>(first, packing_.lane(i, 0)); });
     }
   }
 

@@ -59,7 +59,7 @@ void halve(const Halve<T>& args, T* result, int64_t first, int64_t last) {
     for (int64_t column = 0; column < args.columns(); ++column) {
       const Window<T> window(args, row, column);
       T* const to = result + (row * args.columns() + column) * args.channels;
-      for_runs(args.channels, [&]<int W>(int64_t begin, int64_t end) {
+      for_runs<A>(args.channels, [&]<int W>(int64_t begin, int64_t end) {
         for (int64_t c = begin; c < end; c += W) {
           Lanes<A, W> taken[4];
           store_run<W, A>(to + c, largest<W, A>(args, window, c, taken));
@@ -81,7 +81,7 @@ void halve_grad(const Halve<T>& args, const HalveGrad<T>& grad, T* result, int64
         if (pixel < 0) continue;
         copy_pixels<A>(grad.seen + pixel * grad.seen_stride, seen, 1, seen, result + pixel * width, width);
       }
-      for_runs(args.channels, [&]<int W>(int64_t begin, int64_t end) {
+      for_runs<A>(args.channels, [&]<int W>(int64_t begin, int64_t end) {
         for (int64_t c = begin; c < end; c += W) {
           Lanes<A, W> taken[4];
           largest<W, A>(args, window, c, taken);

@@ -1,15 +1,17 @@
 // mixed_sum: Σ_k w_k · o_k over the outputs of K candidates, for one or several individuals, and both gradients.
 //
-// Every value is read once and used once, so the kernel is as fast as memory is, and no vector type appears: outputs
-// are flat arrays in one order, and the compiler turns the loops over them into vectors of whatever width there is. A
-// thread takes tiles of kMixedSumTile elements; the sum of a tile stays in the first-level cache, in the type of
-// accumulation, while the candidates pass by, and is written once. An output that individuals share is a table of its
-// own that all of them read. The gradient of a weight is a dot product of a tile with 16 running sums, the same number
-// for every instruction set, and the caller merges the tiles in a fixed order.
+// Every value is read once and used once, so the kernel is as fast as memory is: outputs are flat arrays in one order,
+// which are read and written by whole vectors. A thread takes tiles of kMixedSumTile elements; the sum of a tile stays
+// in the first-level cache, in the type of accumulation, while the candidates pass by, and is written once. An output
+// that individuals share is a table of its own that all of them read. The gradient of a weight is a dot product of a
+// tile with 16 running sums, the same number for every instruction set, and the caller merges the tiles in a fixed
+// order.
 #include "ops/mixed_sum.h"
 
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
+
+#include "cpu/convert.h"
 
 namespace fastnas::FASTNAS_ISA {
 namespace {
@@ -49,6 +51,18 @@ double dot(const T* a, const T* b, int64_t n) {
   return sum;
 }
 
+/// sum = or += weight · from
+template <bool kAdd, typename T, typename A>
+void add_weighted(const T* from, A weight, int64_t n, A* sum) {
+  constexpr int L = kLanes<A>;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) {
+    const Vec<A> value = weight * load_run<L, A>(from + i);
+    store_unaligned(sum + i, kAdd ? load_unaligned(sum + i) + value : value);
+  }
+  for (; i < n; ++i) sum[i] = (kAdd ? sum[i] : A(0)) + weight * A(from[i]);
+}
+
 }  // namespace
 
 template <typename T>
@@ -61,13 +75,12 @@ void mixed_sum_forward(const MixedSum<T>& args, T* result, int64_t first, int64_
       const T* output = output_tile(args, k, tile);
       const A weight = args.weights[tile.individual * args.candidates + k];
       if (k == 0) {
-        for (int64_t i = 0; i < tile.size; ++i) sum[i] = weight * A(output[i]);
+        add_weighted<false>(output, weight, tile.size, sum);
       } else {
-        for (int64_t i = 0; i < tile.size; ++i) sum[i] += weight * A(output[i]);
+        add_weighted<true>(output, weight, tile.size, sum);
       }
     }
-    T* out = result + tile.individual * args.elements + tile.begin;
-    for (int64_t i = 0; i < tile.size; ++i) out[i] = T(sum[i]);
+    store_row(sum, tile.size, result + tile.individual * args.elements + tile.begin);
   }
 }
 
@@ -83,16 +96,13 @@ void mixed_sum_grad_outputs(const MixedSum<T>& args, const T* grad, const MixedS
         const A weight = args.weights[p * args.candidates + k];
         const T* g = grad + p * args.elements + tile.begin;
         if (args.shared[k]) {
-          for (int64_t i = 0; i < tile.size; ++i) sum[i] += weight * A(g[i]);
+          add_weighted<true>(g, weight, tile.size, sum);
         } else {
-          T* out = grads.outputs[k] + p * args.elements + tile.begin;
-          for (int64_t i = 0; i < tile.size; ++i) out[i] = T(weight * A(g[i]));
+          add_weighted<false>(g, weight, tile.size, sum);
+          store_row(sum, tile.size, grads.outputs[k] + p * args.elements + tile.begin);
         }
       }
-      if (args.shared[k]) {
-        T* out = grads.outputs[k] + tile.begin;
-        for (int64_t i = 0; i < tile.size; ++i) out[i] = T(sum[i]);
-      }
+      if (args.shared[k]) store_row(sum, tile.size, grads.outputs[k] + tile.begin);
     }
   }
 }

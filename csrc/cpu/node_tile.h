@@ -10,6 +10,7 @@
 
 #include <type_traits>
 
+#include "cpu/convert.h"
 #include "cpu/periodic.h"
 #include "cpu/shuffle.h"
 #include "cpu/vec.h"
@@ -57,13 +58,7 @@ inline const A* dense(const T* data, int64_t stride, int64_t width, int64_t pixe
   return buffer;
 }
 
-/// A flat run of values, as tensors store them.
-template <typename T, typename A>
-inline void store_row(const A* __restrict__ from, int64_t n, T* __restrict__ to) {
-  for (int64_t i = 0; i < n; ++i) to[i] = T(from[i]);
-}
-
-/// The same for pixels of `width` values that are `stride` apart.
+/// Pixels of `width` values that are `stride` apart, as tensors store them.
 template <typename T, typename A>
 inline void store_rows(const A* from, int64_t width, int64_t pixels, T* to, int64_t stride) {
   if (stride == width) return store_row(from, pixels * width, to);

@@ -59,7 +59,8 @@ void packed_pointwise(const A* z, int64_t count, const A* weights, int64_t pixel
 template <typename A, int C>
 void packed_grad_weights(const A* z, int64_t count, const A* g, int64_t pixels, A* grad, Prefetcher& prefetcher) {
   const int64_t channels = C > 0 ? C : count;
-  constexpr int kUnroll = C > 0 && C <= 4 ? 4 : 1;  // independent sums hide the latency
+  // Independent sums hide the latency; they have to fit the registers.
+  constexpr int kUnroll = C > 4 || C == 0 ? 1 : kVectorRegisters == 32 ? 4 : 2;
   constexpr int kSums = C > 0 ? C : kLanes<A>;
   Vec<A> acc[kUnroll][kSums] = {};
   PrefetchLines lines{};

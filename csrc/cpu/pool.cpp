@@ -105,8 +105,7 @@ void pool_forward(const PoolShape& shape, const PoolImages<T>& x, T* average, T*
       if (i + 1 - written < block_rows && i + 1 < windows_high) continue;
       const int64_t size = (i + 1 - written) * values;
       for (int k = 0; k < 2; ++k) {
-        T* to = results[k] + (image * windows_high + written) * values;
-        for (int64_t j = 0; j < size; ++j) to[j] = T(p.block[k][j]);
+        store_row(p.block[k], size, results[k] + (image * windows_high + written) * values);
         if (table) p.stats[k].add(p.block[k], size);
       }
       written = i + 1;

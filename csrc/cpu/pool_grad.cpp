@@ -248,8 +248,7 @@ void pool_grad(const PoolGrad<T>& args, T* result, int64_t first, int64_t last) 
         for (int64_t k = 0; k < args.addend_count; ++k) {
           load_row_into<true>(args.addends[k], row, width, channels, p.pixels);
         }
-        T* to = result + row * p.run;
-        for (int64_t j = 0; j < p.run; ++j) to[j] = T(p.pixels[j]);
+        store_row(p.pixels, p.run, result + row * p.run);
       }
     }
   }

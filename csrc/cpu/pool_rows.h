@@ -7,6 +7,7 @@
 // what lies past their end is never read as a pixel.
 #pragma once
 
+#include "cpu/channels.h"
 #include "cpu/periodic.h"
 #include "cpu/scratch_arena.h"
 #include "cpu/vec.h"
@@ -14,35 +15,21 @@
 
 namespace fastnas::FASTNAS_ISA {
 
-/// C is a constant where channels are few: a loop of unknown length costs more than it copies.
-template <int C, bool add, typename T, typename A>
-inline void load_pixels_into(const T* from, int64_t stride, int64_t pixels, A* to) {
-  for (int64_t p = 0; p < pixels; ++p) {
-    for (int c = 0; c < C; ++c) to[p * C + c] = (add ? to[p * C + c] : A(0)) + A(from[p * stride + c]);
-  }
-}
-
-/// Row `row` of all images → (or, with `add`, added to) a run of values.
-template <bool add = false, typename T, typename A>
+/// Row `row` of all images → (or, with `kAdd`, added to) a run of values.
+template <bool kAdd = false, typename T, typename A>
 inline void load_row_into(const PoolImages<T>& images, int64_t row, int64_t width, int64_t channels, A* to) {
   const int64_t stride = images.stride;
   const T* from = images.pixels + row * width * stride;
-  if (stride == channels) {
-    for (int64_t i = 0; i < width * channels; ++i) to[i] = (add ? to[i] : A(0)) + A(from[i]);
-  } else if (channels == 4) {
-    load_pixels_into<4, add>(from, stride, width, to);
-  } else if (channels == 8) {
-    load_pixels_into<8, add>(from, stride, width, to);
-  } else if (channels == 16) {
-    load_pixels_into<16, add>(from, stride, width, to);
-  } else {
-    for (int64_t p = 0; p < width; ++p) {
-      for (int64_t c = 0; c < channels; ++c) {
-        A& value = to[p * channels + c];
-        value = (add ? value : A(0)) + A(from[p * stride + c]);
+  if (stride == channels) return load_row<kAdd>(from, width * channels, to);
+  for_runs<A>(channels, [&]<int W>(int64_t first, int64_t last) {
+    for (int64_t c = first; c < last; c += W) {
+      for (int64_t p = 0; p < width; ++p) {
+        const Run<A, W> values = load_run<W, A>(from + p * stride + c);
+        A* const at = to + p * channels + c;
+        store_run<W, A>(at, kAdd ? load_run<W, A>(at) + values : values);
       }
     }
-  }
+  });
 }
 
 /// `v` replaces the maximum so far: as torch, the first of equals stays, and any NaN takes over.

@@ -38,7 +38,7 @@ int64_t block_pixels(int64_t bytes_of_a_pixel, int64_t pixels) {
 template <typename A, typename From, typename To, typename F>
 inline void map_pixels(const From* from, int64_t from_stride, To* to, int64_t to_stride, int64_t channels,
                        int64_t pixels, const F& f) {
-  for_runs(channels, [&]<int W>(int64_t first, int64_t last) {
+  for_runs<A>(channels, [&]<int W>(int64_t first, int64_t last) {
     for (int64_t p = 0; p < pixels; ++p) {
       for (int64_t c = first; c < last; c += W) {
         const Run<A, W> value = load_run<W, A>(from + p * from_stride + c);
@@ -378,7 +378,7 @@ void preprocess_merge(const Preprocess<T>& args, const accumulate_t<T>* partial,
     const auto* matrix = args.matrices;
     while (row >= matrix->output + matrix->rows) ++matrix;
     A* to = grad_weights[matrix - args.matrices] + (row - matrix->output) * args.channels;
-    for_runs(args.channels, [&]<int W>(int64_t begin, int64_t end) {
+    for_runs<double>(args.channels, [&]<int W>(int64_t begin, int64_t end) {
       for (int64_t c = begin; c < end; c += W) {
         Run<double, W> sum{};
         for (int64_t chunk = 0; chunk < chunks; ++chunk) {

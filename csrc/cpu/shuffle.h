@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "cpu/convert.h"
 #include "cpu/vec.h"
 
 namespace fastnas::FASTNAS_ISA {
@@ -24,7 +25,7 @@ struct FourOf {
 template <typename A>
 using Four = typename FourOf<A>::type;
 
-/// The values of a vector V of A's, stored as T.
+/// The values of a vector V of A's, or a single A, stored as T.
 template <typename A, typename V, typename T>
 inline void load_into(const T* from, V* to) {
   if constexpr (std::is_same_v<T, A>) {
@@ -32,7 +33,7 @@ inline void load_into(const T* from, V* to) {
   } else if constexpr (std::is_same_v<V, A>) {
     *to = A(*from);
   } else {
-    for (std::size_t i = 0; i < sizeof(V) / sizeof(A); ++i) (*to)[i] = A(from[i]);
+    *to = load_run<sizeof(V) / sizeof(A), A>(from);
   }
 }
 

@@ -35,7 +35,7 @@ void copy_gradient(const Stage<T>& args, const StageGrads<T>& grads, int stage, 
   const int64_t y_stride = grads.y_stride[stage];
   const T* y = grads.y[stage] + pixel * y_stride;
   const A* bn_coeffs = grads.bn_coeffs + stage * 4 * channels;
-  for_runs(channels, [&]<int W>(int64_t first, int64_t last) {
+  for_runs<A>(channels, [&]<int W>(int64_t first, int64_t last) {
     for (int64_t c = first; c < last; c += W) {
       const auto bn_backward = load_bn_backward<W>(bn_coeffs, channels, c);
       for (int64_t p = 0; p < pixels; ++p) {
@@ -106,7 +106,7 @@ void rectify_row(const A* x, int64_t lanes, int64_t pixels, A* grad, double* sum
 // One input read by `members` stages side by side: their gradients add up.
 template <typename T, typename A>
 void add_up_members(const A* from, int64_t lanes, int members, int64_t pixels, int64_t channels, T* to) {
-  for_runs(channels, [&]<int W>(int64_t first, int64_t last) {
+  for_runs<A>(channels, [&]<int W>(int64_t first, int64_t last) {
     for (int64_t c = first; c < last; c += W) {
       for (int64_t p = 0; p < pixels; ++p) {
         Run<A, W> sum = load_run<W, A>(from + p * lanes + c);

@@ -58,10 +58,13 @@ void fill_stage_rows(const Stage<T>& args, int input, int64_t image, int64_t mem
 template <typename T>
 void fill_stage_rows(const Stage<T>& args, int input, int64_t image, int members, const PaddedTile& tile,
                      detail::RowRange rows, accumulate_t<T>* out) {
-  constexpr int kFour = kLanes<accumulate_t<T>> / 4;  // members of four channels: one store for a pixel
-  if (args.channels == 4 && members == kFour)
-    return detail::fill_stage_rows<4, kFour>(args, input, image, members, tile, rows, 0, 4, out);
-  for_runs(args.channels, [&]<int W>(int64_t first, int64_t last) {
+  using A = accumulate_t<T>;
+  constexpr int kFour = kLanes<A> / 4;  // members of four channels: one store for a pixel
+  if constexpr (kFour > 0) {
+    if (args.channels == 4 && members == kFour)
+      return detail::fill_stage_rows<4, kFour>(args, input, image, members, tile, rows, 0, 4, out);
+  }
+  for_runs<A>(args.channels, [&]<int W>(int64_t first, int64_t last) {
     detail::fill_stage_rows<W, 0>(args, input, image, members, tile, rows, first, last, out);
   });
 }

@@ -7,7 +7,7 @@
 // products and sums.
 //
 // `load` and `store` mean aligned vectors. Everything else says so in its name: load_unaligned here, load_run in
-// channels.h (few channels, converted), load_into in shuffle.h, store_row in node_tile.h.
+// convert.h (of any storage type), load_into in shuffle.h, store_row in node_tile.h.
 #pragma once
 
 #include <cstdint>
@@ -38,6 +38,15 @@ struct VectorOf {
 };
 template <typename A>
 using Vec = typename VectorOf<A>::type;
+
+/// W values, at most a vector: GCC takes what is wider apart, and comparisons of it value by value.
+template <typename A, int W>
+struct RunOf {
+  static_assert(W <= kLanes<A>);
+  typedef A type __attribute__((vector_size(W * sizeof(A))));
+};
+template <typename A, int W>
+using Run = typename RunOf<A, W>::type;
 
 /// `p` is aligned to the vector.
 template <typename A>

@@ -125,6 +125,8 @@ class DerivedNetwork(nn.Module):
         backend = resolve_backend(backend)
 
         self.stem = make_stem(stem, in_channels, 3 * channels if stem == "cifar" else channels)
+        if backend == "fused":  # the operators' layout from the first convolution on, whatever the images have
+            self.stem.to(memory_format=torch.channels_last)
         self.auxiliary_after = 2 * layers // 3
         self.auxiliary_head: AuxiliaryHead | None = None
         self.cells = nn.ModuleList()

@@ -100,6 +100,8 @@ class Supernet(nn.Module):
         else:
             self.stem = make_stem(stem, in_channels, 3 * channels, BatchNorm)
             self.cells, channels = self._body(channels, layers, norm)
+        if self.backend == "fused":  # the operators' layout from the first convolution on, whatever the images have
+            self.stem.to(memory_format=torch.channels_last)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels, num_classes)
         initial = self.space.uniform_alphas()

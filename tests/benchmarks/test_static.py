@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.harness import FASTNAS, PLAIN
-from benchmarks.static import resources, roofline
+from benchmarks.static import instructions, resources, roofline
 from benchmarks.static.counting import GPUS, SECTOR, Count, Counting, moved_bytes, total
 from benchmarks.static.resources import Instance
 from benchmarks.static.roofline import Sizes
@@ -195,3 +195,37 @@ def test_a_binary_without_kernels_is_named(tmp_path):
     empty.write_bytes(b"")
     with pytest.raises(UserError, match=r"empty\.o|no cuobjdump"):
         resources.read(empty)
+
+
+HOT_LOOP = """
+0000000000001000 <_ZN7fastnas4avx23sumEv>:
+    1000:	vmovups (%rdi),%ymm0
+    1004:	vfmadd231ps (%rsi),%ymm0,%ymm1
+    1008:	{}
+    100c:	cmp    %rax,%rcx
+    1010:	jne    1000 <_ZN7fastnas4avx23sumEv>
+    1014:	ret
+"""
+
+
+@pytest.mark.parametrize(
+    ("instruction", "broken"),
+    [
+        ("vmaxps (%rdx),%ymm2,%ymm2", ""),
+        ("vucomiss %xmm3,%xmm4", "1 scalar comparisons"),
+        ("call   2000 <memset@plt>", "calls 1 functions"),
+        ("\n".join(["vmovaps %ymm5,0x40(%rsp)", *["    1008:	vmovaps 0x40(%rsp),%ymm5"] * 2]), "moves 3 vectors"),
+    ],
+)
+def test_a_hot_loop_of_a_cpu_kernel_breaks_a_rule(instruction, broken):
+    (loop,) = instructions.hot_loops(HOT_LOOP.format(instruction))
+    assert (loop.isa, loop.function) == ("avx2", "sum")
+    found = instructions.violations([loop])
+    assert broken in found[0] if broken else not found
+
+
+def test_the_compiled_cpu_kernels_keep_the_rules():
+    loops = instructions.read(instructions.built_extension())
+    functions = {loop.function.partition("<")[0] for loop in loops}
+    assert {"halve_grad", "node_sum_forward", "pool_grad", "preprocess_backward", "stage_forward"} <= functions
+    assert not instructions.violations(loops)

@@ -384,3 +384,14 @@ def test_op_weights_of_another_shape(backend: str) -> None:
         UserError, match=r"^op_weights lack 'reduce': expected a table for each of normal and reduce\.$"
     ):
         network(images(), {"normal": good["normal"]})
+
+
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_the_fused_network_is_channels_last_from_the_stem_on_whatever_the_images_are(stem):
+    images = torch.randn(2, 3, 32, 32)
+    fused, reference = (Supernet("darts", 4, 2, stem=stem, backend=backend) for backend in ("fused", "reference"))
+    reference.load_state_dict(fused.state_dict())
+    for state, expected in zip(fused.stem(images), reference.stem(images), strict=True):
+        assert state.is_contiguous(memory_format=torch.channels_last)
+        assert expected.is_contiguous()
+        torch.testing.assert_close(state, expected)
