@@ -1,7 +1,7 @@
 """`python -m benchmarks [NAME …]`: measures, prints tables, and writes CSV and JSON.
 
-`python -m benchmarks roofline` and `python -m benchmarks resources` count instead (benchmarks/static), with options of
-their own.
+`python -m benchmarks profile`, `roofline`, `resources` and `instructions` look into a run or a compiled library instead
+(benchmarks/analysis), with options of their own.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def end_to_end() -> list[str]:
     return _stems(HERE)
 
 
-def static() -> list[str]:
-    return _stems(HERE / "static")
+def analyses() -> list[str]:
+    return _stems(HERE / "analysis")
 
 
 def _stems(folder: Path) -> list[str]:
@@ -55,8 +55,8 @@ def run(name: str, device: torch.device, seconds: float, sizes: dict[str, Any]) 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments and arguments[0] in static():
-        importlib.import_module(f"benchmarks.static.{arguments[0]}").main(arguments[1:])
+    if arguments and arguments[0] in analyses():
+        importlib.import_module(f"benchmarks.analysis.{arguments[0]}").main(arguments[1:])
         return
     known = [*operators(), *end_to_end()]
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from cuda_emulation import emulation
 from cuda_emulation.faults import FAULTS
 
-from benchmarks.static.counting import LAUNCHES
+from benchmarks.analysis.counting import LAUNCHES
 from fastnas.nn import Supernet
 from fastnas.ops import mixed_sum, node_sum
 

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.analysis import instructions, profile, resources, roofline
+from benchmarks.analysis.counting import GPUS, SECTOR, Count, Counting, moved_bytes, total
+from benchmarks.analysis.resources import Instance
+from benchmarks.analysis.roofline import Sizes
 from benchmarks.harness import FASTNAS, PLAIN
-from benchmarks.static import instructions, resources, roofline
-from benchmarks.static.counting import GPUS, SECTOR, Count, Counting, moved_bytes, total
-from benchmarks.static.resources import Instance
-from benchmarks.static.roofline import Sizes
+from benchmarks.harness.ceilings import Ceilings
 from fastnas.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -229,3 +230,32 @@ def test_the_compiled_cpu_kernels_keep_the_rules():
     functions = {loop.function.partition("<")[0] for loop in loops}
     assert {"halve_grad", "node_sum_forward", "pool_grad", "preprocess_backward", "stage_forward"} <= functions
     assert not instructions.violations(loops)
+
+
+def test_a_profile_puts_first_what_loses_most():
+    bound_by_memory, bound_by_arithmetic = Count(), Count()
+    bound_by_memory.add(1, 2 * 10**9, 1)
+    bound_by_arithmetic.add(1, 1, 3 * 10**10)
+    bound_by_arithmetic.add(1, 1, 3 * 10**10)
+    counts = {"memory": bound_by_memory, "arithmetic": bound_by_arithmetic}
+    limits = Ceilings(gemm_gflops=100.0, copy_gbs=20.0)
+    rows = profile.rows_of("step", {"memory": 150.0, "arithmetic": 1000.0}, 1200.0, counts, limits)
+    assert [row.operator for row in rows] == ["arithmetic", "memory", profile.REST]
+    assert [(row.calls, row.ms) for row in rows] == [(2, 1000.0), (1, 150.0), (0, pytest.approx(50.0))]
+    assert [row.floor_ms for row in rows] == pytest.approx([600.0, 100.0, 0.0])
+    assert rows[0].gflops_per_second == pytest.approx(60.0)
+    assert rows[1].gigabytes_per_second == pytest.approx(2 / 0.15)
+
+
+@pytest.mark.parametrize("workload", profile.WORKLOADS)
+def test_a_workload_is_profiled(workload, tmp_path, capsys):
+    small = ["--batch=2", "--layers=3", "--channels=4", "--individuals=2", "--repetitions=1", "--threads=1"]
+    profile.main([workload, *small, f"--out={tmp_path / 'profile'}"])
+    printed = capsys.readouterr().out
+    with (tmp_path / "profile.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    fused = {row["operator"]: float(row["ms"]) for row in rows if row["operator"].startswith("fastnas::")}
+    assert len(fused) >= 4
+    assert all(ms > 0 for ms in fused.values())
+    assert rows[0]["operator"] in printed
+    assert (tmp_path / "profile.png").stat().st_size > 10_000

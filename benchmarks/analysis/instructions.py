@@ -30,7 +30,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.static.resources import built_extension
+from benchmarks.analysis.resources import built_extension
 from fastnas.errors import UserError
 
 # Instruction set → registers that hold a whole vector.

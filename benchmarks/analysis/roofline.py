@@ -34,9 +34,9 @@ from rich.table import Table
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from benchmarks.analysis.counting import GPUS, Counting, Counts, Gpu, total
 from benchmarks.harness import FASTNAS, PLAIN
 from benchmarks.harness.networks import CLASSES, SPACES
-from benchmarks.static.counting import GPUS, Counting, Counts, Gpu, total
 from fastnas.nn import Supernet
 from fastnas.nn.fused import forward as cell_forward
 from fastnas.ops import running_statistics
