@@ -10,11 +10,13 @@ ShareBelowOne = 0.9
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import types
 from dataclasses import dataclass
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastnas.errors import UserError
@@ -85,6 +87,18 @@ def option_hints(kind: type[Any]) -> dict[str, Any]:
     """The types of the options of a dataclass, with their ranges, by name."""
     hints = get_type_hints(kind, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind) if field.init}
+
+
+def reading(value: Any, hint: Any) -> Any:
+    """What a word of a file or of a command line says to an option of type `hint`, such as the number 1e-3, which YAML
+    takes for text, or the text 12, which it takes for a number; the value itself where no reading of it fits."""
+    text = str(value)
+    if not _allows(hint, value):
+        for kind in (str, Path, int, float):
+            with contextlib.suppress(ValueError):
+                if _allows(hint, kind(text)):
+                    return kind(text)
+    return value
 
 
 def check_value(name: str, value: Any, hint: Any) -> None:

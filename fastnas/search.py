@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from fastnas.cli.command import INTERRUPTED, command, print_text
+from fastnas.cli.command import INTERRUPTED, print_document, print_text, run_command
 from fastnas.cli.configuration import SearchOptions, parse_search
 from fastnas.cli.images import open_pipeline, open_search_source
 from fastnas.cli.networks import build_supernet
@@ -100,7 +100,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
     return search
 
 
-@command
+@run_command
 def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, 130 after Ctrl-C or SIGTERM, or 2 after an error of the user."""
     if not arguments:
@@ -108,7 +108,7 @@ def main(arguments: list[str], console: Console) -> int:
         arguments = ["--preset", "demo"]
     options = parse_search(arguments, f"python -m {PROGRAM}", DESCRIPTION)
     if options.command.print_config:
-        print(options.to_yaml(), end="")
+        print_document(options.to_yaml())
         return 0
     search = prepare(options, arguments)
     print_search_header(search, console)

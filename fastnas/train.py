@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from fastnas.cli.command import INTERRUPTED, command, print_text
+from fastnas.cli.command import INTERRUPTED, print_document, print_text, run_command
 from fastnas.cli.configuration import TrainOptions, parse_train
 from fastnas.cli.images import TrainSources, open_pipeline, open_train_sources
 from fastnas.cli.networks import build_derived
@@ -156,12 +156,12 @@ def run(options: TrainOptions, arguments: Sequence[str], console: Console) -> in
     return 0
 
 
-@command
+@run_command
 def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, 130 after Ctrl-C or SIGTERM, or 2 after an error of the user."""
     options = parse_train(arguments, f"python -m {PROGRAM}", DESCRIPTION)
     if options.command.print_config:
-        print(options.to_yaml(), end="")
+        print_document(options.to_yaml())
         return 0
     return run(options, arguments, console)
 
