@@ -17,8 +17,8 @@ from fastnas.errors import UserError
 from fastnas.option_types import Options, Side
 
 PROGRAM = "fastnas.export"
-DESCRIPTION = """Writes a trained network as an ONNX or torch.export file, which needs neither fastnas nor its extension,
-or as a description with weights, which DerivedNetwork.load reads."""
+DESCRIPTION = """Writes a trained network as an ONNX or torch.export file, which needs neither fastnas nor its
+extension, or as a description with weights, which DerivedNetwork.load reads."""
 
 
 @dataclass(frozen=True, kw_only=True)

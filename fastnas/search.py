@@ -21,6 +21,7 @@ from fastnas.counting import count_parameters
 from fastnas.data import Pipeline
 from fastnas.engine.initial_weights import load_initial_weights
 from fastnas.engine.search import Search
+from fastnas.nn.batch_norm import check_one_image
 from fastnas.report import write_report
 
 PROGRAM = "fastnas.search"
@@ -55,6 +56,8 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
 
     seed_everything(seed)
     network = build_supernet(options, source)
+    if batch_size == 1:
+        check_one_image(network, (source.channels, *source.image_size), "give --batch-size 2 or more, or larger images")
     begin_with = options.network.initial_weights if checkpoint is None else None
     betas = {} if begin_with is None else load_initial_weights(network, begin_with)
     network.to(device).to(memory_format=torch.channels_last)

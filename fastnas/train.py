@@ -34,6 +34,7 @@ from fastnas.data import Pipeline, Source
 from fastnas.engine.retrain import Retrain
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
+from fastnas.nn.batch_norm import check_one_image
 from fastnas.report import write_report
 from fastnas.report.seeds import SUMMARY, summary, write_seeds_report
 
@@ -75,10 +76,12 @@ def prepare(
 
     seed_everything(seed)
     network = build_derived(options, genotype, source)
+    size = (source.channels, *source.image_size)
+    if train_pipeline.batch_size == 1:
+        check_one_image(network, size, "give --batch-size 2 or more, larger images, or --auxiliary False")
     network.to(device)
     if options.recipe.channels_last:
         network.to(memory_format=torch.channels_last)
-    size = (source.channels, *source.image_size)
 
     create_directory(directory)
     retrain = Retrain(

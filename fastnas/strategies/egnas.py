@@ -164,7 +164,7 @@ class EGNAS(Strategy):
         self._network = search.network
         self._graphs = search.graphs
         self._chunk = None if self.chunk == "auto" else self.chunk
-        self._pipeline = fitness_pipeline(search, self)
+        self._pipeline = fitness_pipeline(search, self, self.rules.bn_mode)
         for alpha in self._network.alphas.values():
             alpha.requires_grad_(self.rules.clip_includes_alpha)
 

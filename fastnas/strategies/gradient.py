@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
+from fastnas.nn.batch_norm import check_one_image
 from fastnas.nn.supernet import OpWeights
 from fastnas.option_types import CountOrZero, NotNegative, ShareBelowOne
 from fastnas.strategies.base import Strategy
@@ -48,9 +49,12 @@ class GradientStrategy(Strategy):
                 "Lower the warm-up or raise the epochs."
             )
         self._search = search
-        self._pipeline = search.alpha_pipeline(
-            min(search.weight_pipeline.batch_size, len(search.valid_pipeline.indices))
-        )
+        batch_size = min(search.weight_pipeline.batch_size, len(search.valid_pipeline.indices))
+        self._pipeline = search.alpha_pipeline(batch_size)
+        if batch_size == 1:
+            source = search.weight_pipeline.source
+            advice = "give --batch-size 2 or more, and --split so that two images are left for α"
+            check_one_image(search.network, (source.channels, *source.image_size), advice)
         self._optimize(search)
 
     def _optimize(self, search: SearchContext) -> None:

@@ -135,7 +135,7 @@ class PDARTS(GradientStrategy):
         if len(space.candidates) - self.drop_1 - self.drop_2 < 3:
             raise UserError(
                 f"after dropping {self.drop_1} and {self.drop_2} of {len(space.candidates)} candidates fewer than 3 "
-                "are left for the last stage: lower drop_1 or drop_2."
+                "are left for the last stage: lower --drop-1 or --drop-2."
             )
         self._first_layers = search.network.layers
         self.stage = 0
