@@ -20,7 +20,7 @@ from fastnas.cli.command import command, print_text
 from fastnas.cli.own_code import import_space
 from fastnas.cli.process import resolve_device
 from fastnas.counting import count_macs, count_parameters
-from fastnas.engine.evaluation import Evaluation, evaluate
+from fastnas.engine.evaluation import Evaluation, evaluate, pairs_of
 from fastnas.engine.latency import latency
 from fastnas.engine.loop import peak_memory_mb
 from fastnas.engine.trained import image_size_of, load_trained, open_source
@@ -147,11 +147,13 @@ def print_evaluation(evaluation: Evaluation, source: data.Source, console: Conso
     table = Table("class", "accuracy", "images", "most often taken for", box=None, header_style="bold", pad_edge=False)
     for column in (1, 2):
         table.columns[column].justify = "right"
+    pairs = pairs_of(evaluation.confusion)
     for k in order[:MOST_CLASSES]:
-        row, share = evaluation.confusion[k], evaluation.per_class[k]
-        wrong = max((count, j) for j, count in enumerate(row) if j != k) if len(row) > 1 else (0, 0)
-        taken_for = f"{source.classes[wrong[1]]} ({wrong[0]})" if wrong[0] else "-"
-        table.add_row(Text(source.classes[k]), "-" if share is None else f"{share:.1%}", str(sum(row)), Text(taken_for))
+        row, share = {j: count for label, j, count in pairs if label == k}, evaluation.per_class[k]
+        wrong, most = max((item for item in row.items() if item[0] != k), key=lambda item: item[1], default=(k, 0))
+        taken_for = Text(f"{source.classes[wrong]} ({most})" if most else "-")
+        images = str(sum(row.values()))
+        table.add_row(Text(source.classes[k]), "-" if share is None else f"{share:.1%}", images, taken_for)
     console.print(table)
     if len(order) > MOST_CLASSES:
         print_text(console, f"and {len(order) - MOST_CLASSES} classes with higher accuracy", style="dim")

@@ -29,8 +29,8 @@ class Output:
         with self._losing():
             try:
                 self._stream.write(text)
-            except UnicodeEncodeError as error:
-                self._stream.write(in_encoding(text, error.encoding))
+            except UnicodeEncodeError:
+                self._stream.write(in_encoding(text, self._stream.encoding))
         return len(text)
 
     def flush(self) -> None:

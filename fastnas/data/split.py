@@ -56,8 +56,8 @@ def stratified(labels: np.ndarray, classes: Sequence[str], portion: float) -> tu
     for name, count, first in zip(classes, counts, firsts, strict=True):
         if first == 0:
             raise UserError(
-                f"class '{name}' has {count} images, of which a share of {portion:g} is none; both parts need images of "
-                "every class: add some, raise --split (of a search), or lower --validation (of a training)"
+                f"class '{name}' has {count} images, of which a share of {portion:g} is none; each part needs "
+                "images of every class: add some, raise --split (of a search), or lower --validation (of a training)"
             )
     in_first = rank_in_class(labels) < firsts[labels]  # [N]
     return np.flatnonzero(in_first), np.flatnonzero(~in_first)
