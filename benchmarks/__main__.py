@@ -10,7 +10,7 @@ import argparse
 import importlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from rich.console import Console
 from benchmarks.harness import Row
 from benchmarks.harness.networks import SPACES, Options
 from benchmarks.harness.output import show, write
+from fastnas.cli.output import safe_output
 from fastnas.cli.process import resolve_device
 from fastnas.env import environment
 from fastnas.errors import UserError
+from fastnas.option_types import Count, Processes, Seconds, check_value, reading
 
 HERE = Path(__file__).parent
 
@@ -67,20 +69,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help=f"any of {', '.join(known)}, or ops for every operator (default: ops; on CUDA everything)",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument("--threads", type=_positive, help="CPU threads (default: PyTorch's choice)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="per case and mode, at least 3 rounds (default: 2)")
+    parser.add_argument("--threads", type=_checked(Processes), help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument(
+        "--seconds", type=_checked(Seconds), default=2.0, help="per case and mode, at least 3 rounds (default: 2)"
+    )
     parser.add_argument("--out", type=Path, help="write OUT.csv and OUT.json")
     sizes = parser.add_argument_group(f"end to end ({', '.join(end_to_end())})")
     sizes.add_argument("--space", choices=SPACES, help="only this space (default: all that a benchmark has)")
     sizes.add_argument(
-        "--batch", type=_positive, help="images of a batch (default: 64; population: 128; derived_step: 32)"
+        "--batch", type=_checked(Count), help="images of a batch (default: 64; population: 128; derived_step: 32)"
     )
-    sizes.add_argument("--channels", type=_positive, help="C of the first cell (default: 16; derived_step: 36)")
-    sizes.add_argument("--layers", type=_positive, help="cells (default: 8; cell has one; derived_step: 20)")
-    sizes.add_argument("--size", type=_positive, help="pixels a side (default: 32)")
-    sizes.add_argument("--individuals", type=_positive, help="of a population (default: 50; search_epoch: 4)")
-    sizes.add_argument("--timed", type=_positive, help="individuals that plain torch is timed with (default: 3)")
-    sizes.add_argument("--images", type=_positive, help="of search_epoch (default: 512), of each set of data")
+    sizes.add_argument("--channels", type=_checked(Count), help="C of the first cell (default: 16; derived_step: 36)")
+    sizes.add_argument("--layers", type=_checked(Count), help="cells (default: 8; cell has one; derived_step: 20)")
+    sizes.add_argument("--size", type=_checked(Count), help="pixels a side (default: 32)")
+    sizes.add_argument("--individuals", type=_checked(Count), help="of a population (default: 50; search_epoch: 4)")
+    sizes.add_argument("--timed", type=_checked(Count), help="individuals that plain torch is timed with (default: 3)")
+    sizes.add_argument("--images", type=_checked(Count), help="of search_epoch (default: 512), of each set of data")
     sizes.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -122,12 +126,20 @@ def _expand(word: str) -> list[str]:
     return operators() if word == "ops" else [word]
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
+def _checked(hint: Any) -> Callable[[str], Any]:
+    """Reads the value of a flag that may be what the type `hint` says."""
+
+    def read(text: str) -> Any:
+        value = reading(text, hint)
+        try:
+            check_value("it", value, hint)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return value
+
+    return read
 
 
 if __name__ == "__main__":
-    main()
+    with safe_output():
+        main()

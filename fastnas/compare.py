@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import tyro
 from rich.console import Console
 
-from fastnas.cli.command import INTERRUPTED, command, command_line, print_text
+from fastnas.cli.command import INTERRUPTED, command_line, print_text, run_command
 from fastnas.cli.comparison import compare
 from fastnas.cli.options import CompareOptions
 from fastnas.cli.summary import print_report
@@ -32,7 +32,7 @@ def print_table(summaries: Sequence[Summary], console: Console) -> None:
         print_text(console, f"{s.strategy:<{width}} {s.runs:>5} {row}")
 
 
-@command
+@run_command
 def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, 130 after Ctrl-C, or 2 after an error of the user."""
     options = tyro.cli(CompareOptions, args=arguments, prog=f"python -m {PROGRAM}", description=DESCRIPTION)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import tyro
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -17,24 +17,57 @@ from rich.text import Text
 
 from fastnas import data
 from fastnas.cli.command import command, print_text
-from fastnas.cli.own_code import add_space_flag, import_space
+from fastnas.cli.own_code import import_space
 from fastnas.cli.process import resolve_device
 from fastnas.counting import count_macs, count_parameters
-from fastnas.engine.evaluation import Evaluation, evaluate
+from fastnas.engine.evaluation import Evaluation, evaluate, pairs_of
 from fastnas.engine.latency import latency
 from fastnas.engine.loop import peak_memory_mb
 from fastnas.engine.trained import image_size_of, load_trained, open_source
 from fastnas.env import environment
 from fastnas.errors import UserError
+from fastnas.option_types import Count, CountOrZero, Options, Processes, Side
 
+PROGRAM = "fastnas.evaluate"
+DESCRIPTION = "Accuracy, parameters, multiply-adds, latency and peak memory of a trained network."
 BATCHES = (1, 64)  # whose latency is measured
 MOST_CLASSES = 20  # that are listed
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(Options):
+    """What is measured."""
+
+    network: tyro.conf.Positional[Path]
+    """Run directory of fastnas.train, or a saved network (.json)."""
+    data: str | None = None
+    """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE; without it, no accuracy."""
+    split: Literal["test", "train"] = "test"
+    """Split to evaluate."""
+    image_size: Side | None = None
+    """Pixels a side to resize and crop to; None: as trained."""
+    limit: Count | None = None
+    """At most this many images, evenly from all classes."""
+    batch_size: Count = 256
+    """Images in a batch."""
+    runs: CountOrZero = 30
+    """Timed runs for the latency; 0 for none."""
+    backend: Literal["auto", "fused", "reference"] = "auto"
+    """fused: our operators; reference: plain PyTorch; auto: fused."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, …; auto takes CUDA where there is a GPU."""
+    threads: Processes | None = None
+    """CPU threads; None for PyTorch's choice."""
+    space: str | None = None
+    """python:MODULE:OBJECT: a space of your own whose candidates the genotype names."""
+    json: Path | None = None
+    """Also write everything to this file."""
 
 
 @command
 def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, or 2 after an error of the user."""
-    options = _parser().parse_args(arguments)
+    options = tyro.cli(EvaluateOptions, args=arguments, prog=f"python -m {PROGRAM}", description=DESCRIPTION)
     result = measure(options, console)
     if options.json:
         try:
@@ -44,7 +77,7 @@ def main(arguments: list[str], console: Console) -> int:
     return 0
 
 
-def measure(options: argparse.Namespace, console: Console) -> dict[str, Any]:
+def measure(options: EvaluateOptions, console: Console) -> dict[str, Any]:
     """Measures and prints everything that the options ask for; returns it as plain values."""
     import_space(options.space)
     device = resolve_device(options.device)
@@ -114,42 +147,16 @@ def print_evaluation(evaluation: Evaluation, source: data.Source, console: Conso
     table = Table("class", "accuracy", "images", "most often taken for", box=None, header_style="bold", pad_edge=False)
     for column in (1, 2):
         table.columns[column].justify = "right"
+    pairs = pairs_of(evaluation.confusion)
     for k in order[:MOST_CLASSES]:
-        row, share = evaluation.confusion[k], evaluation.per_class[k]
-        wrong = max((count, j) for j, count in enumerate(row) if j != k) if len(row) > 1 else (0, 0)
-        taken_for = f"{source.classes[wrong[1]]} ({wrong[0]})" if wrong[0] else "-"
-        table.add_row(Text(source.classes[k]), "-" if share is None else f"{share:.1%}", str(sum(row)), Text(taken_for))
+        row, share = {j: count for label, j, count in pairs if label == k}, evaluation.per_class[k]
+        wrong, most = max((item for item in row.items() if item[0] != k), key=lambda item: item[1], default=(k, 0))
+        taken_for = Text(f"{source.classes[wrong]} ({most})" if most else "-")
+        images = str(sum(row.values()))
+        table.add_row(Text(source.classes[k]), "-" if share is None else f"{share:.1%}", images, taken_for)
     console.print(table)
     if len(order) > MOST_CLASSES:
         print_text(console, f"and {len(order) - MOST_CLASSES} classes with higher accuracy", style="dim")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m fastnas.evaluate",
-        description="Accuracy, parameters, multiply-adds, latency and peak memory of a trained network.",
-    )
-    parser.add_argument("network", type=Path, help="run directory of fastnas.train, or a saved network (.json)")
-    parser.add_argument(
-        "--data",
-        help="digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE; without it, no accuracy",
-    )
-    parser.add_argument("--split", choices=("test", "train"), default="test", help="split to evaluate (default: test)")
-    parser.add_argument("--image-size", type=int, help="pixels a side to resize and crop to (default: as trained)")
-    parser.add_argument("--limit", type=int, help="at most this many images, evenly from all classes")
-    parser.add_argument("--batch-size", type=int, default=256, help="images in a batch (default: 256)")
-    parser.add_argument("--runs", type=int, default=30, help="timed runs for the latency; 0 for none (default: 30)")
-    parser.add_argument(
-        "--backend",
-        choices=("auto", "fused", "reference"),
-        default="auto",
-        help="fused: our operators; reference: plain PyTorch; auto: fused (default: auto)",
-    )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, … (default: CUDA where there is a GPU)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
-    add_space_flag(parser)
-    parser.add_argument("--json", type=Path, help="also write everything to this file")
-    return parser
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from fastnas.cli.command import INTERRUPTED, command, print_text
+from fastnas.cli.command import INTERRUPTED, print_document, print_text, run_command
 from fastnas.cli.configuration import SearchOptions, parse_search
 from fastnas.cli.images import open_pipeline, open_search_source
 from fastnas.cli.networks import build_supernet
@@ -21,6 +21,7 @@ from fastnas.counting import count_parameters
 from fastnas.data import Pipeline
 from fastnas.engine.initial_weights import load_initial_weights
 from fastnas.engine.search import Search
+from fastnas.nn.batch_norm import check_one_image
 from fastnas.report import write_report
 
 PROGRAM = "fastnas.search"
@@ -55,6 +56,8 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
 
     seed_everything(seed)
     network = build_supernet(options, source)
+    if batch_size == 1:
+        check_one_image(network, (source.channels, *source.image_size), "give --batch-size 2 or more, or larger images")
     begin_with = options.network.initial_weights if checkpoint is None else None
     betas = {} if begin_with is None else load_initial_weights(network, begin_with)
     network.to(device).to(memory_format=torch.channels_last)
@@ -100,7 +103,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
     return search
 
 
-@command
+@run_command
 def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, 130 after Ctrl-C or SIGTERM, or 2 after an error of the user."""
     if not arguments:
@@ -108,7 +111,7 @@ def main(arguments: list[str], console: Console) -> int:
         arguments = ["--preset", "demo"]
     options = parse_search(arguments, f"python -m {PROGRAM}", DESCRIPTION)
     if options.command.print_config:
-        print(options.to_yaml(), end="")
+        print_document(options.to_yaml())
         return 0
     search = prepare(options, arguments)
     print_search_header(search, console)

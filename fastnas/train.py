@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from fastnas.cli.command import INTERRUPTED, command, print_text
+from fastnas.cli.command import INTERRUPTED, print_document, print_text, run_command
 from fastnas.cli.configuration import TrainOptions, parse_train
 from fastnas.cli.images import TrainSources, open_pipeline, open_train_sources
 from fastnas.cli.networks import build_derived
@@ -34,6 +34,7 @@ from fastnas.data import Pipeline, Source
 from fastnas.engine.retrain import Retrain
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
+from fastnas.nn.batch_norm import check_one_image
 from fastnas.report import write_report
 from fastnas.report.seeds import SUMMARY, summary, write_seeds_report
 
@@ -75,10 +76,12 @@ def prepare(
 
     seed_everything(seed)
     network = build_derived(options, genotype, source)
+    size = (source.channels, *source.image_size)
+    if train_pipeline.batch_size == 1:
+        check_one_image(network, size, "give --batch-size 2 or more, larger images, or --auxiliary False")
     network.to(device)
     if options.recipe.channels_last:
         network.to(memory_format=torch.channels_last)
-    size = (source.channels, *source.image_size)
 
     create_directory(directory)
     retrain = Retrain(
@@ -156,12 +159,12 @@ def run(options: TrainOptions, arguments: Sequence[str], console: Console) -> in
     return 0
 
 
-@command
+@run_command
 def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, 130 after Ctrl-C or SIGTERM, or 2 after an error of the user."""
     options = parse_train(arguments, f"python -m {PROGRAM}", DESCRIPTION)
     if options.command.print_config:
-        print(options.to_yaml(), end="")
+        print_document(options.to_yaml())
         return 0
     return run(options, arguments, console)
 

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fastnas import data
+from fastnas import data, strategies
 from fastnas.errors import UserError
 from fastnas.evaluators import NB201, Costs, Function, SharedWeights, ShortTraining, derived_network
 from fastnas.evaluators.function import load
@@ -203,8 +203,23 @@ def test_any_callable_evaluates():
     for answer in ({"error": 1}, "good", None):
         with pytest.raises(UserError, match="expected the accuracy, or a mapping"):
             Function(lambda g, answer=answer: answer, CELLS).evaluate([code])
-    with pytest.raises(UserError, match="returned the accuracy nan"):
-        Function(lambda g: math.nan, CELLS).evaluate([code])
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        *((value, "the accuracy .*, expected a share from 0 to 1") for value in (math.nan, math.inf, -0.1, 1.01, 93.2)),
+        *(({"accuracy": 0.5, "seconds": value}, "seconds, expected a finite number above 0")
+          for value in (0, -1, math.nan, math.inf)),
+        ({"accuracy": 0.5, "macs": math.nan}, "the cost macs as nan"),
+        (10**400, "expected the accuracy, or a mapping"),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_search_can_use_are_refused(answer: object, message: str):
+    """With 0 seconds, or NaN, no budget would ever be spent."""
+    strategy = strategies.create("random", batch=2)
+    with pytest.raises(UserError, match=message):
+        list(strategy.run(Function(lambda genotype: answer, CELLS), seed=0, seconds=10.0))
 
 
 def test_callables_are_found_by_name(tmp_path, monkeypatch):

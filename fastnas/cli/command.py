@@ -15,10 +15,12 @@ from typing import Protocol
 from rich.console import Console
 from rich.text import Text
 
+from fastnas.cli.output import Output, safe_output
 from fastnas.errors import UserError
 
 USER_ERROR = 2
 INTERRUPTED = 130  # as a shell reports a program that SIGINT has ended
+READER_GONE = 141  # as a shell reports a program that SIGPIPE has ended
 
 
 class Main(Protocol):
@@ -27,25 +29,63 @@ class Main(Protocol):
     def __call__(self, arguments: Sequence[str] | None = None) -> int: ...
 
 
-def command(body: Callable[[list[str], Console], int]) -> Main:
+Body = Callable[[list[str], Console], int]
+
+
+def command(body: Body) -> Main:
     """Decorator that makes a command's `main` of a function that is given arguments and console.
 
     The result returns the exit status: that of `body`; 2 after a `UserError`, which becomes one line on stderr; 130
     after Ctrl-C. Flags with wrong values raise SystemExit(2), once the parser has explained them.
-    """
 
+    Where standard output is closed or full, the body goes on. A success is then reported as 141 without a word if the
+    reader is gone, otherwise as 2 with one line.
+    """
+    return _main(body, in_files=False)
+
+
+def run_command(body: Body) -> Main:
+    """`command` for a body whose results are in files: without standard output it is still a success."""
+    return _main(body, in_files=True)
+
+
+def _main(body: Body, in_files: bool) -> Main:
     @functools.wraps(body)
     def main(arguments: Sequence[str] | None = None) -> int:
-        try:
-            return body(list(sys.argv[1:] if arguments is None else arguments), Console())
-        except UserError as error:
-            print_error(str(error))
-            return USER_ERROR
-        except KeyboardInterrupt:
-            print_text(Console(stderr=True), "interrupted")
-            return INTERRUPTED
+        with safe_output() as output:
+            try:
+                status = body(list(sys.argv[1:] if arguments is None else arguments), Console())
+            except UserError as error:
+                print_error(str(error))
+                return USER_ERROR
+            except KeyboardInterrupt:
+                print_text(Console(stderr=True), "interrupted")
+                return INTERRUPTED
+            except SystemExit as end:
+                if end.code or not (lost := output.take_loss()):
+                    raise
+                sys.exit(_report_loss(lost))
+            if lost := output.take_loss():
+                reported = _report_loss(lost, "; the results are in the files of the run" if in_files else "")
+                return status if in_files else status or reported
+            return status
 
     return main
+
+
+def _report_loss(lost: OSError, more: str = "") -> int:
+    """Says that standard output could not be written, and gives the exit status of a command that only writes there."""
+    if isinstance(lost, BrokenPipeError):  # whoever has read enough wants to hear no more
+        return READER_GONE
+    print_error(f"cannot write to the standard output: {lost.strerror}{more}.")
+    return USER_ERROR
+
+
+def print_document(text: str) -> None:
+    """Prints what the user has asked for itself, such as a configuration; where that cannot be, the process ends."""
+    print(text, end="")
+    if isinstance(sys.stdout, Output) and (lost := sys.stdout.take_loss()):
+        sys.exit(_report_loss(lost))
 
 
 def print_text(console: Console, *parts: str | tuple[str, str], style: str = "") -> None:

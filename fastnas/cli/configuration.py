@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from fastnas.cli.options import (
 from fastnas.engine.options import WeightOptions
 from fastnas.engine.recipe import TrainingRecipe
 from fastnas.errors import UserError
+from fastnas.option_types import check_value, option_hints, reading
 from fastnas.strategies import Strategy
 from fastnas.strategies.registry import spec_of
 
@@ -214,10 +214,11 @@ def _flags(origin: str, content: dict[str, Any], defaults: Configuration) -> lis
             options = dict(options)
             if options.pop("name", spec_of(target)) != spec_of(target):
                 continue
-        hints = typing.get_type_hints(type(target))
-        known = [item.name for item in dataclasses.fields(target) if item.init]
+        hints = option_hints(type(target))
         for name, value in options.items():
-            _check_known(f"{origin}: option of {group}", name, known)
+            _check_known(f"{origin}: option of {group}", name, list(hints))
+            value = reading(value, hints[name])
+            check_value(f"{origin}: {name}", value, hints[name])
             flag = name.replace("_", "-")
             if hints[name] is bool and isinstance(value, bool):
                 flags.append(f"--{flag}" if value else f"--no-{flag}")

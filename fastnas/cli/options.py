@@ -10,14 +10,31 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastnas.data import Augmentation
-from fastnas.engine.options import check_counts, listed, ordered
+from fastnas.engine.options import listed, ordered
 from fastnas.errors import UserError
+from fastnas.option_types import (
+    Channels,
+    Count,
+    Layers,
+    Options,
+    Processes,
+    ProcessesOrZero,
+    Seconds,
+    Seed,
+    Share,
+    ShareAboveZero,
+    ShareBelowOne,
+    ShareBetween,
+    Side,
+    SideOrZero,
+    Turn,
+)
 
 # --- where the options come from ---
 
 
 @dataclass(frozen=True, kw_only=True)
-class CommandOptions:
+class CommandOptions(Options):
     """Where the options come from."""
 
     preset: str | None = None
@@ -56,12 +73,12 @@ class TrainCommandOptions(CommandOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkOptions:
+class NetworkOptions(Options):
     """A network of cells."""
 
-    channels: int
+    channels: Channels
     """Channels of a node in the first cell."""
-    layers: int
+    layers: Layers
     """Number of cells; those at a third and at two thirds are reduction cells."""
     stem: Literal["cifar", "imagenet"] = "cifar"
     """cifar keeps the image size, imagenet divides it by 8."""
@@ -77,9 +94,9 @@ class SupernetOptions(NetworkOptions):
     space: str | None = listed(None, after=None)
     """Search space: darts, egnas, multi-level, nb201, or one of your own as python:MODULE:OBJECT; None for the
     strategy's own."""
-    channels: int = 16
-    layers: int = 8
-    partial_channels: int = listed(4, after="layers")
+    channels: Channels = 16
+    layers: Layers = 8
+    partial_channels: Channels = listed(4, after="layers")
     """k: candidates see 1/k of the channels (PC-DARTS); 1 for all."""
     initial_weights: Path | None = None
     """File with the state dict of a supernet of DARTS, PC-DARTS or EG-NAS to begin with; α and β may be in it as
@@ -95,8 +112,8 @@ class DerivedOptions(NetworkOptions):
     """Name of a published genotype, such as DARTS_V2, or the path of a JSON file."""
     space: str | None = listed(None, after="genotype")
     """python:MODULE:OBJECT: a space of your own whose candidates the genotype names."""
-    channels: int = 36
-    layers: int = 20
+    channels: Channels = 36
+    layers: Layers = 20
     auxiliary: bool | None = listed(None, after="stem")
     """Train with an auxiliary head; None: where the images have the size that it needs."""
 
@@ -105,28 +122,28 @@ class DerivedOptions(NetworkOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class DataOptions(Options):
     """The images."""
 
     data: str | None = None
     """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE."""
     pipeline: Literal["auto", "dali", "tensor", "torchvision"] = "auto"
     """tensor: the whole set in memory; dali: NVIDIA DALI; torchvision: a DataLoader; auto: the first possible one."""
-    batch_size: int
+    batch_size: Count
     """Images in a batch."""
-    image_size: int | None = None
+    image_size: Side | None = None
     """Pixels a side to resize and crop to; None keeps the size."""
-    limit: int | None = None
+    limit: Count | None = None
     """At most this many images, evenly from all classes; None for all."""
-    crop_padding: int | None = None
+    crop_padding: SideOrZero | None = None
     """Pixels of padding before a random crop; None for what suits the data."""
     flip: bool | None = None
     """Random horizontal flips; None for what suits the data."""
-    cutout: int = 0
+    cutout: SideOrZero = 0
     """Cutout: side of the erased square, in pixels; 0 for none."""
-    workers: int | None = None
+    workers: ProcessesOrZero | None = None
     """Threads (dali; None: one per core, at most 8) or processes (torchvision; None: none) that decode images."""
-    prefetch: int = 2
+    prefetch: Processes = 2
     """Batches that dali, or each torchvision process, prepares ahead."""
     skip_unreadable: bool = False
     """Decode every image file once before the run, and leave out those that cannot be read."""
@@ -146,9 +163,9 @@ class SearchDataOptions(DataOptions):
 
     data: str | None = None
     """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE; always the training split."""
-    batch_size: int = 256
+    batch_size: Count = 256
     """Images per weight step."""
-    split: float = listed(0.5, after="batch_size")
+    split: ShareBetween = listed(0.5, after="batch_size")
     """Share of the images that train the weights (weight half); the rest (α half) is for α and for validation."""
     skip_unreadable: bool = False
     """Decode every image file once before the search, and leave out those that cannot be read."""
@@ -163,30 +180,26 @@ class TrainDataOptions(DataOptions):
     """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE; its training split is trained on."""
     test: str = listed("same", after="data")
     """Images for the test at the end: same (the test split of --data), another source such as folder:ROOT, or none."""
-    validation: float = listed(0.0, after="test")
+    validation: ShareBelowOne = listed(0.0, after="test")
     """Share of each class's training images that are held out, to be evaluated after every epoch."""
-    batch_size: int = 96
-    evaluated_share: float | None = listed(None, after="image_size")
+    batch_size: Count = 96
+    evaluated_share: ShareAboveZero | None = listed(None, after="image_size")
     """Side of the tested centre crop as a share of the resized shorter side, as 0.875; None for what suits the data."""
-    limit: int | None = None
+    limit: Count | None = None
     """At most this many training images, evenly from all classes; None for all."""
-    crop_scale: float | None = listed(None, after="crop_padding")
+    crop_scale: Share | None = listed(None, after="crop_padding")
     """Smallest share of an image in a random resized crop, as 0.08; 0 for no such crop; None: what suits the data."""
-    cutout: int = 16
-    brightness: float | None = listed(None, after="cutout")
+    cutout: SideOrZero = 16
+    brightness: Share | None = listed(None, after="cutout")
     """Colour jitter: a factor from 1 - brightness to 1 + brightness; 0 for none, None for what suits the data."""
-    contrast: float | None = listed(None, after="brightness")
+    contrast: Share | None = listed(None, after="brightness")
     """As --brightness, for the contrast."""
-    saturation: float | None = listed(None, after="contrast")
+    saturation: Share | None = listed(None, after="contrast")
     """As --brightness, for the saturation."""
-    hue: float | None = listed(None, after="saturation")
+    hue: Turn | None = listed(None, after="saturation")
     """Colour jitter: the hue turns by up to this share of the colour circle, 0 to 0.5; None for what suits the data."""
     skip_unreadable: bool = False
     """Decode every image file once before the training, and leave out those that cannot be read."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.validation < 1:
-            raise UserError(f"validation is {self.validation}, expected a share from 0 (none) to less than 1.")
 
     def augmentation(self, own: Augmentation) -> Augmentation:
         """As for a search, with resized crops and colour jitter. With resized crops, the default padding is 0."""
@@ -209,7 +222,7 @@ class TrainDataOptions(DataOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class RunOptions(Options):
     """The run."""
 
     out: str | None = None
@@ -218,15 +231,12 @@ class RunOptions:
     """cpu, cuda, cuda:1, …; auto takes CUDA if there is a GPU."""
     deterministic: bool = False
     """Use only algorithms that give the same bits every time, even if slower. On a CPU all of them do."""
-    threads: int | None = None
+    threads: Processes | None = None
     """CPU threads; None for PyTorch's choice."""
-    validate_every: int = 1
+    validate_every: Count = 1
     """Epochs between validations; the last epoch is always validated."""
-    stop_after: int | None = None
+    stop_after: Count | None = None
     """Stop after so many epochs in this process; --resume continues."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "validate_every", "stop_after", "threads")
 
 
 @ordered
@@ -236,17 +246,12 @@ class SearchRunOptions(RunOptions):
 
     out: str | None = None
     """Run directory; None for runs/<time>-<strategy>-<data>."""
-    seed: int = listed(2, after="device")
+    seed: Seed = listed(2, after="device")
     """Seed of every random decision."""
     cuda_graphs: bool = listed(True, after="deterministic")
     """On CUDA, record the kernels of a weight step and of a population and launch them together."""
-    validate_every: int = 1
+    validate_every: Count = 1
     """Epochs between validations (on the α half); the last epoch is always validated."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"seed is {self.seed}, expected a whole number from 0 to {2**32 - 1}.")
 
 
 @ordered
@@ -261,7 +266,7 @@ class TrainRunOptions(RunOptions):
     select: Literal["last", "best_valid", "best_test"] = listed("last", after="seeds")
     """Which epoch's weights are kept and tested. best_test reads the test images after every epoch, as some published
     code does: its accuracy is too high as an estimate for new images, and the report says so."""
-    validate_every: int = 1
+    validate_every: Count = 1
     """Epochs between evaluations of held-out images; the last epoch is always evaluated."""
 
     def __post_init__(self) -> None:
@@ -282,7 +287,7 @@ class TrainRunOptions(RunOptions):
 
 
 @dataclass(frozen=True)
-class CompareOptions:
+class CompareOptions(Options):
     """Options of a comparison."""
 
     strategies: str
@@ -291,33 +296,26 @@ class CompareOptions:
     """nb201:PATH (the table of NAS-Bench-201), python:MODULE:FUNCTION, or training:DATA such as training:digits."""
     out: Path
     """Directory of the comparison; an existing one is continued."""
-    runs: int = 100
+    runs: Count = 100
     """Runs of each strategy, each with another seed."""
-    budget: float = 12000.0
+    budget: Seconds = 12000.0
     """Seconds of a run, on the clock of the evaluator: simulated for a table, real otherwise."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the first run; the next run has the next number, and so on."""
-    processes: int | None = None
+    processes: Processes | None = None
     """Runs at a time; None for one per CPU core."""
     space: str = "egnas"
     """Search space for the evaluators python: and training:; one of your own is python:MODULE:OBJECT."""
-    epochs: int = 1
+    epochs: Count = 1
     """training: epochs of each architecture."""
-    channels: int = 8
+    channels: Channels = 8
     """training: channels of a node in the first cell."""
-    layers: int = 5
+    layers: Layers = 5
     """training: number of cells."""
-    batch_size: int = 64
+    batch_size: Count = 64
     """training: images in a batch."""
-    limit: int | None = None
+    limit: Count | None = None
     """training: at most this many images."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "runs", "processes", "epochs", "channels", "layers", "batch_size", "limit")
-        if not 0 < self.budget < float("inf"):
-            raise UserError(f"budget is {self.budget}, expected a finite number of seconds above 0.")
-        if self.seed < 0:
-            raise UserError(f"seed is {self.seed}, expected at least 0.")
 
     def fixed(self, clock: str) -> dict[str, Any]:
         """What all runs of a directory have in common."""

@@ -34,7 +34,7 @@ class CifarSource(ArraySource):
         first = int(np.floor(len(self) * portion))
         if first == 0:
             raise UserError(
-                f"the portion {portion} of {len(self)} images leaves none for the weights; raise portion or the limit"
+                f"a share of {portion:g} of {len(self)} images leaves none for the weights; raise --split or --limit"
             )
         return np.arange(first), np.arange(first, len(self))
 

@@ -98,7 +98,7 @@ class Pipeline(ABC):
         if len(self) == 0:
             raise UserError(
                 f"{source.spec}: {self.count} images do not fill a batch of {batch_size}, so an epoch would be "
-                "empty; use a smaller batch_size or more images"
+                "empty; give more images or smaller batches"
             )
         self._plan: tuple[int, EpochPlan] | None = None  # of the epoch that was asked for last
 

@@ -38,7 +38,7 @@ def balanced(labels: np.ndarray, limit: int) -> np.ndarray:
 def check_portion(portion: float) -> None:
     """Raises UserError unless `portion` lies strictly between 0 and 1."""
     if not 0 < portion < 1:
-        raise UserError(f"portion is {portion}; give the share of images for the weights, between 0 and 1 (exclusive)")
+        raise UserError(f"the share of images for the weights is {portion}; give a number above 0 and below 1")
 
 
 def stratified(labels: np.ndarray, classes: Sequence[str], portion: float) -> tuple[np.ndarray, np.ndarray]:
@@ -56,8 +56,8 @@ def stratified(labels: np.ndarray, classes: Sequence[str], portion: float) -> tu
     for name, count, first in zip(classes, counts, firsts, strict=True):
         if first == 0:
             raise UserError(
-                f"class '{name}' has {count} images, of which the portion {portion} gives none to the weights; both "
-                "parts of the search need an image of every class: add images or raise portion"
+                f"class '{name}' has {count} images, of which a share of {portion:g} is none; each part needs "
+                "images of every class: add some, raise --split (of a search), or lower --validation (of a training)"
             )
     in_first = rank_in_class(labels) < firsts[labels]  # [N]
     return np.flatnonzero(in_first), np.flatnonzero(~in_first)

@@ -12,6 +12,19 @@ from torch import Tensor, nn
 
 from fastnas.data import Pipeline
 
+MOST_DENSE = 200  # classes whose confusion is a table
+
+Confusion = list[list[int]] | dict[str, list[int]]
+"""How many images of a class were taken for which: a table [K][K], row = class, column = prediction; of more than 200
+classes the pairs that occur, as columns "class", "prediction" and "count" of equal length."""
+
+
+def pairs_of(confusion: Confusion) -> list[tuple[int, int, int]]:
+    """(class, prediction, images) of each pair that occurs, in this order."""
+    if isinstance(confusion, dict):
+        return list(zip(confusion["class"], confusion["prediction"], confusion["count"], strict=True))
+    return [(k, j, count) for k, row in enumerate(confusion) for j, count in enumerate(row) if count]
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -22,7 +35,7 @@ class Evaluation:
         loss: mean cross-entropy in nats.
         top1, top5: share whose class is the likeliest, or among the five likeliest.
         per_class: top-1 of the images of each class; None for a class without images.
-        confusion: [K][K] counts: row = class, column = prediction.
+        confusion: which classes were taken for which, see `Confusion`.
     """
 
     images: int
@@ -30,7 +43,7 @@ class Evaluation:
     top1: float
     top5: float
     per_class: list[float | None]
-    confusion: list[list[int]]
+    confusion: Confusion
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -44,25 +57,32 @@ def evaluate(
     was_training, device = network.training, pipeline.device
     network.eval()
     classes = len(pipeline.source.classes)
-    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)  # [K·K]
+    pairs: list[Tensor] = []  # of each batch: class · K + prediction, [B]
     loss = torch.zeros((), dtype=torch.float64, device=device)
     among_five = torch.zeros((), dtype=torch.int64, device=device)
     for step, (images, labels) in enumerate(pipeline.epoch(0)):  # [B, C, H, W], [B]
         logits = network(images).float()  # [B, K]
         loss += F.cross_entropy(logits, labels, reduction="sum").double()
-        confusion += torch.bincount(labels * classes + logits.argmax(-1), minlength=classes * classes)
+        pairs.append(labels * classes + logits.argmax(-1))
         five: Tensor = logits.topk(min(5, classes)).indices  # [B, 5]
         among_five += (five == labels[:, None]).any(-1).sum()
         progress(step + 1, len(pipeline))
     network.train(was_training)
-    table = confusion.view(classes, classes).cpu()  # [K, K]
-    right, images_of = table.diagonal().tolist(), table.sum(1).tolist()
-    total = int(table.sum())
+    pair, count = torch.cat(pairs).cpu().unique(return_counts=True)  # [n] each
+    label, prediction = pair // classes, pair % classes  # [n] each
+    images_of = torch.zeros(classes, dtype=torch.int64).index_add_(0, label, count).tolist()  # [K]
+    hits = label == prediction  # [n]
+    right = torch.zeros(classes, dtype=torch.int64).index_add_(0, label[hits], count[hits]).tolist()  # [K]
+    total = sum(images_of)
+    confusion: Confusion = {"class": label.tolist(), "prediction": prediction.tolist(), "count": count.tolist()}
+    if classes <= MOST_DENSE:
+        table = torch.zeros(classes * classes, dtype=torch.int64).index_add_(0, pair, count)  # [K·K]
+        confusion = table.view(classes, classes).tolist()
     return Evaluation(
         images=total,
         loss=loss.item() / total,
         top1=sum(right) / total,
         top5=int(among_five) / total,
         per_class=[hit / count if count else None for hit, count in zip(right, images_of, strict=True)],
-        confusion=table.tolist(),
+        confusion=confusion,
     )

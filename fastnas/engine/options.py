@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastnas.errors import UserError
+from fastnas.option_types import Count, CountOrZero, NotNegative, Options, ShareBelowOne
 
 Kind = TypeVar("Kind", bound=type[Any])
 
@@ -35,46 +36,26 @@ def ordered(kind: Kind) -> Kind:
     return kind
 
 
-def check_counts(options: Any, *names: str) -> None:
-    """UserError for a number below 1; None is allowed."""
-    for name in names:
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}, expected at least 1.")
-
-
-def check_not_negative(options: Any, *names: str) -> None:
-    """UserError for a number that is negative, infinite or NaN."""
-    for name in names:
-        value = getattr(options, name)
-        if not (math.isfinite(value) and value >= 0):
-            raise UserError(f"{name} is {value}, expected a finite number of at least 0.")
-
-
 @dataclass(frozen=True, kw_only=True)
-class SGDOptions:
+class SGDOptions(Options):
     """SGD with a learning rate that falls from epoch to epoch."""
 
-    epochs: int
+    epochs: Count
     """Passes over the training images."""
-    learning_rate: float
+    learning_rate: NotNegative
     """Learning rate of the first epoch."""
-    learning_rate_min: float = 0.0
+    learning_rate_min: NotNegative = 0.0
     """Learning rate at the end of the cosine."""
-    learning_rate_warm_up: int = 0
+    learning_rate_warm_up: CountOrZero = 0
     """Epochs over which the rate rises linearly."""
     legacy_scheduler: bool = False
     """Use the rate of the next epoch, as code does that calls scheduler.step() at the beginning of an epoch."""
-    momentum: float = 0.9
+    momentum: ShareBelowOne = 0.9
     """Momentum of SGD."""
-    weight_decay: float = 3e-4
+    weight_decay: NotNegative = 3e-4
     """Weight decay (L2 penalty) of all weights."""
-    clip: float = 5.0
+    clip: NotNegative = 5.0
     """Largest gradient norm of a step; 0 for no limit."""
-
-    def __post_init__(self) -> None:
-        check_counts(self, "epochs")
-        check_not_negative(self, "learning_rate", "learning_rate_min", "momentum", "weight_decay", "clip")
 
 
 @ordered
@@ -82,15 +63,20 @@ class SGDOptions:
 class WeightOptions(SGDOptions):
     """The weights: SGD with a cosine schedule."""
 
-    epochs: int = 50
+    epochs: Count = 50
     """Passes over the weight half of the images."""
-    learning_rate: float = 0.1
-    learning_rate_warm_up: int = 0
+    learning_rate: NotNegative = 0.1
+    learning_rate_warm_up: CountOrZero = 0
     """Epochs over which the rate rises linearly to the cosine's."""
     nesterov: bool = listed(False, after="momentum")
     """Use Nesterov momentum."""
-    weight_decay: float = 3e-4
+    weight_decay: NotNegative = 3e-4
     """Weight decay (L2 penalty) of the weights, never of α."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.nesterov and self.momentum == 0:
+            raise UserError("nesterov is True, but momentum is 0: raise the momentum, or leave nesterov out.")
 
     def rate(self, epoch: int, epochs: int | None = None) -> float:
         """The learning rate of an epoch: a pure function, so that a resumed run cannot start from a wrong place.

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fastnas.engine.options import SGDOptions, check_counts, check_not_negative, listed, ordered
-from fastnas.errors import UserError
+from fastnas.engine.options import SGDOptions, listed, ordered
+from fastnas.option_types import Count, CountOrZero, NotNegative, ShareAboveZero, ShareBelowOne
 
 
 @ordered
@@ -15,41 +15,33 @@ from fastnas.errors import UserError
 class TrainingRecipe(SGDOptions):
     """The training: SGD."""
 
-    epochs: int = 600
-    learning_rate: float = 0.025
+    epochs: Count = 600
+    learning_rate: NotNegative = 0.025
     """Learning rate of the first epoch after the warm-up."""
     schedule: Literal["cosine", "linear", "exponential"] = listed("cosine", after="learning_rate_min")
     """cosine: to the minimum; linear: to 0, five times slower in the last five epochs (PC-DARTS); exponential."""
-    learning_rate_decay: float = listed(0.97, after="schedule")
+    learning_rate_decay: ShareAboveZero = listed(0.97, after="schedule")
     """Factor per epoch of the exponential schedule."""
-    learning_rate_warm_up: int = 0
+    learning_rate_warm_up: CountOrZero = 0
     """Epochs over which the rate rises linearly to --learning-rate, instead of following the schedule."""
-    auxiliary_weight: float = 0.4
+    auxiliary_weight: NotNegative = 0.4
     """Weight of the auxiliary head's loss."""
-    label_smoothing: float = 0.0
+    label_smoothing: ShareBelowOne = 0.0
     """Share of the target that is spread evenly over all classes."""
-    drop_path: float = 0.2
+    drop_path: ShareBelowOne = 0.2
     """Largest probability that the output of an operation is dropped for an image."""
     drop_path_schedule: Literal["linear", "constant", "scheduled"] = "linear"
     """linear: rises from 0 to --drop-path; constant; scheduled: as linear, and rises with the cell's depth (NASNet)."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of activations, by autocast; float16 also scales the loss."""
-    ema: float = 0.0
+    ema: ShareBelowOne = 0.0
     """Decay of a moving average of the weights, such as 0.9999, which is then what is tested; 0 for no average."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Batches whose gradients make one step of SGD."""
     compile: bool = False
     """Train through torch.compile instead of the fused operators; compiling takes minutes."""
     channels_last: bool = True
     """Memory format of images and weights; the fused operators need it."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_counts(self, "accumulate")
-        check_not_negative(self, "learning_rate_decay", "auxiliary_weight", "learning_rate_warm_up")
-        for name in ("label_smoothing", "drop_path", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, expected at least 0 and less than 1.")
 
     def rate(self, epoch: int) -> float:
         """The learning rate of an epoch: a pure function, so that a resumed run cannot start from a wrong place."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from fastnas.errors import UserError
 from fastnas.spaces.encoding import Code, Encoding
 
 
@@ -15,13 +17,31 @@ class Evaluation:
 
     Args:
         accuracy: on validation images, in 0..1.
-        seconds: duration, on the evaluator's clock.
+        seconds: duration, on the evaluator's clock; above 0.
         costs: further objectives by name, the lower the better: "parameters", "macs", "latency".
+
+    Raises:
+        UserError: an accuracy outside of 0..1, seconds that are not above 0, or a number that is not finite.
     """
 
     accuracy: float
     seconds: float
     costs: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Whoever searches compares these numbers and adds up the seconds until a budget is spent.
+        if not 0 <= self.accuracy <= 1:
+            raise UserError(
+                f"the evaluator gives the accuracy {self.accuracy}, expected a share from 0 to 1: divide what is in % "
+                "by 100."
+            )
+        if not 0 < self.seconds < math.inf:
+            raise UserError(
+                f"the evaluator gives {self.seconds} seconds, expected a finite number above 0, or a search never ends."
+            )
+        for name, cost in self.costs.items():
+            if not math.isfinite(cost):
+                raise UserError(f"the evaluator gives the cost {name} as {cost}, expected a finite number.")
 
 
 class Evaluator(ABC):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,8 +16,8 @@ class Function(Evaluator):
     """Calls `function(genotype)`.
 
     Args:
-        function: gives the accuracy in 0..1, or a mapping with "accuracy", optionally "seconds" (otherwise they are
-            measured), and any costs, the lower the better.
+        function: gives the accuracy in 0..1, or a mapping with "accuracy", optionally "seconds", above 0 (otherwise
+            they are measured), and any costs, the lower the better.
         encoding: of the space whose genotypes it takes.
     """
 
@@ -35,12 +34,10 @@ class Function(Evaluator):
         try:
             numbers = {str(name): float(value) for name, value in values.items()}
             accuracy, seconds = numbers.pop("accuracy"), numbers.pop("seconds", clock.seconds)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise UserError(
                 f"the evaluator's function returned {answer!r}: expected the accuracy, or a mapping with 'accuracy'."
             ) from error
-        if not math.isfinite(accuracy):
-            raise UserError(f"the evaluator's function returned the accuracy {accuracy}: expected a number in 0..1.")
         return Evaluation(accuracy, seconds, numbers)
 
 

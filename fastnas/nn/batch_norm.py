@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fastnas.errors import UserError
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -40,3 +43,28 @@ def individual_statistics(network: nn.Module, images: int) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.images = None
+
+
+def check_one_image(network: nn.Module, shape: tuple[int, int, int], advice: str) -> None:
+    """Makes sure that batches of one image can be normalised: not where a layer gets a single value of each channel.
+
+    Args:
+        network: stays as it is, like the global random state.
+        shape: (C, H, W) of an image.
+        advice: what to do, the end of the message.
+
+    Raises:
+        UserError: they cannot.
+    """
+    device = next(network.parameters()).device
+    with torch.no_grad(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            copy.deepcopy(network).train()(torch.zeros(1, *shape, device=device))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            size = "×".join(map(str, shape[1:]))
+            raise UserError(
+                f"a batch of one image of {size} pixels cannot be normalised here, for it shrinks to a single one: "
+                f"{advice}."
+            ) from error

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from fastnas.engine.evaluation import pairs_of
 from fastnas.genotype import Genotype
 from fastnas.report.run import Record, Run, is_number, mapping
 from fastnas.report.sections import code, missing, note
@@ -17,6 +18,8 @@ MOST_CELLS = 20  # classes that a confusion matrix is drawn for
 MOST_CONFUSED = 12  # pairs that are listed
 CIFAR10 = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"}
 DASH = "–"
+
+Pairs = dict[tuple[int, int], int]
 
 
 def test_of(run: Run) -> Record:
@@ -36,7 +39,30 @@ def result(run: Run) -> str:
         reason = "there were no test images" if run.status == "finished" else "the test comes once, at the end"
         return missing(f"No test accuracy: {reason}.")
     names = [str(name) for name in classes] if isinstance(classes, list) else []
-    return note(_selection(run)) + _per_class(test, names) + _confusion(test, names)
+    pairs = _pairs(test.get("confusion"), len(names))
+    return note(_selection(run)) + ("" if pairs is None else _per_class(test, names, pairs) + _confusion(pairs, names))
+
+
+def _pairs(confusion: object, classes: int) -> Pairs | None:
+    """What was taken for what, as (class, prediction): images; None where the run has not recorded it as it should."""
+    if isinstance(confusion, list) and not (
+        len(confusion) == classes and all(isinstance(row, list) and len(row) == classes for row in confusion)
+    ):
+        return None
+    try:
+        pairs = {(k, j): count for k, j, count in pairs_of(confusion)}  # type: ignore[arg-type]
+        valid = all(0 <= k < classes and 0 <= j < classes and count > 0 for (k, j), count in pairs.items())
+    except (KeyError, TypeError, ValueError):
+        return None
+    return pairs if valid else None
+
+
+def _images_of(pairs: Pairs, classes: int) -> list[int]:
+    """Images of each class."""
+    counts = [0] * classes
+    for (k, _), count in pairs.items():
+        counts[k] += count
+    return counts
 
 
 def _selection(run: Run) -> str:
@@ -53,9 +79,9 @@ def _selection(run: Run) -> str:
     return f"{which}{averaged}, {how}"
 
 
-def _per_class(test: Record, names: Sequence[str]) -> str:
-    shares, counts = test.get("per_class"), [sum(row) for row in test.get("confusion", [])]
-    if not isinstance(shares, list) or len(shares) != len(names) or len(counts) != len(names):
+def _per_class(test: Record, names: Sequence[str], pairs: Pairs) -> str:
+    shares, counts = test.get("per_class"), _images_of(pairs, len(names))
+    if not isinstance(shares, list) or len(shares) != len(names):
         return ""
     order = sorted(range(len(names)), key=lambda k: -1.0 if shares[k] is None else shares[k])
     rows = []
@@ -73,16 +99,14 @@ def _per_class(test: Record, names: Sequence[str]) -> str:
     return f"<details{opened}><summary>Classes, the hardest first ({len(names)})</summary>{table}</details>"
 
 
-def _confusion(test: Record, names: Sequence[str]) -> str:
-    table = test.get("confusion")
-    if not isinstance(table, list) or len(table) != len(names) or any(len(row) != len(names) for row in table):
-        return ""
+def _confusion(pairs: Pairs, names: Sequence[str]) -> str:
+    counts = _images_of(pairs, len(names))
     if len(names) > MOST_CELLS:
-        return _most_confused(table, names)
+        return _most_confused(pairs, counts, names)
     head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in names)
     rows = []
-    for k, row in enumerate(table):
-        total = sum(row) or 1
+    for k, images in enumerate(counts):
+        total, row = images or 1, [pairs.get((k, j), 0) for j in range(len(names))]
         cells = "".join(
             f'<td class="{"hit" if j == k else "miss"}" style="--share:{100 * count / total:.0f}%" '
             f'title="{escape(names[k])} taken for {escape(names[j])}: {count} of {total}">{count or ""}</td>'
@@ -97,10 +121,9 @@ def _confusion(test: Record, names: Sequence[str]) -> str:
     )
 
 
-def _most_confused(table: list[list[int]], names: Sequence[str]) -> str:
-    pairs = [(count, k, j) for k, row in enumerate(table) for j, count in enumerate(row) if j != k and count]
-    pairs.sort(key=lambda pair: -pair[0])
-    rows = [(names[k], names[j], f"{count} of {sum(table[k])}") for count, k, j in pairs[:MOST_CONFUSED]]
+def _most_confused(pairs: Pairs, counts: Sequence[int], names: Sequence[str]) -> str:
+    wrong = sorted(((k, j) for k, j in pairs if j != k), key=lambda pair: -pairs[pair])
+    rows = [(names[k], names[j], f"{pairs[k, j]} of {counts[k]}") for k, j in wrong[:MOST_CONFUSED]]
     return "<h3 class=spaced>Most confused</h3>" + data_table(("class", "taken for", "images"), rows, numbers=1)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from fastnas.errors import UserError
+from fastnas.option_types import Population, ShareBelowOne
 from fastnas.spaces.encoding import Code, Encoding
 from fastnas.strategies.discrete import DiscreteStrategy, Individual, individuals_state, load_individuals
 from fastnas.strategies.registry import register_strategy
@@ -24,20 +24,12 @@ class AgingEvolution(DiscreteStrategy):
 
     name: ClassVar[str] = "aging-evolution"
 
-    population: int = 10
+    population: Population = 10
     """P, architectures in the queue."""
-    sample_size: int = 3
+    sample_size: Population = 3
     """S, drawn from the queue with replacement; the best of them is the parent."""
-    identity: float = 0.05
+    identity: ShareBelowOne = 0.05
     """Probability that a child is its parent unchanged, which is then evaluated again."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("population", "sample_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1.")
-        if not 0 <= self.identity < 1:
-            raise UserError(f"identity is {self.identity}, expected a probability from 0 to below 1.")
 
     def begin(self, encoding: Encoding, seed: int) -> None:
         super().begin(encoding, seed)

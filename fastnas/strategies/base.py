@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from fastnas.errors import UserError
 from fastnas.genotype import AnyGenotype
 from fastnas.nn.supernet import OpWeights
+from fastnas.option_types import Options
 from fastnas.strategies.context import SearchContext
 
 
-class Strategy:
+class Strategy(Options):
     """Base of all strategies.
 
     A strategy is a dataclass in a file of its own, with `@register_strategy` above: documented hyper-parameters as

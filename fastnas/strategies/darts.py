@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnas.errors import UserError
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy, gradients
 from fastnas.strategies.registry import register_strategy
@@ -71,11 +70,6 @@ class DARTS(GradientStrategy):
 
     order: Literal[1, 2] = 2
     """2: look one weight step ahead (four forward and backward passes); 1: use the weights as they are."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.order not in (1, 2):
-            raise UserError(f"order is {self.order}, expected 1 or 2.")
 
     def alpha_gradients(self, search: SearchContext) -> list[Tensor]:
         if self.order == 1:

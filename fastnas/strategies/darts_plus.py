@@ -10,6 +10,7 @@ import torch
 
 from fastnas.errors import UserError
 from fastnas.genotype import AnyGenotype, Genotype
+from fastnas.option_types import Count
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
 from fastnas.strategies.registry import parse, register_strategy
@@ -28,25 +29,21 @@ class DARTSPlus(StrategyWrapper):
     """The strategy that searches, with its options: NAME or NAME:OPTION=VALUE,OPTION=VALUE."""
     rule: Literal["skip", "ranking"] = "skip"
     """Stop at too many skip connections in a normal cell, or when the ranking of the convolutions stays the same."""
-    skips: int = 2
+    skips: Count = 2
     """Skip connections in a normal cell that stop the search."""
-    patience: int = 10
+    patience: Count = 10
     """Epochs without a change of the ranking that stop the search."""
     rollback: bool = True
     """With rule skip, return the genotype of the epoch before the one that stopped the search."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.inner = parse(self.base)
         if not isinstance(self.inner, GradientStrategy):
             raise UserError(
                 f"darts-plus wraps strategies that move α by gradient, and {self.base!r} is not one of them: use "
                 "darts, for example."
             )
-        if self.rule not in ("skip", "ranking"):
-            raise UserError(f"unknown rule {self.rule!r}: expected skip or ranking.")
-        for name in ("skips", "patience"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1.")
         self.stopped = False
         self.last: AnyGenotype | None = None  # the last genotype with fewer skip connections than `skips`
         self.ranking: list[list[int]] = []  # of the convolutions of every edge, best first

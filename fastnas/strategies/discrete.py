@@ -15,6 +15,7 @@ from fastnas.evaluators.base import Evaluation, Evaluator
 from fastnas.evaluators.shared import path_logits
 from fastnas.genotype import AnyGenotype
 from fastnas.nn.supernet import OpWeights
+from fastnas.option_types import Count, CountOrZero
 from fastnas.spaces.encoding import Code, Encoding, encoding_of
 from fastnas.strategies.base import Strategy
 from fastnas.strategies.context import SearchContext
@@ -54,27 +55,19 @@ class DiscreteStrategy(Strategy):
     default_warm_up: ClassVar[float] = 1.0
     """As a share of the epochs; with 1 all evaluations come after the last epoch, so that they see the same weights."""
 
-    warm_up: int | None = None
+    warm_up: CountOrZero | None = None
     """Epochs before architectures are evaluated; None for the strategy's own share of the epochs."""
-    evaluations: int | None = None
+    evaluations: Count | None = None
     """Architectures that a search evaluates, rounded up to whole generations; None for the strategy's default."""
     evaluator: str = "shared"
     """shared: with the shared weights; training:EPOCHS: each one trained from scratch (1 epoch by default);
     python:MODULE:FUNCTION: a function of your own; nb201:PATH: the table of NAS-Bench-201."""
     bn_mode: Literal["batch", "running", "recalibrate"] = "batch"
     """BatchNorm with shared weights: statistics of the batch, running ones, or recomputed for each path."""
-    fitness_batch_size: int = 128
+    fitness_batch_size: Count = 128
     """Images in a batch that architectures are scored on."""
-    fitness_batches: int = 1
+    fitness_batches: Count = 1
     """Batches of that size; more give less noise."""
-
-    def __post_init__(self) -> None:
-        for name, least in (("warm_up", 0), ("evaluations", 1), ("fitness_batch_size", 1), ("fitness_batches", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name} is {value}, expected at least {least}.")
-        if self.bn_mode not in ("batch", "running", "recalibrate"):
-            raise UserError(f"unknown bn_mode {self.bn_mode!r}: expected batch, running or recalibrate.")
 
     # --- what a strategy is ---
 

@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
+from fastnas.option_types import MOST_INDIVIDUALS, Count, CountOrZero, NotNegative, Positive, Range
 from fastnas.spaces import CELL_KINDS
 from fastnas.strategies.base import Strategy
 from fastnas.strategies.cma_es import CMAES
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.egnas_variants import (
-    CHOICES,
     OVERRIDES,
     VARIANTS,
     BatchNormMode,
@@ -100,27 +100,27 @@ class EGNAS(Strategy):
 
     variant: Literal["paper", "official", "official_imagenet"] = "paper"
     """The paper as printed, or one of its two released programs, quirks included."""
-    population: int = 50
+    population: Annotated[int, Range(4, MOST_INDIVIDUALS)] = 50
     """λ, individuals per generation, at least 4."""
-    samples: int = 3
+    samples: Count = 3
     """N, populations in an evolution step."""
-    generations: int = 1
+    generations: Count = 1
     """T, generations of CMA-ES per population."""
-    warm_up: int = 15
+    warm_up: CountOrZero = 15
     """Epochs before α moves for the first time."""
-    sigma: float = 1.0
+    sigma: Positive = 1.0
     """First step size of CMA-ES, in logits."""
-    sigma_floor: float = 0.02
+    sigma_floor: Positive = 0.02
     """Smallest step size of a schedule."""
     sigma_schedule: SigmaSchedule | None = None
     """es_step: sigma / (1 + evolution steps so far); global_epoch: sigma / (1 + epoch); constant: sigma."""
-    noise: float = 0.01
+    noise: NotNegative = 0.01
     """Scale of the random noise added to the centre of a population, in logits."""
-    step_size: float = 0.1
+    step_size: NotNegative = 0.1
     """ξ, how far α moves towards the winner."""
-    zeta: float = 1.0
+    zeta: NotNegative = 1.0
     """ζ, weight of the loss in the fitness."""
-    eta: float = 0.4
+    eta: NotNegative = 0.4
     """η, weight of the similarity to α in the fitness."""
     fitness: FitnessForm = "eq3"
     """eq3: equation 3 of the paper; rebased: without its jump where a candidate is as accurate as α."""
@@ -130,9 +130,9 @@ class EGNAS(Strategy):
     """softmax: add ξ·softmax(winner) to α; delta: add ξ·(winner - α)."""
     center: bool | None = None
     """Subtract from each row of α its mean after a step."""
-    fitness_batch_size: int = 128
+    fitness_batch_size: Count = 128
     """Images in a batch that individuals are scored on."""
-    fitness_batches: int = 1
+    fitness_batches: Count = 1
     """Batches of that size; more give less noise."""
     bn_mode: BatchNormMode | None = None
     """BatchNorm by the batch, by running statistics, or by the batch while updating those (train)."""
@@ -140,23 +140,13 @@ class EGNAS(Strategy):
     """Include α's gradients, which are never set to zero, in the clipped norm."""
     cmaes_alias: bool = False
     """Begin each population where the last one ended (official variants only)."""
-    chunk: int | Literal["auto"] = "auto"
+    chunk: Count | Literal["auto"] = "auto"
     """Individuals in one forward pass; auto: as many as fit into the memory."""
 
     def __post_init__(self) -> None:
-        for name, choices in CHOICES.items():
-            value = getattr(self, name)
-            if value not in choices and not (value is None and name in OVERRIDES):
-                raise UserError(f"unknown {name} {value!r} of EG-NAS: expected one of {', '.join(choices)}.")
+        super().__post_init__()
         overrides = {name: value for name in OVERRIDES if (value := getattr(self, name)) is not None}
         self.rules = replace(VARIANTS[self.variant], **overrides)
-        for name, least in (("population", 4), ("samples", 1), ("generations", 1), ("warm_up", 0),
-                            ("fitness_batch_size", 1), ("fitness_batches", 1)):  # fmt: skip
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}, expected at least {least}.")
-        for name in ("sigma", "sigma_floor"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"{name} is {getattr(self, name)}, expected a finite step size above 0.")
         if self.cmaes_alias and self.rules.independent:
             raise UserError(
                 "cmaes_alias reproduces the released programs: use it with variant=official or "
@@ -174,7 +164,7 @@ class EGNAS(Strategy):
         self._network = search.network
         self._graphs = search.graphs
         self._chunk = None if self.chunk == "auto" else self.chunk
-        self._pipeline = fitness_pipeline(search, self)
+        self._pipeline = fitness_pipeline(search, self, self.rules.bn_mode)
         for alpha in self._network.alphas.values():
             alpha.requires_grad_(self.rules.clip_includes_alpha)
 

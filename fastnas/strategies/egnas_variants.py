@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 SigmaSchedule = Literal["es_step", "global_epoch", "constant"]
 Similarity = Literal["flat_logits", "edge_mean", "edge_mean_probabilities"]
@@ -83,11 +83,3 @@ VARIANTS = {
     ),
 }
 OVERRIDES = ("sigma_schedule", "similarity", "bn_mode", "clip_includes_alpha", "center")
-CHOICES: dict[str, tuple[str, ...]] = {
-    "variant": tuple(VARIANTS),
-    "sigma_schedule": get_args(SigmaSchedule),
-    "fitness": get_args(FitnessForm),
-    "similarity": get_args(Similarity),
-    "update": get_args(Update),
-    "bn_mode": get_args(BatchNormMode),
-}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
+from fastnas.option_types import Channels, Count, NotNegative, Population, Positive, ShareBelowOne
 from fastnas.spaces.encoding import CellEncoding, Encoding
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.controller import Policy
@@ -107,32 +108,26 @@ class ENAS(PolicyStrategy):
         "network": {"channels": 20, "layers": 8, "partial_channels": 1},
     }  # fmt: skip
 
-    controller_steps: int = 30
+    controller_steps: Count = 30
     """Steps of the controller after each epoch."""
-    children_per_update: int = 10
+    children_per_update: Population = 10
     """Architectures for one step."""
-    controller_learning_rate: float = 0.0035
+    controller_learning_rate: NotNegative = 0.0035
     """Learning rate of Adam for the controller."""
-    hidden: int = 64
+    hidden: Channels = 64
     """Units of the LSTM."""
-    entropy_weight: float = 1e-4
+    entropy_weight: NotNegative = 1e-4
     """Reward for each nat of the policy's entropy; accuracies are in 0..1."""
-    baseline_decay: float = 0.99
+    baseline_decay: ShareBelowOne = 0.99
     """Decay of the exponential mean of rewards, which starts at 0."""
-    tanh_constant: float = 1.1
+    tanh_constant: Positive = 1.1
     """tanh limits the logits to ± this."""
-    op_tanh_reduce: float = 2.5
+    op_tanh_reduce: Positive = 2.5
     """The logits of candidates are limited to ± tanh_constant divided by this."""
-    first_restart: int = 10
+    first_restart: Count = 10
     """Epochs of the first cosine of the learning rate; each one after it is twice as long."""
-    derive_samples: int = 10
+    derive_samples: Population = 10
     """Architectures that are sampled at the end of an epoch; the best of them is its genotype."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("controller_steps", "children_per_update", "hidden", "first_restart", "derive_samples"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1.")
 
     @property
     def children(self) -> int:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastnas.errors import UserError
+from fastnas.option_types import Temperature
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
 from fastnas.strategies.gumbel import gumbel_softmax, linear, straight_through
@@ -31,17 +32,17 @@ class GDAS(GradientStrategy):
         "network": {"channels": 16, "layers": 8, "partial_channels": 1},
     }
 
-    temperature: float = 10.0
+    temperature: Temperature = 10.0
     """τ, temperature of the Gumbel-softmax at the first epoch."""
-    temperature_min: float = 0.1
+    temperature_min: Temperature = 0.1
     """τ at the end; it falls linearly."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.temperature_min <= self.temperature < float("inf"):
+        if self.temperature_min > self.temperature:
             raise UserError(
                 f"temperature is {self.temperature} and temperature_min {self.temperature_min}: expected "
-                "0 < temperature_min ≤ temperature."
+                "temperature_min ≤ temperature."
             )
 
     def arch_weights(self, search: SearchContext, draw: int) -> dict[str, Any]:

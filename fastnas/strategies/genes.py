@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-from typing import Literal, get_args
+from typing import Literal
 
 from fastnas.spaces.encoding import Code, Encoding
 
 Crossover = Literal["uniform_node", "two_point", "cell_swap"]
-CROSSOVERS = get_args(Crossover)
 
 
 def cross(first: Code, second: Code, kind: Crossover, encoding: Encoding, random: Random) -> Code:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastnas.errors import UserError
+from fastnas.option_types import MOST_INDIVIDUALS, CountOrZero, Population, Range, Share
 from fastnas.spaces.encoding import Code, Encoding
 from fastnas.strategies.discrete import DiscreteStrategy, Individual, individuals_state, load_individuals
-from fastnas.strategies.genes import CROSSOVERS, Crossover, cross, mutate_genes, unlike
+from fastnas.strategies.genes import Crossover, cross, mutate_genes, unlike
 from fastnas.strategies.registry import register_strategy
 
 
@@ -22,36 +23,25 @@ class Genetic(DiscreteStrategy):
     name: ClassVar[str] = "genetic"
     default_evaluations: ClassVar[int] = 400  # 20 generations
 
-    population: int = 20
+    population: Annotated[int, Range(2, MOST_INDIVIDUALS)] = 20
     """Architectures in a generation."""
-    tournament: int = 3
+    tournament: Population = 3
     """k, competitors for each parent."""
-    elitism: int = 1
+    elitism: CountOrZero = 1
     """Best architectures that generational survival keeps."""
     crossover: Crossover = "uniform_node"
     """uniform_node: whole nodes of either parent; two_point: with repair; cell_swap: whole cells of either parent."""
-    crossover_probability: float = 0.9
+    crossover_probability: Share = 0.9
     """Probability that two parents are crossed; otherwise a child is a copy of one, with at least one mutated gene."""
-    mutation_probability: float | None = None
+    mutation_probability: Share | None = None
     """Probability that a gene mutates; None for 1 / number of genes."""
     survival: Literal["plus", "generational"] = "plus"
     """plus: the best of parents and children; generational: the children and the elite."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("population", 2), ("tournament", 1), ("elitism", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name} is {getattr(self, name)}, expected at least {least}.")
         if self.elitism >= self.population:
             raise UserError(f"elitism is {self.elitism}, expected less than the population of {self.population}.")
-        for name in ("crossover_probability", "mutation_probability"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise UserError(f"{name} is {value}, expected a probability from 0 to 1.")
-        if self.crossover not in CROSSOVERS:
-            raise UserError(f"unknown crossover {self.crossover!r}: expected one of {', '.join(CROSSOVERS)}.")
-        if self.survival not in ("plus", "generational"):
-            raise UserError(f"unknown survival {self.survival!r}: expected plus or generational.")
 
     def begin(self, encoding: Encoding, seed: int) -> None:
         super().begin(encoding, seed)

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
+from fastnas.nn.batch_norm import check_one_image
 from fastnas.nn.supernet import OpWeights
+from fastnas.option_types import CountOrZero, NotNegative, ShareBelowOne
 from fastnas.strategies.base import Strategy
 from fastnas.strategies.context import SearchContext
 
@@ -31,23 +33,14 @@ class GradientStrategy(Strategy):
         "network": {"channels": 16, "layers": 8, "partial_channels": 1},
     }
 
-    alpha_learning_rate: float = 3e-4
+    alpha_learning_rate: NotNegative = 3e-4
     """Learning rate of Adam for α."""
-    alpha_beta1: float = 0.5
+    alpha_beta1: ShareBelowOne = 0.5
     """β₁ of Adam for α; β₂ is 0.999."""
-    alpha_weight_decay: float = 1e-3
+    alpha_weight_decay: NotNegative = 1e-3
     """Weight decay (L2 penalty) of α."""
-    warm_up: int = 0
+    warm_up: CountOrZero = 0
     """Epochs before α moves for the first time."""
-
-    def __post_init__(self) -> None:
-        if self.warm_up < 0:
-            raise UserError(f"warm_up is {self.warm_up}, expected at least 0 epochs.")
-        for name in ("alpha_learning_rate", "alpha_weight_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"{name} is {getattr(self, name)}, expected a finite number of at least 0.")
-        if not 0 <= self.alpha_beta1 < 1:
-            raise UserError(f"alpha_beta1 is {self.alpha_beta1}, expected at least 0 and less than 1.")
 
     def start(self, search: SearchContext) -> None:
         if self.warm_up >= search.epochs:
@@ -56,9 +49,12 @@ class GradientStrategy(Strategy):
                 "Lower the warm-up or raise the epochs."
             )
         self._search = search
-        self._pipeline = search.alpha_pipeline(
-            min(search.weight_pipeline.batch_size, len(search.valid_pipeline.indices))
-        )
+        batch_size = min(search.weight_pipeline.batch_size, len(search.valid_pipeline.indices))
+        self._pipeline = search.alpha_pipeline(batch_size)
+        if batch_size == 1:
+            source = search.weight_pipeline.source
+            advice = "give --batch-size 2 or more, and --split so that two images are left for α"
+            check_one_image(search.network, (source.channels, *source.image_size), advice)
         self._optimize(search)
 
     def _optimize(self, search: SearchContext) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastnas.errors import UserError
+from fastnas.option_types import NotNegative
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
 from fastnas.strategies.registry import register_strategy
@@ -35,17 +35,10 @@ class MultiLevel(GradientStrategy):
     name: ClassVar[str] = "multi-level"
     default_space: ClassVar[str] = "multi-level"
 
-    gamma: float = 1.0
+    gamma: NotNegative = 1.0
     """γ, weight of the architecture entropy."""
     reduction: Literal["sum", "mean_edge"] = "sum"
     """The entropy of all edges, or their mean."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.gamma >= 0:
-            raise UserError(f"gamma is {self.gamma}, expected at least 0.")
-        if self.reduction not in ("sum", "mean_edge"):
-            raise UserError(f"unknown reduction {self.reduction!r}: expected sum or mean_edge.")
 
     def alpha_loss(self, search: SearchContext, logits: Tensor, labels: Tensor) -> Tensor:
         entropy = architecture_entropy(dict(search.network.alphas), self.reduction)

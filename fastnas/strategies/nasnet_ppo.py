@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastnas.errors import UserError
+from fastnas.option_types import Count, NotNegative, Population, ShareAboveZero, ShareBelowOne
 from fastnas.spaces.encoding import Encoding
 from fastnas.strategies.controller import Policy, RecurrentPolicy
 from fastnas.strategies.policy_strategy import PolicyStrategy
@@ -30,24 +30,18 @@ class NASNetPPO(PolicyStrategy):
     name: ClassVar[str] = "nasnet-ppo"
     default_evaluations: ClassVar[int] = 1000
 
-    children_per_update: int = 20
+    children_per_update: Population = 20
     """Architectures for one update."""
-    controller_learning_rate: float = 3.5e-4
+    controller_learning_rate: NotNegative = 3.5e-4
     """Learning rate of Adam for the controller."""
-    entropy_weight: float = 1e-5
+    entropy_weight: NotNegative = 1e-5
     """Weight of the policy's entropy, in nats, in the objective."""
-    baseline_decay: float = 0.95
+    baseline_decay: ShareBelowOne = 0.95
     """Decay of the exponential mean of rewards."""
-    ppo_clip: float = 0.2
+    ppo_clip: ShareAboveZero = 0.2
     """ε: the ratio of new to old probability is clipped to 1 ± ε."""
-    ppo_epochs: int = 4
+    ppo_epochs: Count = 4
     """Steps of the optimizer on the same architectures."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("children_per_update", "ppo_epochs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, expected at least 1.")
 
     @property
     def children(self) -> int:

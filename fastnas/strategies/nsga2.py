@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
 from fastnas.errors import UserError
+from fastnas.option_types import MOST_INDIVIDUALS, NotNegative, Range, Share
 from fastnas.spaces.encoding import Code, Encoding
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.discrete import DiscreteStrategy, Individual, individuals_state, load_individuals
@@ -54,25 +55,14 @@ class NSGA2(DiscreteStrategy):
     name: ClassVar[str] = "nsga2"
     default_evaluations: ClassVar[int] = 1200  # 30 generations
 
-    population: int = 40
+    population: Annotated[int, Range(2, MOST_INDIVIDUALS)] = 40
     """Architectures in a generation."""
     cost: Literal["macs", "parameters", "latency"] = "macs"
     """The second objective, of the derived network: MACs or parameters in millions, or latency in ms for one image."""
-    mutation_eta: float = 3.0
+    mutation_eta: NotNegative = 3.0
     """η of the polynomial mutation: the larger, the smaller the changes."""
-    crossover_probability: float = 0.9
+    crossover_probability: Share = 0.9
     """Probability of two-point crossover; otherwise a child is a mutated copy of one parent."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.population < 2:
-            raise UserError(f"population is {self.population}, expected at least 2.")
-        if self.cost not in ("macs", "parameters", "latency"):
-            raise UserError(f"unknown cost {self.cost!r}: expected macs, parameters or latency.")
-        if not 0 <= self.crossover_probability <= 1:
-            raise UserError(f"crossover_probability is {self.crossover_probability}, expected a number from 0 to 1.")
-        if not self.mutation_eta >= 0:
-            raise UserError(f"mutation_eta is {self.mutation_eta}, expected at least 0.")
 
     def costs(self) -> tuple[str, ...]:
         return (self.cost,)

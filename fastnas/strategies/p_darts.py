@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from fastnas.genotype import Genotype, Pair
 from fastnas.nn import Supernet
 from fastnas.nn.cell import SearchCell
 from fastnas.nn.mixed_op import MixedOp
+from fastnas.option_types import CountOrZero, NotNegative, Positive, Range, ShareBelowOne
 from fastnas.spaces import CellSpace
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
@@ -91,37 +92,28 @@ class PDARTS(GradientStrategy):
         "network": {"channels": 16, "layers": 5, "partial_channels": 1},
     }
 
-    alpha_learning_rate: float = 6e-4
+    alpha_learning_rate: NotNegative = 6e-4
     """Learning rate of Adam for α."""
-    warm_up: int = 10
+    warm_up: CountOrZero = 10
     """Epochs of each stage before α moves."""
-    alpha_clip: float = 5.0
+    alpha_clip: Positive = 5.0
     """Largest gradient norm of α."""
-    add_layers_2: int = 6
+    add_layers_2: Annotated[int, Range(0, 1000)] = 6
     """Cells that the second stage has in addition to those of the first."""
-    add_layers_3: int = 12
+    add_layers_3: Annotated[int, Range(0, 1000)] = 12
     """Cells that the third stage has in addition to those of the first."""
-    drop_1: int = 3
+    drop_1: CountOrZero = 3
     """Candidates that every edge drops after the first stage."""
-    drop_2: int = 2
+    drop_2: CountOrZero = 2
     """Candidates that every edge drops after the second stage."""
-    dropout_1: float = 0.0
+    dropout_1: ShareBelowOne = 0.0
     """Initial dropout of skip connections in the first stage."""
-    dropout_2: float = 0.4
+    dropout_2: ShareBelowOne = 0.4
     """Initial dropout of skip connections in the second stage; the paper has 0.2 for CIFAR-100."""
-    dropout_3: float = 0.7
+    dropout_3: ShareBelowOne = 0.7
     """Initial dropout of skip connections in the third stage; the paper has 0.3 for CIFAR-100."""
-    skip_limit: int = 2
+    skip_limit: CountOrZero = 2
     """M, largest number of skip connections in a normal cell."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("add_layers_2", "add_layers_3", "drop_1", "drop_2", "skip_limit"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name} is {getattr(self, name)}, expected at least 0.")
-        for name in ("dropout_1", "dropout_2", "dropout_3"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, expected a probability from 0 to below 1.")
 
     def start(self, search: SearchContext) -> None:
         space = search.network.space
@@ -143,7 +135,7 @@ class PDARTS(GradientStrategy):
         if len(space.candidates) - self.drop_1 - self.drop_2 < 3:
             raise UserError(
                 f"after dropping {self.drop_1} and {self.drop_2} of {len(space.candidates)} candidates fewer than 3 "
-                "are left for the last stage: lower drop_1 or drop_2."
+                "are left for the last stage: lower --drop-1 or --drop-2."
             )
         self._first_layers = search.network.layers
         self.stage = 0

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from fastnas.errors import UserError
+from fastnas.option_types import NotNegative, Population
 from fastnas.spaces.encoding import Code, Encoding
 from fastnas.strategies.discrete import DiscreteStrategy, Individual
 from fastnas.strategies.registry import register_strategy
@@ -27,21 +27,16 @@ class ParticleSwarm(DiscreteStrategy):
     name: ClassVar[str] = "particle-swarm"
     default_evaluations: ClassVar[int] = 400  # 20 iterations
 
-    particles: int = 20
+    particles: Population = 20
     """Size of the swarm."""
-    inertia: float = 0.7298
+    inertia: NotNegative = 0.7298
     """w, share of its velocity that a particle keeps."""
-    cognitive: float = 1.49618
+    cognitive: NotNegative = 1.49618
     """c1, pull towards the best position of the particle itself."""
-    social: float = 1.49618
+    social: NotNegative = 1.49618
     """c2, pull towards the best position of all particles."""
     discrete: bool = False
     """Positions are the genes of the code, rounded and repaired, instead of logits."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.particles < 1:
-            raise UserError(f"particles is {self.particles}, expected at least 1.")
 
     def begin(self, encoding: Encoding, seed: int) -> None:
         super().begin(encoding, seed)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.nn.supernet import OpWeights
+from fastnas.option_types import CountOrZero, NotNegative
 from fastnas.spaces import CellSpace
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
@@ -37,9 +38,9 @@ class PCDARTS(GradientStrategy):
         "network": {"channels": 16, "layers": 8, "partial_channels": 4},
     }
 
-    alpha_learning_rate: float = 6e-4
+    alpha_learning_rate: NotNegative = 6e-4
     """Learning rate of Adam for α and β."""
-    warm_up: int = 15
+    warm_up: CountOrZero = 15
     """Epochs before α and β move for the first time."""
 
     def extra_parameters(self, search: SearchContext) -> list[nn.Parameter]:

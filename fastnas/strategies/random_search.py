@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from fastnas.option_types import Population
 from fastnas.spaces.encoding import Code
 from fastnas.strategies.discrete import DiscreteStrategy, Individual
 from fastnas.strategies.registry import register_strategy
@@ -20,7 +21,7 @@ class RandomSearch(DiscreteStrategy):
     name: ClassVar[str] = "random"
     default_evaluations: ClassVar[int] = 1000
 
-    batch: int = 10
+    batch: Population = 10
     """Architectures that are evaluated at a time."""
 
     def ask(self) -> list[Code]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from typing import Any, TypeVar
 
 import yaml
 
 from fastnas.errors import UserError
+from fastnas.option_types import option_hints, reading
 from fastnas.python_object import PREFIX, load_object
 from fastnas.strategies.base import Strategy
 
@@ -75,14 +75,14 @@ def parse(text: str) -> Strategy:
     parts = text.split(":")
     words = 3 if text.startswith(PREFIX) else 1  # that make the name
     name, listed = ":".join(parts[:words]), ":".join(parts[words:])
-    known = [field.name for field in dataclasses.fields(find(name)) if field.init]  # type: ignore[arg-type]
+    hints = option_hints(find(name))
     options = {}
     for word in filter(None, listed.split(",")):
         option, equals, value = word.partition("=")
         option = option.strip().replace("-", "_")
-        if not equals or option not in known:
+        if not equals or option not in hints:
             raise UserError(
-                f"{word!r} is not an option of {name}: expected OPTION=VALUE with one of {', '.join(known)}."
+                f"{word!r} is not an option of {name}: expected OPTION=VALUE with one of {', '.join(hints)}."
             )
-        options[option] = yaml.safe_load(value)
+        options[option] = reading(yaml.safe_load(value), hints[option])
     return create(name, **options)

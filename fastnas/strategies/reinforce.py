@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from fastnas.errors import UserError
+from fastnas.option_types import NotNegative, Population, ShareBelowOne
 from fastnas.spaces.encoding import Encoding
 from fastnas.strategies.controller import IndependentLogits, Policy, RecurrentPolicy
 from fastnas.strategies.policy_strategy import PolicyStrategy
@@ -39,23 +39,17 @@ class Reinforce(PolicyStrategy):
 
     controller: Literal["autoregressive", "independent"] = "autoregressive"
     """autoregressive: a 2-layer LSTM of 35 units that reads its own choices; independent: a row of logits per gene."""
-    controller_learning_rate: float | None = None
+    controller_learning_rate: NotNegative | None = None
     """Learning rate of Adam; None for 6e-4 (autoregressive) or 0.01 (independent)."""
-    children_per_update: int | None = None
+    children_per_update: Population | None = None
     """m, architectures for one update; None for 8 (autoregressive) or 1 (independent)."""
-    baseline_decay: float | None = None
+    baseline_decay: ShareBelowOne | None = None
     """Decay of the exponential mean of rewards; None for 0.95 (autoregressive) or 0.9 (independent)."""
-    reward_power: float = 1.0
+    reward_power: NotNegative = 1.0
     """The reward is accuracy to this power; the paper cubed it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.controller not in CONTROLLERS:
-            raise UserError(f"unknown controller {self.controller!r}: expected {' or '.join(CONTROLLERS)}.")
-        if self.children_per_update is not None and self.children_per_update < 1:
-            raise UserError(f"children_per_update is {self.children_per_update}, expected at least 1.")
-        if self.baseline_decay is not None and not 0 <= self.baseline_decay < 1:
-            raise UserError(f"baseline_decay is {self.baseline_decay}, expected at least 0 and less than 1.")
         own = CONTROLLERS[self.controller]
         self._decay = own.baseline_decay if self.baseline_decay is None else self.baseline_decay
         self._rate = own.learning_rate if self.controller_learning_rate is None else self.controller_learning_rate

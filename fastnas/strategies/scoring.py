@@ -20,6 +20,7 @@ from fastnas.evaluators import (
     function,
 )
 from fastnas.evaluators.shared import RECALIBRATION_BATCHES
+from fastnas.nn.batch_norm import check_one_image
 from fastnas.spaces.encoding import encoding_of
 from fastnas.strategies.context import SearchContext
 
@@ -88,23 +89,33 @@ def for_search(search: SearchContext, options: ScoringOptions, costs: Sequence[s
     )
 
 
-def fitness_pipeline(search: SearchContext, options: FitnessBatches) -> Pipeline:
+def fitness_pipeline(search: SearchContext, options: FitnessBatches, bn_mode: str) -> Pipeline:
     """The images of the α half that architectures are scored on.
+
+    Args:
+        bn_mode: how they are normalised; by the statistics of their batch, unless it is "running" or "recalibrate".
 
     Raises:
         UserError: too few images for the batches.
     """
-    pipeline = search.alpha_pipeline(options.fitness_batch_size)
+    wanted = options.fitness_batch_size
+    try:
+        pipeline = search.alpha_pipeline(wanted)
+    except UserError as error:
+        raise UserError(f"fitness_batch_size is {wanted}, but {error}: lower --fitness-batch-size.") from error
     if options.fitness_batches > len(pipeline):
         raise UserError(
-            f"fitness_batches is {options.fitness_batches}, but the α images fill {len(pipeline)} batches of "
-            f"{options.fitness_batch_size}: lower fitness_batches or fitness_batch_size."
+            f"fitness_batches is {options.fitness_batches}, but the α images fill {len(pipeline)} batches of {wanted}: "
+            "lower --fitness-batches or --fitness-batch-size."
         )
+    if wanted == 1 and bn_mode not in ("running", "recalibrate"):
+        source = search.weight_pipeline.source
+        check_one_image(search.network, (source.channels, *source.image_size), "give --fitness-batch-size 2 or more")
     return pipeline
 
 
 def _shared(search: SearchContext, options: ScoringOptions, costs: Costs | None) -> SharedWeights:
-    pipeline = fitness_pipeline(search, options)
+    pipeline = fitness_pipeline(search, options, options.bn_mode)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         return (pipeline.batch(search.epoch, index) for index in range(options.fitness_batches))

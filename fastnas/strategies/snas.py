@@ -17,6 +17,7 @@ from fastnas.errors import UserError
 from fastnas.nn.cell import SearchCell
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.primitives import Zero
+from fastnas.option_types import NotNegative, Temperature
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
 from fastnas.strategies.gumbel import gumbel_softmax, linear
@@ -51,24 +52,22 @@ class SNAS(GradientStrategy):
         "network": {"channels": 16, "layers": 8, "partial_channels": 1},
     }
 
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     """τ, temperature of the Gumbel-softmax at the first epoch."""
-    temperature_min: float = 0.03
+    temperature_min: Temperature = 0.03
     """τ at the end; it falls linearly."""
     resource: Literal["log", "linear", "none"] = "log"
     """Penalty on expected parameters, operations and memory access: on their logarithms, on themselves, or none."""
-    resource_weight: float = 1e-2
+    resource_weight: NotNegative = 1e-2
     """λ, weight of that penalty; for linear 1e-4 to 1e-5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.temperature_min <= self.temperature < float("inf"):
+        if self.temperature_min > self.temperature:
             raise UserError(
                 f"temperature is {self.temperature} and temperature_min {self.temperature_min}: expected "
-                "0 < temperature_min ≤ temperature."
+                "temperature_min ≤ temperature."
             )
-        if self.resource not in ("log", "linear", "none"):
-            raise UserError(f"unknown resource {self.resource!r}: expected log, linear or none.")
 
     def start(self, search: SearchContext) -> None:
         super().start(search)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -59,13 +60,13 @@ def message(capsys, *arguments: str) -> str:
         (["--data", "digitz"], "unknown data source 'digitz'; did you mean digits?"),
         (["--preset", "demo", "--device", "cuda:99"], "there is no device 'cuda:99'"),
         (["--preset", "demo", "--device", "gpu"], "unknown device 'gpu'"),
-        (["--preset", "demo", "--epochs", "0"], "epochs is 0, expected at least 1"),
+        (["--preset", "demo", "--epochs", "0"], "epochs is 0, expected a whole number from 1 to"),
         (["--preset", "demo", "--epochs", "3"], "warm_up is 7 epochs, but the search has 3"),
         (["--preset", "demo", "--channels", "6"], "cannot be cut into partial_channels=4"),
         (["--preset", "demo", "--space", "dart"], "unknown search space 'dart'"),
         (["--preset", "demo", "--batch-size", "5000"], "do not fill a batch of 5000"),
         (["--preset", "demo", "--split", "1.5"], "1.5"),
-        (["--preset", "demo", "--population", "2"], "population is 2, expected at least 4"),
+        (["--preset", "demo", "--population", "2"], "population is 2, expected a whole number from 4"),
         (["--preset", "demo", "--seed", "-1"], "seed is -1"),
     ],
 )
@@ -91,6 +92,25 @@ def test_config_files_are_checked(capsys, tmp_path, content, expected):
     config = tmp_path / "config.yaml"
     config.write_text(content)
     assert expected in message(capsys, "--config", str(config))
+
+
+@pytest.mark.parametrize(
+    ("flags", "option"),
+    [
+        ("--batch-size 1 --fitness-batch-size 2", "--batch-size 2 or more"),
+        ("--strategy darts --batch-size 1", "--batch-size 2 or more"),
+        ("--batch-size 2 --fitness-batch-size 1", "--fitness-batch-size 2 or more"),
+        ("--strategy random --batch-size 2 --fitness-batch-size 1", "--fitness-batch-size 2 or more"),
+        ("--batch-size 2 --fitness-batch-size 5", "fitness_batch_size is 5, but .*: lower --fitness-batch-size"),
+    ],
+)
+def test_a_batch_of_one_that_cannot_be_normalised(capsys, images, tmp_path, flags, option):
+    small = "--image-size 4 --channels 4 --layers 3 --partial-channels 1 --epochs 1 --warm-up 0 --device cpu"
+    out = tmp_path / "run"
+    assert re.search(
+        option, message(capsys, "--data", f"folder:{images}", "--out", str(out), *f"{small} {flags}".split())
+    )
+    assert not (out / "checkpoint.pt").exists()
 
 
 def test_damaged_images_stop_the_run_before_it_begins(capsys, images, tmp_path):

@@ -76,9 +76,9 @@ def test_search_split_is_by_index(cifar10: str) -> None:
 
 def test_search_split_refuses_impossible_portions(cifar10: str) -> None:
     train = data.open(cifar10)
-    with pytest.raises(UserError, match="portion is 1"):
+    with pytest.raises(UserError, match="for the weights is 1; give a number above 0"):
         train.search_split(1)
-    with pytest.raises(UserError, match=r"the portion 0\.01 of 50 images leaves none for the weights"):
+    with pytest.raises(UserError, match=r"a share of 0\.01 of 50 images leaves none for the weights; raise --split"):
         train.search_split(0.01)
 
 

@@ -74,10 +74,10 @@ def test_drop_path_rises_linearly_and_with_the_depth(oracles: dict[str, Any], mo
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (lambda: TrainingRecipe(epochs=0), "epochs is 0, expected at least 1"),
+        (lambda: TrainingRecipe(epochs=0), "epochs is 0, expected a whole number from 1 to"),
         (lambda: TrainingRecipe(accumulate=0), "accumulate is 0"),
         (lambda: TrainingRecipe(learning_rate=float("nan")), "learning_rate is nan"),
-        (lambda: TrainingRecipe(drop_path=1.0), "drop_path is 1.0, expected at least 0 and less than 1"),
+        (lambda: TrainingRecipe(drop_path=1.0), "drop_path is 1.0, expected a number from 0 to less than 1"),
         (lambda: TrainingRecipe(ema=-0.1), "ema is -0.1"),
     ],
 )

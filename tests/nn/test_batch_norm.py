@@ -8,7 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from fastnas.nn.batch_norm import BatchNorm, individual_statistics
+from fastnas.errors import UserError
+from fastnas.genotype import Genotype
+from fastnas.nn import DerivedNetwork, Supernet
+from fastnas.nn.batch_norm import BatchNorm, check_one_image, individual_statistics
 
 
 def images(batch: int = 6, channels: int = 3, size: int = 4, seed: int = 0) -> Tensor:
@@ -93,3 +96,24 @@ def test_only_this_network_and_only_our_layers() -> None:
     with individual_statistics(nn.Sequential(ours, plain), images=2):
         assert torch.equal(other(images()), expected[0])
         assert torch.equal(plain(images()), expected[1])
+
+
+# --- batches of one image ---
+
+
+def test_one_image_is_enough_where_it_stays_large() -> None:
+    network = Supernet(channels=4, layers=3, backend="fused")
+    before, state = torch.random.get_rng_state(), {name: value.clone() for name, value in network.state_dict().items()}
+    check_one_image(network, (3, 5, 5), "no")
+    with pytest.raises(UserError, match=r"^a batch of one image of 4×2 pixels cannot be normalised here.*: larger\.$"):
+        check_one_image(network, (3, 4, 2), "larger")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    assert network.training
+
+
+def test_the_auxiliary_head_counts_too() -> None:
+    genotype = Genotype.published("DARTS_V2")
+    check_one_image(DerivedNetwork(genotype, channels=2, layers=3, auxiliary=False), (3, 32, 32), "no")
+    with pytest.raises(UserError, match="32×32"):
+        check_one_image(DerivedNetwork(genotype, channels=2, layers=3, auxiliary=True), (3, 32, 32), "yes")

@@ -17,6 +17,8 @@ from report_synthetic_run import CONFIG, run_events, start_event, write_run
 
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
+from fastnas.report import training
+from fastnas.report.run import Run
 from fastnas.report.sections import AUXILIARY_SIDES
 
 
@@ -103,3 +105,30 @@ def test_config_values_are_shown_as_yaml_means_them(tmp_path: Path) -> None:
     settings = report(write_run(tmp_path, [], None, config)).section("settings")
     for text in ("data.flip true", "data.limit null", "data.empty {}", "data.list 1, a", 'data.day "2026-01-31"'):
         assert text in settings
+
+
+@pytest.mark.parametrize("classes", [3, 30])
+def test_confusion_is_read_as_a_table_and_as_pairs(classes: int) -> None:
+    table = [[0] * classes for _ in range(classes)]
+    table[0][0], table[0][2], table[1][0], table[2][2] = 5, 2, 1, 4
+    pairs = [(k, j, table[k][j]) for k in range(classes) for j in range(classes) if table[k][j]]
+    columns = dict(zip(("class", "prediction", "count"), map(list, zip(*pairs, strict=True)), strict=True))
+    shares = [5 / 7, 0.0, 1.0, *[None] * (classes - 3)]
+
+    def page(confusion: object) -> str:
+        start = {"command": "train", "data": {"classes": [f"class-{k}" for k in range(classes)]}}
+        test = {"top1": 0.75, "per_class": shares, "confusion": confusion}
+        return training.result(Run(Path("run"), starts=[start], ending={"event": "end", "test": test}))
+
+    assert page(columns) == page(table)
+    assert "class-2" in page(table)
+    assert ("Most confused" in page(table)) == (classes == 30)
+    for damaged in (
+        None,
+        table[1:],
+        {"class": [0]},
+        {**columns, "count": [1]},
+        {**columns, "class": [0, 0, 1, 99]},
+        [1],
+    ):
+        assert "class-2" not in page(damaged)
