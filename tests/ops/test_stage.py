@@ -302,7 +302,7 @@ ERRORS = [
     ({"depthwise": [torch.rand(4, 1, 3, 3), torch.rand(4, 1, 3, 5)]}, r"depthwise\[1\] has shape \[4, 1, 3, 5\]"),
     ({"depthwise": [torch.rand(0, 1, 3, 3)] * 2}, r"depthwise\[0\] has shape \[0, 1, 3, 3\].*at least one channel"),
     ({"pointwise": [torch.rand(4, 4, 1, 1), torch.rand(4, 3, 1, 1)]}, r"pointwise\[1\].*expected \[4, 4, 1, 1\]"),
-    ({"dilations": [1, 0]}, r"dilations\[1\] is 0, expected at least 1"),
+    ({"dilations": [1, 0]}, r"dilations\[1\] is 0, expected 1 to 1024 for images of 5 × 5"),
     ({"stride": 3}, r"stride is 3, expected 1 or 2"),
     ({"mean": torch.rand(1, 1, 4)}, r"give both mean and rstd, or neither"),
     ({"mean": torch.rand(1, 4), "rstd": torch.rand(1, 4)}, r"mean has shape \[1, 4\], expected \[1, 1, 4\]"),
