@@ -1,6 +1,9 @@
 """What all tests share: fresh seeds that are printed where a test fails, the backends of the operators, and the data
 beside the repository.
 
+A test's seed is that of torch's generator and of hypothesis, which remembers no failures of its own: whatever failed,
+FASTNAS_TEST_SEED=… repeats it, on any machine.
+
 A test that asks for `backend` runs with the CPU kernels, with the CUDA kernels on the CPU (cuda_emulation/) and on a
 GPU. Test files of operators do so as a whole, with `pytestmark = pytest.mark.usefixtures("backend")`; a test that
 concerns only the CPU kernels is marked `cpu_only`.
@@ -14,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from cuda_emulation import emulation
@@ -25,11 +29,33 @@ from fastnas.strategies import STRATEGIES
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+class TorchRandom:
+    """torch's generator for hypothesis, which would begin every example with one seed, and every test with the same."""
+
+    test_seed = 0
+
+    def seed(self, value: int) -> None:
+        torch.manual_seed(self.test_seed + value)
+
+    def getstate(self) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def setstate(self, state: torch.Tensor) -> None:
+        torch.set_rng_state(state)
+
+
+TORCH_RANDOM = TorchRandom()
+hypothesis.register_random(TORCH_RANDOM)
+
+
 @pytest.fixture(autouse=True)
 def seed(request: pytest.FixtureRequest) -> int:
-    """A fresh seed for torch's generator; FASTNAS_TEST_SEED repeats a failure."""
+    """A fresh seed for torch's generator and for hypothesis; FASTNAS_TEST_SEED repeats a failure."""
     value = int(os.environ.get("FASTNAS_TEST_SEED", secrets.randbelow(2**31)))
     torch.manual_seed(value)
+    TORCH_RANDOM.test_seed = value
+    if hypothesis.is_hypothesis_test(request.function):
+        hypothesis.seed(value)(request.function)
     request.node.user_properties.append(("FASTNAS_TEST_SEED", value))
     return value
 

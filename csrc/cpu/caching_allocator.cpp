@@ -14,7 +14,7 @@
 #include <iterator>
 #include <map>
 #include <mutex>
-#include <new>
+#include <string>
 #include <utility>
 
 #ifdef __linux__
@@ -171,7 +171,9 @@ MemoryUse memory_use() { return allocator().use(); }
 void* allocate_from_system(std::size_t bytes) {
   const std::size_t alignment = bytes >= kHugePage ? kHugePage : kCacheLine;
   void* block = nullptr;
-  if (posix_memalign(&block, alignment, bytes) != 0) throw std::bad_alloc();
+  if (posix_memalign(&block, alignment, bytes) != 0) {
+    throw OutOfMemory("fastnas: not enough memory: " + std::to_string(bytes) + " bytes more were asked for");
+  }
 #ifdef __linux__
   if (bytes >= kHugePage) madvise(block, bytes, MADV_HUGEPAGE);
 #endif

@@ -9,10 +9,16 @@
 #pragma once
 
 #include <cstddef>
+#include <stdexcept>
 
 namespace fastnas::cpu {
 
 constexpr std::size_t kCacheLine = 64;
+
+/// Says how much was asked for. In Python a RuntimeError, as where torch's own memory does not suffice.
+struct OutOfMemory : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
 
 // AddressSanitizer knows where a block ends, and keeps what was freed out of use for a while: in such a build blocks
 // have exactly the size that was asked for, and none is used again.
@@ -23,7 +29,7 @@ constexpr bool kReuseMemory = true;
 #endif
 
 /// At least `bytes`, aligned to a cache line, uninitialised, of huge pages where the system has them. Give it back with
-/// `recycle`. Throws std::bad_alloc.
+/// `recycle`. Throws OutOfMemory.
 void* allocate(std::size_t bytes);
 
 /// Any thread may call it. The block is cached for further allocations, whole or in parts. Regions that are
@@ -32,7 +38,7 @@ void* allocate(std::size_t bytes);
 void recycle(void* block) noexcept;
 
 /// Bypasses the cache, for memory that is kept; with the same alignment. Give it back with std::free. Throws
-/// std::bad_alloc.
+/// OutOfMemory.
 void* allocate_from_system(std::size_t bytes);
 
 struct MemoryUse {

@@ -9,6 +9,7 @@
 #include <cassert>
 #include <cstdlib>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "cpu/caching_allocator.h"
@@ -41,13 +42,14 @@ ThreadScratch& thread_scratch() {
 ScratchArena::ScratchArena() {
   ThreadScratch& scratch = thread_scratch();
   assert(!scratch.open && "a thread has one ScratchArena at a time");
-  if (kReuseMemory && scratch.taken > scratch.size) {
+  // Whoever asks for more than there is fails alone: the next arena begins anew.
+  const std::size_t wanted = std::exchange(scratch.taken, 0);
+  if (kReuseMemory && wanted > scratch.size) {
     scratch.block.reset();
     scratch.size = 0;
-    scratch.block = from_system(scratch.taken);
-    scratch.size = scratch.taken;
+    scratch.block = from_system(wanted);
+    scratch.size = wanted;
   }
-  scratch.taken = 0;
   scratch.open = true;
 }
 
@@ -58,10 +60,11 @@ ScratchArena::~ScratchArena() {
 
 void* ScratchArena::take_bytes(std::size_t bytes) {
   ThreadScratch& scratch = thread_scratch();
-  const std::size_t begin = scratch.taken;
-  scratch.taken += (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
-  if (kReuseMemory && scratch.taken <= scratch.size) return scratch.block.get() + begin;
-  return scratch.parts.emplace_back(from_system(bytes)).get();
+  const std::size_t begin = scratch.taken, end = begin + (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
+  char* const part = kReuseMemory && end <= scratch.size ? scratch.block.get() + begin
+                                                         : scratch.parts.emplace_back(from_system(bytes)).get();
+  scratch.taken = end;
+  return part;
 }
 
 }  // namespace fastnas::cpu

@@ -22,7 +22,7 @@ class ScratchArena {
   ScratchArena(const ScratchArena&) = delete;
   ScratchArena& operator=(const ScratchArena&) = delete;
 
-  /// `count` uninitialised values. Throws std::bad_alloc. Always inlined: of a function that all instruction sets share
+  /// `count` uninitialised values. Throws OutOfMemory. Always inlined: of a function that all instruction sets share
   /// the linker keeps one copy, perhaps with instructions that this processor lacks.
   template <typename A>
   [[gnu::always_inline]] A* take(int64_t count) {

@@ -263,7 +263,6 @@ struct LaunchPlan {
       int64_t reach = 0;
       for (int k = args.depth[j]; k-- > 0;) {
         const int s = stage + k;
-        args.dilation[s] = nearest_dilation(args.dilation[s], args.height, args.width);
         const int padding = padding_of(args.kernel[s], args.dilation[s]);
         if (k == 1 && padding > geometry.between) geometry.between = padding;
         reach = (k == 0 ? stride : 1) * reach + padding;
@@ -283,6 +282,7 @@ struct LaunchPlan {
     Tiling& tiling = geometry.tiling;
     tiling = tiling_of(args.images, args.out_height, args.out_width, args.channels / vector, stride, border,
                        several ? kBlockThreads / 2 : kBlockThreads, 1);
+    check_tile("edge_sum", tiling.in_rows + 2 * stride, tiling.in_columns, args.channels);
     const int64_t lanes = tiling.lanes * vector;
     geometry.inner = static_cast<int>(lanes < args.channels ? lanes : args.channels);
     geometry.channel_blocks = static_cast<int>(ceil_div(args.channels, lanes));

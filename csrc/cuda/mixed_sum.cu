@@ -186,8 +186,8 @@ void mixed_sum_grad_weights(const MixedSum<T>& args, const T* grad, accumulate_t
     launch("mixed_sum_grad_weights", vectors ? partial_kernel<T, kWide<T>> : partial_kernel<T, 1>, grid, kThreads, 0,
            stream, args, grad, partial);
   }
-  launch("mixed_sum_merge", merge_kernel<accumulate_t<T>>, dim3(static_cast<unsigned>(columns)), kThreads, 0, stream,
-         partial, grad_weights, chunks, columns);
+  launch("mixed_sum_merge", merge_kernel<accumulate_t<T>>, dim3(blocks_of(columns)), kThreads, 0, stream, partial,
+         grad_weights, chunks, columns);
 }
 
 #define INSTANTIATE(T)                                                                                       \

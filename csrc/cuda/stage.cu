@@ -156,10 +156,11 @@ struct LaunchPlan {
   Memory memory;
   int64_t prepared, scratch, table;  // bytes of the workspace
 
-  LaunchPlan(const Stage<T>& given, bool statistics) : args(within_reach(given)), wide(wide_inputs(args)) {
+  LaunchPlan(const Stage<T>& given, bool statistics) : args(given), wide(wide_inputs(args)) {
     const int64_t vectors = ceil_div(args.channels, wide ? kVector<T> : 1);
     tiling = tiling_of(args.count, args.out_height, args.out_width, vectors, static_cast<int>(args.stride),
                        most_padding(args), kBlockThreads, 1);
+    check_tile("stage", tiling.in_rows, tiling.in_columns, args.channels);
     weights = weights_of(args, true);
     memory = Memory::of(tiling, static_cast<int>(args.channels), A());
     const int64_t bytes = memory.all * static_cast<int64_t>(sizeof(A));

@@ -194,7 +194,7 @@ struct LaunchPlan {
   dim3 grid;
   int64_t prepared, scratch, partial;  // bytes of the workspace
 
-  LaunchPlan(const Stage<T>& given, const StageGrads<T>& grads) : args(within_reach(given)), wide(wide_inputs(args)) {
+  LaunchPlan(const Stage<T>& given, const StageGrads<T>& grads) : args(given), wide(wide_inputs(args)) {
     wide = wide && aligned16(grads.bn_coeffs);
     for (int j = 0; j < args.stages; ++j) {
       wide = wide && wide_at(grads.grad[j], grads.grad_stride[j]);
@@ -228,6 +228,7 @@ struct LaunchPlan {
     Tiling& tiling = geometry.tiling;
     tiling = tiling_of(args.count, args.out_height, args.out_width, vectors, stride, most_padding(args), kBlockThreads,
                        stride * stride);
+    check_tile("stage_grad", tiling.in_rows, tiling.in_columns, args.channels);
     geometry.channels = static_cast<int>(args.channels);
     geometry.inner = tiling.lanes * vector < geometry.channels ? tiling.lanes * vector : geometry.channels;
     geometry.halo = (tiling.padding + stride - 1) / stride;

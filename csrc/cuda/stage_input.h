@@ -34,15 +34,6 @@ __device__ __forceinline__ void fill_input(const Stage<T>& args, int input, cons
                });
 }
 
-/// The same stages, with dilations cut to where taps read zeros only.
-template <typename T>
-Stage<T> within_reach(Stage<T> args) {
-  for (int j = 0; j < args.stages; ++j) {
-    args.dilation[j] = nearest_dilation(args.dilation[j], args.height, args.width);
-  }
-  return args;
-}
-
 template <typename T>
 int64_t most_padding(const Stage<T>& args) {
   int64_t result = 0;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 
 #include "cuda/device.h"
 #include "ops/accumulate.h"
@@ -110,10 +111,12 @@ inline __host__ __device__ int padding_of(int64_t kernel, int64_t dilation) {
   return static_cast<int>(dilation * (kernel - 1) / 2);
 }
 
-/// A tap this far off reads zeros only, as any further one does.
-inline int64_t nearest_dilation(int64_t dilation, int64_t height, int64_t width) {
-  const int64_t most = height > width ? height : width;
-  return dilation > most && most > 0 ? most : dilation;
+/// Kernels count the values of a tile in 32 bits.
+inline void check_tile(const char* name, int64_t rows, int64_t columns, int64_t channels) {
+  if (rows * columns <= std::numeric_limits<int>::max() / channels) return;
+  throw std::runtime_error(std::string("fastnas::") + name + ": windows reach too far for " + std::to_string(channels) +
+                           " channels: a tile of " + std::to_string(rows) + " × " + std::to_string(columns) +
+                           " pixels has more than 2³¹ values");
 }
 
 /// Where the tiles of a block lie: in shared memory, or where that is too small in its part of a workspace.

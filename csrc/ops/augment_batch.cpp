@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "ops/backend.h"
+#include "ops/checks.h"
 #include "ops/layout.h"
 
 namespace fastnas {
@@ -21,6 +22,7 @@ void check(const Tensor& images, const Tensor& table, const std::optional<Tensor
                   images.scalar_type() == ScalarType::Byte ? "" : " of another dtype");
   STD_TORCH_CHECK(has_memory_format(images, MemoryFormat::contiguous), kOp, ": images ", shape_of(images),
                   " must be contiguous: a copy of the whole set for each batch would be slow");
+  check_extent(kOp, {"images"}, images);
   STD_TORCH_CHECK(images.size(1) * images.size(2) * images.size(3) <= std::numeric_limits<int32_t>::max(), kOp,
                   ": images ", shape_of(images), " hold more than 2³¹ - 1 values each");
   STD_TORCH_CHECK(table.dim() == 2 && table.size(0) == images.size(3) && table.size(1) == kLevels, kOp,
@@ -62,9 +64,8 @@ struct Cpu : OnCpu {
                       ", but there are ", args.set, " images");
     }
     const int64_t values = std::max<int64_t>(1, args.height * args.width * args.channels);
-    torch::stable::parallel_for(0, args.count, std::max<int64_t>(1, kGrain / values), [&](int64_t first, int64_t last) {
-      FASTNAS_CPU_CALL(augment_batch, args, result, first, last);
-    });
+    parallel_for(0, args.count, std::max<int64_t>(1, kGrain / values),
+                 [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(augment_batch, args, result, first, last); });
   }
 };
 

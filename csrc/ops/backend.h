@@ -15,6 +15,8 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <exception>
+#include <mutex>
 
 #include "ops/layout.h"
 
@@ -48,6 +50,23 @@ struct CUstream_st;
 #endif
 
 namespace fastnas {
+
+/// torch's parallel_for, which would print what f throws and replace its message: here the first exception gets out as
+/// it is.
+template <typename F>
+void parallel_for(int64_t begin, int64_t end, int64_t grain, const F& f) {
+  std::exception_ptr first_error;
+  std::mutex mutex;
+  torch::stable::parallel_for(begin, end, grain, [&](int64_t first, int64_t last) {
+    try {
+      f(first, last);
+    } catch (...) {
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (!first_error) first_error = std::current_exception();
+    }
+  });
+  if (first_error) std::rethrow_exception(first_error);
+}
 
 /// Uninitialised memory that a kernel works in, on the device of `like`.
 class Workspace {

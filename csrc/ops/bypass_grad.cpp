@@ -20,9 +20,8 @@ struct Cpu : OnCpu {
   void backward(const BypassGrad<T>& args, T* result) const {
     const NodeShape& s = args.shape;
     const int64_t images = args.grad_count + args.addend_count + 1;
-    torch::stable::parallel_for(
-        0, s.images * s.tiles, node_grain(s.tile * s.groups * s.channels * images),
-        [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(bypass_grad, args, result, first, last); });
+    parallel_for(0, s.images * s.tiles, node_grain(s.tile * s.groups * s.channels * images),
+                 [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(bypass_grad, args, result, first, last); });
   }
 };
 
@@ -45,7 +44,7 @@ std::tuple<Tensor, Tensor> backward(std::optional<Tensor> seen_grad, Tensors gra
   check_count(op, "addends", addends.size(), 0, kMaxNodeInputs);
   const Tensor& like = grads[0];
   STD_TORCH_CHECK(like.dim() == 4, op, ": grads[0] must be [N, C + R, H, W], got shape ", shape_of(like));
-  const int64_t W = like.size(1), groups = groups_of(op, channels, W - channels);
+  const int64_t W = like.size(1), groups = groups_of(op, channels, channels > 0 ? W - channels : W);
   check_images(op, "grads", grads, like, W);
   check_images(op, "addends", addends, like, W);
   check_batch(op, "grads", grads, like);

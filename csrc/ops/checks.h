@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <ostream>
 
@@ -28,6 +29,24 @@ inline Argument nth(const char* name, size_t index) { return {name, static_cast<
 inline void check_count(const char* op, const char* name, size_t count, size_t least, size_t most) {
   STD_TORCH_CHECK(count >= least && count <= most, op, ": ", name, " must hold ", least, " to ", most, " tensors, got ",
                   count);
+}
+
+/// Sizes that can be computed with: those of tensors without values, and of expanded ones, may be anything.
+inline void check_extent(const char* op, const Argument& argument, const Tensor& t) {
+  STD_TORCH_CHECK(extent_of(t.sizes()), op, ": ", argument, " has shape ", shape_of(t),
+                  ", which is more values than memory holds");
+}
+
+inline void check_extents(const char* op, const char* name, const Tensors& tensors) {
+  for (size_t i = 0; i < tensors.size(); ++i) check_extent(op, nth(name, i), tensors[i]);
+}
+
+/// Individuals whose images may be none: a result that has a row for each of them stays small.
+constexpr int64_t kMostWithoutImages = 1 << 16;
+
+/// Whether `images` can be those of so many individuals.
+inline bool can_share(int64_t images, int64_t individuals) {
+  return individuals >= 1 && images % individuals == 0 && (images > 0 || individuals <= kMostWithoutImages);
 }
 
 inline void check_stride(const char* op, int64_t stride) {
@@ -78,10 +97,23 @@ inline void check_depthwise(const char* op, size_t index, const Tensor& t, int64
   check_acc_dtype(op, nth("depthwise", index), t, of, like);
 }
 
-inline void check_dilations(const char* op, const std::vector<int64_t>& dilations) {
-  for (size_t s = 0; s < dilations.size(); ++s) {
-    STD_TORCH_CHECK(dilations[s] >= 1, op, ": dilations[", s, "] is ", dilations[s], ", expected at least 1");
-  }
+/// Pixels that a convolution may reach beyond an image of any size, by its dilation.
+constexpr int64_t kLeastReach = 1024;
+
+/// The dilation at which `taps` [C, 1, K, K] are computed over images of height × width: the given one, or the nearest
+/// at which all taps but the middle one read zeros, as at any further one they do. So the border that kernels put
+/// around an image is bounded by its size.
+inline int64_t check_dilation(const char* op, size_t index, int64_t dilation, const Tensor& taps, int64_t height,
+                              int64_t width) {
+  const int64_t side = std::max<int64_t>(1, std::max(height, width)), most = std::max(side, kLeastReach);
+  STD_TORCH_CHECK(dilation >= 1 && dilation <= most, op, ": dilations[", index, "] is ", dilation, ", expected 1 to ",
+                  most, " for images of ", height, " × ", width, " pixels");
+  const int64_t nearest = std::min(dilation, side), arm = (taps.size(3) - 1) / 2;
+  STD_TORCH_CHECK(
+      arm <= 4 * most / nearest && extent_of({height + 2 * arm * nearest, width + 2 * arm * nearest, taps.size(0)}), op,
+      ": depthwise[", index, "] has shape ", shape_of(taps), ", too large at dilation ", dilation, " for images of ",
+      height, " × ", width, " pixels");
+  return nearest;
 }
 
 }  // namespace fastnas

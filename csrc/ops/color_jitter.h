@@ -26,7 +26,7 @@ struct Rgb {
 };
 
 static FASTNAS_HOST_DEVICE float whole_level(float level) {
-  const float within = level < 0.0f ? 0.0f : level > 255.0f ? 255.0f : level;
+  const float within = level > 255.0f ? 255.0f : level > 0.0f ? level : 0.0f;  // NaN, of huge factors, is 0
   return float(int(within));
 }
 

@@ -22,7 +22,7 @@ inline ScalarType acc_dtype(ScalarType images) {
 /// The same, for messages.
 inline const char* acc_dtype_name(ScalarType images) { return images == ScalarType::Double ? "float64" : "float32"; }
 
-/// Bytes of an element of a type that operators take; 0 for any other.
+/// Bytes of an element of a type that operators sum; 0 for any other.
 inline int64_t element_size(ScalarType dtype) {
   switch (dtype) {
     case ScalarType::Double:
@@ -35,6 +35,11 @@ inline int64_t element_size(ScalarType dtype) {
     default:
       return 0;
   }
+}
+
+/// Bytes of an element of a type that operators return: those that they sum, bytes of images, words of `philox`.
+inline int64_t storage_size(ScalarType dtype) {
+  return dtype == ScalarType::Byte ? 1 : dtype == ScalarType::Long ? 8 : element_size(dtype);
 }
 
 }  // namespace fastnas

@@ -23,6 +23,7 @@ class Call {
       : depths_(depths), dilations_(dilations), stride_(stride), shared_(shared) {
     STD_TORCH_CHECK(x.dim() == 4 && x.size(1) >= 1, kOp, ": x has shape ", shape_of(x),
                     ", expected [N, C, H, W] with at least one channel");
+    check_extent(kOp, {"x"}, x);
     check_floating(kOp, "x", x.scalar_type());
     check_stride(kOp, stride);
     STD_TORCH_CHECK(depths.size() <= static_cast<size_t>(kMaxSumCandidates), kOp, ": depths holds ", depths.size(),
@@ -35,14 +36,15 @@ class Call {
     const int64_t terms = candidates + 2 + (stride == 1);
     STD_TORCH_CHECK(scales.dim() == 4, kOp, ": scales has shape ", shape_of(scales), ", expected [P, E, ", terms, ", ",
                     channels, "]");
+    check_extent(kOp, {"scales"}, scales);
     individuals = scales.size(0);
     edges = scales.size(1);
     STD_TORCH_CHECK(individuals >= 1 && edges >= 1 && edges <= kMaxSumEdges, kOp, ": scales are those of ", individuals,
                     " individuals and ", edges, " edges, expected at least one and at most ", kMaxSumEdges, " edges");
     STD_TORCH_CHECK(dilations.size() == static_cast<size_t>(stages_), kOp, ": dilations has ", dilations.size(),
                     " entries, expected one for each of ", stages_, " stages of an edge");
-    STD_TORCH_CHECK(shared || x.size(0) % individuals == 0, kOp, ": ", x.size(0), " images cannot be those of ",
-                    individuals, " individuals");
+    STD_TORCH_CHECK(shared ? extent_of({x.size(0), individuals}).has_value() : can_share(x.size(0), individuals), kOp,
+                    ": ", x.size(0), " images cannot be those of ", individuals, " individuals");
     dtype = x.scalar_type();
     x_ = as_nhwc(x);
     scales_ = table("scales", scales, {individuals, edges, terms, channels});
@@ -113,13 +115,22 @@ class Call {
       STD_TORCH_CHECK(d.size(2) == first.size(2), kOp, ": depthwise[", i, "] has shape ", shape_of(d), ", depthwise[",
                       i % stages_, "] ", shape_of(first), "; a stage has the same on all edges");
       check_table(kOp, nth("pointwise", i), p, {channels, channels, 1, 1}, "x", x_);
+      check_extent(kOp, nth("depthwise", i), d);
+      check_extent(kOp, nth("pointwise", i), p);
       depthwise_.push_back(as_contiguous(d));
       pointwise_.push_back(as_contiguous(p));
     }
-    check_dilations(kOp, dilations_);
+    // A second stage reads what the first one gives.
+    const Sizes first = sizes_of(x_), second = output();
+    for (size_t j = 0, s = 0; j < depths_.size(); ++j) {
+      for (int64_t k = 0; k < depths_[j]; ++k, ++s) {
+        const Sizes& image = k == 0 ? first : second;
+        dilations_[s] = check_dilation(kOp, s, dilations_[s], depthwise_[s], image[2], image[3]);
+      }
+    }
   }
 
-  std::vector<int64_t> depths_, dilations_;
+  std::vector<int64_t> depths_, dilations_;  // dilations as computed
   int64_t stride_, stages_ = 0;
   bool shared_;
   Tensor x_;
@@ -144,7 +155,7 @@ struct Cpu : OnCpu {
     const Workspace prepared = workspace(FASTNAS_CPU_CALL(edge_sum_prepared_bytes, args));
     FASTNAS_CPU_CALL(edge_sum_prepare, args, prepared.data());
     const int64_t blocks = FASTNAS_CPU_CALL(edge_sum_blocks, args);
-    torch::stable::parallel_for(0, blocks, grain(args), [&](int64_t first, int64_t last) {
+    parallel_for(0, blocks, grain(args), [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(edge_sum_forward, args, prepared.data(), first, last);
     });
   }

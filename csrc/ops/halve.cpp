@@ -20,6 +20,7 @@ void check(const char* op, const Tensor& x, int64_t seen) {
   STD_TORCH_CHECK(seen >= 0 && seen <= x.size(1), op, ": seen is ", seen, ", expected 0 to ", x.size(1),
                   ", the channels of x");
   check_floating(op, "x", x.scalar_type());
+  check_extent(op, {"x"}, x);
 }
 
 void check_grads(const char* op, const Tensor& grad, const Tensor& x, const Tensor& seen_grad) {
@@ -50,16 +51,14 @@ struct Cpu : OnCpu {
 
   template <typename T>
   void forward(const Halve<T>& args, T* result) const {
-    torch::stable::parallel_for(0, args.images * args.rows(), grain(args), [&](int64_t first, int64_t last) {
-      FASTNAS_CPU_CALL(halve, args, result, first, last);
-    });
+    parallel_for(0, args.images * args.rows(), grain(args),
+                 [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(halve, args, result, first, last); });
   }
 
   template <typename T>
   void backward(const Halve<T>& args, const HalveGrad<T>& grad, T* result) const {
-    torch::stable::parallel_for(0, args.images * args.rows(), grain(args), [&](int64_t first, int64_t last) {
-      FASTNAS_CPU_CALL(halve_grad, args, grad, result, first, last);
-    });
+    parallel_for(0, args.images * args.rows(), grain(args),
+                 [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(halve_grad, args, grad, result, first, last); });
   }
 };
 

@@ -9,6 +9,9 @@ namespace {
 // operators such as node_sum_into write into.
 Tensor empty_images(const Tensor& like, Sizes size) {
   STD_TORCH_CHECK(size.size() == 4, "fastnas::empty_images: size has ", size.size(), " entries, expected [N, C, H, W]");
+  for (int64_t each : size) {
+    STD_TORCH_CHECK(each >= 0, "fastnas::empty_images: size is ", shape_of(size), ", expected sizes from 0 upwards");
+  }
   return empty(like, size, MemoryFormat::channels_last, like.scalar_type());
 }
 

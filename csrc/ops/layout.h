@@ -9,6 +9,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
@@ -41,6 +42,24 @@ inline std::string shape_of(const Sizes& sizes) {
   return text + "]";
 }
 inline std::string shape_of(const Tensor& t) { return shape_of(sizes_of(t)); }
+
+/// More values than any memory holds. Of tensors with no more, what kernels need of sizes can be computed in 64 bits.
+constexpr int64_t kMostValues = int64_t{1} << 48;
+
+/// The product of sizes, in which 0 counts as 1, so that no product of some of them is larger; nothing where that is
+/// more than kMostValues.
+template <typename Range>
+std::optional<int64_t> extent_of(const Range& sizes) {
+  int64_t product = 1;
+  for (const int64_t size : sizes) {
+    if (size > kMostValues / product) return std::nullopt;
+    if (size > 1) product *= size;
+  }
+  return product;
+}
+inline std::optional<int64_t> extent_of(std::initializer_list<int64_t> sizes) {
+  return extent_of<std::initializer_list<int64_t>>(sizes);
+}
 
 /// Strides of a dense tensor of these sizes; channels-last orders the last four dimensions as N, H, W, C.
 inline Sizes dense_strides(const Sizes& sizes, MemoryFormat format) {
@@ -83,8 +102,10 @@ constexpr int64_t kCachedBytes = 64 << 10;
 
 /// Uninitialised, on the device of `like`.
 inline Tensor empty(const Tensor& like, const Sizes& sizes, MemoryFormat format, ScalarType dtype) {
+  STD_TORCH_CHECK(extent_of(sizes), "fastnas: a tensor of shape ", shape_of(sizes),
+                  " has more values than memory holds");
   const Sizes strides = dense_strides(sizes, format);
-  int64_t bytes = element_size(dtype);
+  int64_t bytes = storage_size(dtype);
   for (int64_t size : sizes) bytes *= size;
   if (like.device().is_cpu() && bytes >= kCachedBytes) {
     return torch::stable::from_blob(cpu::allocate(bytes), sizes, strides, like.device(), dtype,

@@ -37,6 +37,8 @@ Shape check_outputs(const char* op, const Tensors& outputs, const Tensor& weight
   Shape shape{weights.dim() - 1, weights.dim() == 2 ? weights.size(0) : 1, weights.size(-1), sizes_of(first), 1};
   STD_TORCH_CHECK(first.dim() >= shape.leading, op, ": outputs[0] is a scalar, but weights ", shape_of(weights),
                   " ask for a leading dimension of individuals");
+  check_extent(op, {"weights"}, weights);
+  check_extents(op, "outputs", outputs);
   if (shape.leading) shape.result[0] = shape.individuals;
   for (size_t d = shape.leading; d < shape.result.size(); ++d) shape.elements *= shape.result[d];
   for (size_t k = 0; k < outputs.size(); ++k) {
@@ -91,14 +93,13 @@ struct Cpu : OnCpu {
 
   template <typename T>
   void forward(const MixedSum<T>& args, T* result) const {
-    torch::stable::parallel_for(
-        0, args.individuals * mixed_sum_tiles(args.elements), grain(args),
-        [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(mixed_sum_forward, args, result, first, last); });
+    parallel_for(0, args.individuals * mixed_sum_tiles(args.elements), grain(args),
+                 [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(mixed_sum_forward, args, result, first, last); });
   }
 
   template <typename T>
   void grad_outputs(const MixedSum<T>& args, const T* grad, const MixedSumGrads<T>& grads) const {
-    torch::stable::parallel_for(0, mixed_sum_tiles(args.elements), grain(args), [&](int64_t first, int64_t last) {
+    parallel_for(0, mixed_sum_tiles(args.elements), grain(args), [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(mixed_sum_grad_outputs, args, grad, grads, first, last);
     });
   }
@@ -107,7 +108,7 @@ struct Cpu : OnCpu {
   void grad_weights(const MixedSum<T>& args, const T* grad, A* result) const {
     const int64_t tiles = mixed_sum_tiles(args.elements);
     std::vector<double> partial(args.individuals * tiles * args.candidates);
-    torch::stable::parallel_for(0, args.individuals * tiles, grain(args), [&](int64_t first, int64_t last) {
+    parallel_for(0, args.individuals * tiles, grain(args), [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(mixed_sum_grad_weights, args, grad, partial.data(), first, last);
     });
     for (int64_t p = 0; p < args.individuals; ++p) {
@@ -165,11 +166,15 @@ Tensor forward(Tensors outputs, const Tensor& weights) {
 template <typename Backend>
 Tensors grad_outputs(const Tensor& grad, const Tensor& weights, std::vector<int64_t> leading_sizes) {
   constexpr auto op = "fastnas::mixed_sum_grad_outputs";
+  STD_TORCH_CHECK(!leading_sizes.empty() && leading_sizes.size() <= static_cast<size_t>(kMaxCandidates), op,
+                  ": leading_sizes has ", leading_sizes.size(), " entries, expected 1 to ", kMaxCandidates);
   check_weights(op, weights, grad.scalar_type(), leading_sizes.size());
   const int64_t leading = weights.dim() - 1;
-  STD_TORCH_CHECK(leading_sizes.size() <= static_cast<size_t>(kMaxCandidates) && grad.dim() >= leading &&
-                      (!leading || grad.size(0) == weights.size(0)) && grad.device() == weights.device(),
-                  op, ": grad ", shape_of(grad), " does not fit weights ", shape_of(weights));
+  check_extent(op, {"grad"}, grad);
+  check_extent(op, {"weights"}, weights);
+  STD_TORCH_CHECK(
+      grad.dim() >= leading && (!leading || grad.size(0) == weights.size(0)) && grad.device() == weights.device(), op,
+      ": grad ", shape_of(grad), " does not fit weights ", shape_of(weights));
   Shape shape{leading, leading ? weights.size(0) : 1, weights.size(-1), sizes_of(grad), 1};
   for (size_t d = leading; d < shape.result.size(); ++d) shape.elements *= shape.result[d];
   const Backend backend(grad);
@@ -204,6 +209,7 @@ Tensor grad_weights(const Tensor& grad, Tensors outputs, const Tensor& weights) 
   constexpr auto op = "fastnas::mixed_sum_grad_weights";
   const Shape shape = check_outputs(op, outputs, weights);
   check_sizes(op, {"grad"}, grad, shape.result);
+  check_extent(op, {"grad"}, grad);
   check_like(op, {"grad"}, grad, "the outputs", outputs[0]);
   const Backend backend(outputs[0]);
   const MemoryFormat format = memory_format_of(outputs[0], shape.leading);

@@ -35,11 +35,13 @@ int64_t images_of(const char* op, const Tensors& candidates, const Tensors& bypa
     most = std::max(most, t.size(0));
   });
   const int64_t result = images ? *images : least < most ? least : most / individuals;
+  int64_t all = 0;
+  STD_TORCH_CHECK(result >= 0 && !__builtin_mul_overflow(result, individuals, &all), op, ": images is ", result,
+                  ", expected as many as each of ", individuals, " individuals has");
   each([&](const Argument& argument, const Tensor& t) {
-    STD_TORCH_CHECK(t.size(0) == result || t.size(0) == result * individuals, op, ": ", argument, " has shape ",
-                    shape_of(t), "; for ", individuals, " individuals of ", result,
-                    " images its first dimension must be ", result * individuals, ", or ", result,
-                    " where all share it");
+    STD_TORCH_CHECK(t.size(0) == result || t.size(0) == all, op, ": ", argument, " has shape ", shape_of(t), "; for ",
+                    individuals, " individuals of ", result, " images its first dimension must be ", all, ", or ",
+                    result, " where all share it");
   });
   return result;
 }
@@ -54,9 +56,9 @@ struct Cpu : OnCpu {
     const NodeShape& s = args.shape;
     const int64_t R = (s.groups - 1) * s.channels;
     const int64_t values = s.tile * (args.candidate_count * s.channels + args.bypass_count * R);
-    torch::stable::parallel_for(
-        0, s.images * s.tiles * s.individuals, node_grain(values),
-        [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(node_sum_forward, args, result, stride, first, last); });
+    parallel_for(0, s.images * s.tiles * s.individuals, node_grain(values), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(node_sum_forward, args, result, stride, first, last);
+    });
   }
 };
 
@@ -93,6 +95,7 @@ Tensor sum(const char* op, std::optional<Tensor> given, const Tensors& candidate
   if (prev_node) check_image(op, {"prev_node"}, *prev_node, like, C + R);
   const int64_t B = images_of(op, candidates, bypass, prev_node, P, images);
   check_table(op, {"mean"}, mean, {K, P, C}, "the images", like);
+  check_extent(op, {"mean"}, mean);
   check_table(op, {"rstd"}, rstd, {K, P, C}, "the images", like);
   check_table(op, {"weights"}, weights, {P, K}, "the images", like);
   if (bypass_weights) check_table(op, {"bypass_weights"}, *bypass_weights, {P, E}, "the images", like);

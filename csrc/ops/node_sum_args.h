@@ -18,6 +18,7 @@ inline void check_image(const char* op, const Argument& argument, const Tensor& 
                         int64_t channels) {
   STD_TORCH_CHECK(t.dim() == 4, op, ": ", argument, " must be [N, C, H, W], got shape ", shape_of(t));
   check_like(op, argument, t, "the first image", like);
+  check_extent(op, argument, t);
   STD_TORCH_CHECK(t.size(1) == channels && t.size(2) == like.size(2) && t.size(3) == like.size(3), op, ": ", argument,
                   " has shape ", shape_of(t), ", expected [N, ", channels, ", ", like.size(2), ", ", like.size(3), "]");
 }

@@ -17,10 +17,10 @@ namespace {
 void check_candidates(const char* op, const Tensors& candidates, const Tensor& like, int64_t channels,
                       const Tensor& mean, const Tensor& rstd) {
   check_count(op, "candidates", candidates.size(), 1, kMaxNodeInputs);
-  check_images(op, "candidates", candidates, like, channels);
-  check_batch(op, "candidates", candidates, like);
   STD_TORCH_CHECK(mean.dim() != 3 || mean.size(1) == 1, op, ": mean has shape ", shape_of(mean),
                   "; there are gradients for one individual only, [K, 1, C]");
+  check_images(op, "candidates", candidates, like, channels);
+  check_batch(op, "candidates", candidates, like);
   const Sizes table{static_cast<int64_t>(candidates.size()), 1, channels};
   check_table(op, {"mean"}, mean, table, "the images", like);
   check_table(op, {"rstd"}, rstd, table, "the images", like);
@@ -37,10 +37,11 @@ struct Cpu : OnCpu {
     const NodeShape& s = args.shape;
     const int64_t C = s.channels, K = args.candidate_count, E = args.bypass_count, entries = C + K * C + E;
     std::vector<double> partial(s.images * entries), total(entries);
-    torch::stable::parallel_for(0, s.images, node_grain(s.pixels * ((K + 1) * C + (E + 1) * (s.groups - 1) * C)),
-                                [&](int64_t first, int64_t last) {
-                                  FASTNAS_CPU_CALL(node_sum_grad, args, grad, grad_group0, partial.data(), first, last);
-                                });
+    // Without channels there is nothing to sum.
+    parallel_for(0, C > 0 ? s.images : 0, node_grain(s.pixels * ((K + 1) * C + (E + 1) * (s.groups - 1) * C)),
+                 [&](int64_t first, int64_t last) {
+                   FASTNAS_CPU_CALL(node_sum_grad, args, grad, grad_group0, partial.data(), first, last);
+                 });
     for (int64_t image = 0; image < s.images; ++image) {
       for (int64_t i = 0; i < entries; ++i) total[i] += partial[image * entries + i];
     }
@@ -53,10 +54,10 @@ struct Cpu : OnCpu {
   template <typename T>
   void grad_candidates(const NodeSum<T>& args, const NodePixels<T>& grad_group0, const NodeSumGrads<T>& grads) const {
     const NodeShape& s = args.shape;
-    torch::stable::parallel_for(0, s.images * s.tiles, node_grain(s.tile * (2 * args.candidate_count + 1) * s.channels),
-                                [&](int64_t first, int64_t last) {
-                                  FASTNAS_CPU_CALL(node_sum_grad_candidates, args, grad_group0, grads, first, last);
-                                });
+    parallel_for(0, s.images * s.tiles, node_grain(s.tile * (2 * args.candidate_count + 1) * s.channels),
+                 [&](int64_t first, int64_t last) {
+                   FASTNAS_CPU_CALL(node_sum_grad_candidates, args, grad_group0, grads, first, last);
+                 });
   }
 };
 
@@ -90,13 +91,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, Tensors 
   STD_TORCH_CHECK(grad.dim() == 4, op, ": grad must be [N, C + R, H, W], got shape ", shape_of(grad));
   check_count(op, "bypass", bypass.size(), 0, kMaxNodeInputs);
   STD_TORCH_CHECK(mean.dim() == 3, op, ": mean has shape ", shape_of(mean), ", expected [K, 1, C]");
+  check_extent(op, {"grad"}, grad);
+  check_extent(op, {"mean"}, mean);
   // A caller that needs no gradient of the bypass weights leaves the bypass out; R tells how the channels are shuffled.
   const int64_t C = mean.size(2), R = grad.size(1) - C;
   const int64_t K = static_cast<int64_t>(candidates.size()), E = static_cast<int64_t>(bypass.size());
   STD_TORCH_CHECK(R >= 0, op, ": grad has shape ", shape_of(grad), ", but the candidates have ", C, " channels");
+  check_candidates(op, candidates, grad, C, mean, rstd);
   check_images(op, "bypass", bypass, grad, R);
   check_batch(op, "bypass", bypass, grad);
-  check_candidates(op, candidates, grad, C, mean, rstd);
   const int64_t groups = R ? groups_of(op, C, R) : 1;
 
   const Backend backend(grad);
@@ -125,6 +128,7 @@ Tensors grad_candidates(const Tensor& grad_group0, Tensors candidates, const Ten
                         std::vector<int64_t> normalized) {
   constexpr auto op = "fastnas::node_sum_grad_candidates";
   STD_TORCH_CHECK(grad_group0.dim() == 4, op, ": grad_group0 must be [N, C, H, W], got shape ", shape_of(grad_group0));
+  check_extent(op, {"grad_group0"}, grad_group0);
   const int64_t C = grad_group0.size(1), K = static_cast<int64_t>(candidates.size());
   check_candidates(op, candidates, grad_group0, C, mean, rstd);
   check_table(op, {"weights"}, weights, {1, K}, "the images", grad_group0);

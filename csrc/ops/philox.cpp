@@ -1,6 +1,7 @@
 #include "ops/philox.h"
 
 #include "ops/backend.h"
+#include "ops/checks.h"
 #include "ops/layout.h"
 
 namespace fastnas {
@@ -12,6 +13,7 @@ void check(const Tensor& positions) {
   STD_TORCH_CHECK(positions.dim() == 1 && positions.scalar_type() == ScalarType::Long,
                   "fastnas::philox: positions must be int64 [n], got shape ", shape_of(positions),
                   positions.scalar_type() == ScalarType::Long ? "" : " of another dtype");
+  check_extent("fastnas::philox", {"positions"}, positions);
 }
 
 // --- kernels ---------------------------------------------------------------------------------------------------------
@@ -23,9 +25,8 @@ struct Cpu : OnCpu {
   using OnCpu::OnCpu;
 
   void forward(const Philox& args, int64_t* words) const {
-    torch::stable::parallel_for(0, args.count, kGrain, [&](int64_t first, int64_t last) {
-      FASTNAS_CPU_CALL(philox, args, words, first, last);
-    });
+    parallel_for(0, args.count, kGrain,
+                 [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(philox, args, words, first, last); });
   }
 };
 

@@ -16,6 +16,7 @@ namespace {
 
 PoolShape shape_of_pool(const char* op, const Tensor& x, int64_t stride) {
   STD_TORCH_CHECK(x.dim() == 4, op, ": x must be [N, C, H, W], got shape ", shape_of(x));
+  check_extent(op, {"x"}, x);
   check_stride(op, stride);
   return {x.size(1), x.size(2), x.size(3), stride};
 }
@@ -37,7 +38,7 @@ void check_images(const char* op, const char* name, const Tensors& images, size_
 
 // Images per thread from which on starting it pays.
 int64_t grain(const PoolShape& shape) {
-  return std::max<int64_t>(1, 16384 / (shape.channels * shape.height * shape.width));
+  return std::max<int64_t>(1, 16384 / std::max<int64_t>(1, shape.channels * shape.height * shape.width));
 }
 
 struct Cpu : OnCpu {
@@ -51,7 +52,7 @@ struct Cpu : OnCpu {
     std::vector<double> table(mean ? all * 2 * 2 * C : 0);
     if (all * windows * C > 0) {
       double* rows = mean ? table.data() : nullptr;
-      torch::stable::parallel_for(0, all, grain(shape), [&](int64_t first, int64_t last) {
+      parallel_for(0, all, grain(shape), [&](int64_t first, int64_t last) {
         FASTNAS_CPU_CALL(pool_forward, shape, x, average, maximum, rows, first, last);
       });
     }
@@ -60,9 +61,8 @@ struct Cpu : OnCpu {
 
   template <typename T>
   void backward(const PoolGrad<T>& args, int64_t images, T* result) const {
-    torch::stable::parallel_for(0, images, grain(args.shape), [&](int64_t first, int64_t last) {
-      FASTNAS_CPU_CALL(pool_grad, args, result, first, last);
-    });
+    parallel_for(0, images, grain(args.shape),
+                 [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(pool_grad, args, result, first, last); });
   }
 };
 
@@ -99,7 +99,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, int64_t stri
                                                    bool statistics) {
   constexpr auto op = "fastnas::pool";
   const PoolShape shape = shape_of_pool(op, x, stride);
-  STD_TORCH_CHECK(individuals >= 1 && x.size(0) % individuals == 0, op, ": individuals is ", individuals,
+  STD_TORCH_CHECK(can_share(x.size(0), individuals), op, ": individuals is ", individuals,
                   ", which does not divide the ", x.size(0), " images of x ", shape_of(x));
   const Backend backend(x);
   const Tensor image = as_nhwc(x);

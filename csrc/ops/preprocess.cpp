@@ -39,6 +39,7 @@ Shape check(const char* op, const Tensors& inputs, const Tensors& weights, const
                     ": inputs[", i, "] has shape ", shape_of(x), ", inputs[0] ", shape_of(first),
                     "; they may differ in their channels only");
     check_like(op, nth("inputs", i), x, "inputs[0]", first);
+    check_extent(op, nth("inputs", i), x);
     shape.channels += x.size(1);
   }
   shape.images = first.size(0);
@@ -51,6 +52,7 @@ Shape check(const char* op, const Tensors& inputs, const Tensors& weights, const
     STD_TORCH_CHECK(w.dim() == 2 && w.size(1) == shape.channels, op, ": weights[", m, "] has shape ", shape_of(w),
                     ", expected [O, ", shape.channels, "] for the channels of all inputs");
     check_acc_dtype(op, nth("weights", m), w, "the inputs", first);
+    check_extent(op, nth("weights", m), w);
     STD_TORCH_CHECK(offsets[m] == 0 || (offsets[m] == 1 && stride == 2), op, ": offsets[", m, "] is ", offsets[m],
                     stride == 2 ? ", expected 0 or 1" : ", expected 0 for stride 1");
     shape.outputs += w.size(0);
@@ -122,15 +124,16 @@ struct Cpu : OnCpu {
   // Starting a thread pays from about this many multiplications on.
   template <typename T>
   static int64_t grain(const Preprocess<T>& args, int64_t items) {
-    const int64_t pixels = args.images * args.output_height * args.output_width;
-    return std::max<int64_t>(1, 500000 * items / (pixels * (args.channels + 1) * (args.outputs + 1) + 1));
+    const double pixels = double(args.images) * double(args.output_height * args.output_width);
+    const double multiplications = pixels * double(args.channels + 1) * double(args.outputs + 1);
+    return std::max<int64_t>(1, static_cast<int64_t>(500000.0 * double(items) / (multiplications + 1)));
   }
 
   template <typename T, typename A>
   void forward(const Preprocess<T>& args, int64_t individuals, T* output, A* mean, A* variance) const {
     std::vector<double> stats(mean ? args.images * 2 * args.outputs : 0);
     double* table = mean ? stats.data() : nullptr;
-    torch::stable::parallel_for(0, args.images, grain(args, args.images), [&](int64_t first, int64_t last) {
+    parallel_for(0, args.images, grain(args, args.images), [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(preprocess_forward, args, output, table, first, last);
     });
     if (mean) {
@@ -144,11 +147,11 @@ struct Cpu : OnCpu {
     const int64_t chunks = std::min(kPreprocessChunks, args.images), size = args.outputs * args.channels;
     const std::unique_ptr<void, void (*)(void*)> memory(cpu::allocate(chunks * size * sizeof(A)), cpu::recycle);
     A* const partial = static_cast<A*>(memory.get());
-    torch::stable::parallel_for(0, chunks, grain(args, chunks), [&](int64_t first, int64_t last) {
+    parallel_for(0, chunks, grain(args, chunks), [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(preprocess_backward, args, grad, partial, chunks, first, last);
     });
     const int64_t rows = std::max<int64_t>(1, 32768 / (chunks * args.channels + 1));
-    torch::stable::parallel_for(0, args.outputs, rows, [&](int64_t first, int64_t last) {
+    parallel_for(0, args.outputs, rows, [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(preprocess_merge, args, partial, chunks, grad_weights.data(), first, last);
     });
   }
@@ -185,7 +188,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensors inputs, Tensors weights, std:
                                            int64_t stride, int64_t individuals, bool statistics) {
   constexpr auto op = "fastnas::preprocess";
   const Shape shape = check(op, inputs, weights, offsets, stride);
-  STD_TORCH_CHECK(individuals >= 1 && shape.images % individuals == 0, op, ": individuals is ", individuals,
+  STD_TORCH_CHECK(can_share(shape.images, individuals), op, ": individuals is ", individuals,
                   ", expected a divisor of the ", shape.images, " images");
   const Backend backend(inputs[0]);
   const Tensors x = as_nhwc(inputs), w = to_memory_format(weights, MemoryFormat::contiguous);

@@ -30,7 +30,6 @@ class Call {
     STD_TORCH_CHECK(inputs.size() == 1 || inputs.size() == stages, op, ": inputs must be one that all ", stages,
                     " stages read, or one for each; got ", inputs.size());
     check_stride(op, stride);
-    check_dilations(op, dilations);
     STD_TORCH_CHECK(mean.has_value() == rstd.has_value(), op, ": give both mean and rstd, or neither");
     STD_TORCH_CHECK(depthwise[0].dim() == 4 && depthwise[0].size(0) >= 1, op, ": depthwise[0] has shape ",
                     shape_of(depthwise[0]), ", expected [C, 1, K, K] with at least one channel");
@@ -39,6 +38,9 @@ class Call {
     check_floating(op, "inputs", dtype);
     check_inputs(inputs, stages);
     check_weights(depthwise, pointwise);
+    for (size_t j = 0; j < stages; ++j) {
+      dilations_[j] = check_dilation(op, j, dilations[j], depthwise[j], inputs[0].size(2), inputs[0].size(3));
+    }
     if (mean) {
       mean_ = statistic("mean", *mean);
       rstd_ = statistic("rstd", *rstd);
@@ -102,10 +104,11 @@ class Call {
                       channels, ", ", inputs[0].size(2), ", ", inputs[0].size(3), "]: the weights of ", stages,
                       " stages have ", channels, " channels");
       check_like(op_, nth("inputs", i), x, "inputs[0]", inputs[0]);
+      check_extent(op_, nth("inputs", i), x);
       inputs_.push_back(as_nhwc(x));
     }
     const int64_t count = inputs[0].size(0);
-    STD_TORCH_CHECK(individuals_ >= 1 && count % individuals_ == 0, op_, ": ", count,
+    STD_TORCH_CHECK(can_share(count, individuals_), op_, ": ", count,
                     " images cannot be those of individuals=", individuals_);
   }
 
@@ -113,6 +116,8 @@ class Call {
     for (size_t j = 0; j < depthwise.size(); ++j) {
       check_depthwise(op_, j, depthwise[j], channels, "the inputs", inputs_[0]);
       check_table(op_, nth("pointwise", j), pointwise[j], {channels, channels, 1, 1}, "the inputs", inputs_[0]);
+      check_extent(op_, nth("depthwise", j), depthwise[j]);
+      check_extent(op_, nth("pointwise", j), pointwise[j]);
       depthwise_.push_back(as_contiguous(depthwise[j]));
       pointwise_.push_back(as_contiguous(pointwise[j]));
     }
@@ -125,7 +130,7 @@ class Call {
   }
 
   const char* op_;
-  std::vector<int64_t> dilations_;
+  std::vector<int64_t> dilations_;  // as computed
   int64_t stride_, individuals_;
   Tensors inputs_, depthwise_, pointwise_;
   std::optional<Tensor> mean_, rstd_;
@@ -157,14 +162,14 @@ struct Cpu : OnCpu {
   void forward(const Stage<T>& args, const StageOutputs<T>& out, A* mean, A* variance) const {
     const Workspace prepared = workspace(FASTNAS_CPU_CALL(stage_prepared_bytes, args));
     const StageWork work = FASTNAS_CPU_CALL(stage_work, args);
-    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
+    parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(stage_prepare, args, prepared.data(), first, last);
     });
     const Sizes entries{mean ? args.count * args.stages * 2 * args.channels : 0};
     Tensor table = empty(like, entries, MemoryFormat::contiguous, ScalarType::Double);
     double* stats = mean ? table.mutable_data_ptr<double>() : nullptr;
     const int64_t items = args.height * args.width == 0 ? 0 : work.forward;
-    torch::stable::parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
+    parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(stage_forward, args, prepared.data(), out, stats, first, last);
     });
     if (mean) {
@@ -178,7 +183,7 @@ struct Cpu : OnCpu {
   void backward(const Stage<T>& args, const StageGrads<T>& grads, A* bn_sums) const {
     const Workspace prepared = workspace(FASTNAS_CPU_CALL(stage_prepared_bytes, args));
     const StageWork work = FASTNAS_CPU_CALL(stage_work, args);
-    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
+    parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(stage_prepare, args, prepared.data(), first, last);
     });
     const bool any = args.height * args.width > 0;
@@ -189,10 +194,10 @@ struct Cpu : OnCpu {
     const int64_t entries = args.inputs() * 2 * args.channels;
     Tensor table = empty(like, {bn_sums ? args.count * entries : 0}, MemoryFormat::contiguous, ScalarType::Double);
     double* per_image = bn_sums ? table.mutable_data_ptr<double>() : nullptr;
-    torch::stable::parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
+    parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(stage_grad, args, prepared.data(), grads, partial.data(), per_image, first, last);
     });
-    torch::stable::parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
+    parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(stage_grad_merge, args, grads, partial.data(), first, last);
     });
     if (!bn_sums) return;

@@ -120,8 +120,7 @@ class DaliPipeline(Pipeline):
         if plan.draws is not None:
             moves = torch.from_numpy(plan.draws.moves[place]).to(self.device, non_blocking=True)  # [B, 5]
             if plan.draws.colours is not None:
-                colours = torch.from_numpy(plan.draws.colours[place]).to(self.device, non_blocking=True)  # [B, 4]
-                images = color_jitter(images, colours)  # [B, H, W, C]
+                images = color_jitter(images, torch.from_numpy(plan.draws.colours[place]))  # [B, H, W, C]
         batch = augment_batch(
             images,
             self._table,

@@ -33,13 +33,15 @@ def color_jitter(images: Tensor, factors: Tensor) -> Tensor:
     Args:
         images: uint8 [B, H, W, 3], red, green, blue.
         factors: float32 [B, 4]. Factors of brightness, of contrast (towards the mean grey of the image) and of
-            saturation (towards the grey of the pixel), from 0, 1 changes nothing; turns of the hue, -1/2..1/2.
+            saturation (towards the grey of the pixel), from 0, 1 changes nothing; turns of the hue, -1/2..1/2. On the
+            CPU, whatever the device of the images, they are checked without waiting for a GPU.
 
     Returns:
         uint8 [B, H, W, 3]. Carries no gradient.
 
     Raises:
-        RuntimeError: a shape, dtype or device does not fit; the message names it.
+        RuntimeError: a shape, dtype or device does not fit, or a factor is outside of its range, infinite or NaN; the
+            message names it.
 
     >>> import torch
     >>> from fastnas import ops

@@ -91,7 +91,7 @@ def edge_sum(
             Like all tables below they are used as float32 (float64 for float64 x), in which sums are accumulated.
         pointwise: E·S weights [C, C, 1, 1].
         depths: [J], 1 or 2 stages each; S is their sum.
-        dilations: [S].
+        dilations: [S], each at most 1024, or the larger side of the images.
         inner_scales, inner_offsets: [E, S - J, C], what normalises the input of each second stage.
         scales: [P, E, M, C], M = J + 3, or J + 2 at stride 2.
         offsets: [P, E, C].

@@ -91,8 +91,9 @@ def _save(ctx: Any, outputs: Sequence[Tensor], weights: Tensor, keep_outputs: bo
 class _MixedSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weights: Tensor, *outputs: Tensor) -> Tensor:
+        result: Tensor = _forward(outputs, weights)  # checks what _save reads
         _save(ctx, outputs, weights, keep_outputs=ctx.needs_input_grad[0])
-        return _forward(outputs, weights)
+        return result
 
     @staticmethod
     @once_differentiable

@@ -69,9 +69,9 @@ def running_statistics(
     >>> running_statistics(*buffers, [mean[None]], [variance[None]], [8 * 5 * 5], norm.momentum)
     """
     arguments = (list(mean), list(variance), list(tracked), list(batch_mean), list(batch_variance), list(counts))
-    if not mean:
+    if not any(arguments[:5]):
         return
-    plain = torch.compiler.is_compiling() or not _takes(mean[0], batch_mean[0])
+    plain = torch.compiler.is_compiling() or (mean and batch_mean and not _takes(mean[0], batch_mean[0]))
     (running_statistics_reference if plain else _update)(*arguments, momentum)
 
 

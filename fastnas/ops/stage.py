@@ -79,7 +79,7 @@ def stage(
         depthwise: J weights [C, 1, K, K], K odd. Zero padding keeps the size at stride 1. Weights and statistics are
             used as float32 (float64 for float64 inputs), in which sums are accumulated, too.
         pointwise: J weights [C, C, 1, 1].
-        dilations: of each stage; 1 by default.
+        dilations: of each stage; 1 by default. At most 1024, or the larger side of the images.
         stride: 1 or 2, of all stages.
         mean, rstd: [I, P, C] for I inputs that come raw: they are read as (x - mean) · rstd.
         normalized: whether these are the statistics of the inputs' own batch, whose dependence on the inputs then is

@@ -6,18 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from closeness import assert_close, largest, of_moments
 from torch import Tensor
 
 from fastnas.ops import stage, stage_reference
 from fastnas.ops.layout import acc_dtype
 
-# dtype → (tolerance of the forward pass, of the gradients), relative to the largest value
-TOLERANCE = {
-    torch.float64: (1e-13, 1e-12),
-    torch.float32: (1e-5, 1e-4),
-    torch.bfloat16: (8e-3, 2e-2),
-    torch.float16: (1e-3, 3e-3),
-}
 CANDIDATES = ((3, 1), (5, 1), (3, 2), (5, 2))  # (kernel, dilation) of the first stages of an edge
 # Groups of one, two and three stages, out of order, and a kernel without code of its own.
 MIXED = ((3, 1), (5, 2), (3, 1), (7, 1), (5, 2), (3, 1), (1, 1))
@@ -75,6 +69,22 @@ class Arguments:
         mean, rstd = (None if t is None else t.double() for t in (self.mean, self.rstd))
         return Arguments(replace(self.case, dtype=torch.float64), *lists, mean, rstd)
 
+    def absolute(self) -> Arguments:
+        """For Σ|terms|: nothing cancels, and statistics are constants."""
+        a = self.double()
+        lists = [[t.abs() for t in tensors] for tensors in (a.inputs, a.depthwise, a.pointwise)]
+        mean, rstd = (None if t is None else t.abs() for t in (a.mean, a.rstd))
+        return Arguments(replace(a.case, batch=False), *lists, None if mean is None else -mean, rstd)
+
+    def normalized(self) -> list[Tensor]:
+        """The inputs as stages read them, in float64, before the ReLU."""
+        a = self.double()
+        if a.mean is None or a.rstd is None:
+            return a.inputs
+        images = a.case.count // a.case.individuals
+        mean, rstd = (t.repeat_interleave(images, 1)[..., None, None] for t in (a.mean, a.rstd))  # [I, N, C, 1, 1]
+        return [(x - mean[i]) * rstd[i] for i, x in enumerate(a.inputs)]
+
 
 def make(case: Case) -> Arguments:
     dtype, channels = acc_dtype(case.dtype), case.channels
@@ -130,43 +140,27 @@ def gradients_like(outputs: Sequence[Tensor]) -> list[Tensor]:
     return [torch.randn_like(y) for y in outputs]
 
 
-def assert_close(
-    ours: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float, what: str = "", least: float = 1e-30
-) -> None:
-    """Within `tolerance` of the largest value of a tensor, or of `least` where that is larger."""
-    for index, (actual, wanted) in enumerate(zip(ours, expected, strict=True)):
-        assert actual.shape == wanted.shape
-        scale = wanted.abs().max().item() if wanted.numel() else 0.0
-        torch.testing.assert_close(
-            actual.double(),
-            wanted.double(),
-            rtol=0,
-            atol=tolerance * max(scale, least),
-            msg=lambda text, index=index: f"{what}[{index}]: {text}",
-        )
+def terms_of(a: Arguments, grads: Sequence[Tensor] | None) -> tuple[list[Tensor | float], ...]:
+    """Σ|terms| of what `run` gives."""
+    grads = None if grads is None else [g.double().abs() for g in grads]
+    outputs, _, gradients = run(reference, a.absolute(), grads)
+    if a.case.batch:  # that of an input: dx = rstd · (dx̂ - mean(dx̂) - x̂ · mean(dx̂ · x̂))
+        reach = 2 + max(largest(x) for x in a.normalized())
+        gradients = [g * reach if i < len(a.inputs) else g for i, g in enumerate(gradients)]
+    return outputs, of_moments(outputs), gradients
 
 
 def check(a: Arguments) -> None:
     """Outputs, statistics and gradients are those of the reference in float64."""
-    forward, backward = TOLERANCE[a.case.dtype]
     grads = gradients_like(fused(a, a.inputs)[0]) if a.case.individuals == 1 else None
-    outputs, moments, gradients = run(fused, a, grads)
-    wanted, wanted_moments, wanted_gradients = run(reference, a.double(), grads)
-    for y in outputs:
+    ours = run(fused, a, grads)
+    for y in ours[0]:
         assert y.dtype == a.case.dtype
         assert y.is_contiguous(memory_format=torch.channels_last)
-    assert all(g.dtype == t.dtype for g, t in zip(gradients, a.leaves[: len(gradients)], strict=True))
-    assert_close(outputs, wanted, forward, "outputs", least=1)
-    scale = max(y.abs().max().item() for y in wanted)
-    forward = min(forward, 1e-5)  # statistics are those of the values before they are stored
-    torch.testing.assert_close(moments[0].double(), wanted_moments[0], rtol=0, atol=forward * scale)
-    torch.testing.assert_close(moments[1].double(), wanted_moments[1], rtol=0, atol=4 * forward * scale**2)
-    i = len(a.inputs)
-    assert_close(gradients[:i], wanted_gradients[:i], backward, "inputs", least=1)
-    # Those of weights are never rounded to the storage type. A sum of n products may cancel to nothing; its rounding
-    # errors remain those of its usual size.
-    least = (wanted[0].numel() / a.case.channels) ** 0.5
-    assert_close(gradients[i:], wanted_gradients[i:], min(backward, 1e-4), "weights", least)
+    assert all(g.dtype == t.dtype for g, t in zip(ours[2], a.leaves[: len(ours[2])], strict=True))
+    names = "outputs", "moments", "gradients"
+    for part in zip(ours, run(reference, a.double(), grads), terms_of(a, grads), names, strict=True):
+        assert_close(*part)
 
 
 def layout(x: Tensor, kind: str) -> Tensor:

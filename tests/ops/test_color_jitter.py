@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -119,7 +121,24 @@ def test_strided_inputs():
 def test_empty():
     images, factors = make((6, 8), 0)
     assert color_jitter(images, factors).shape == (0, 6, 8, 3)
-    assert color_jitter(torch.empty(2, 0, 8, 3, dtype=torch.uint8), torch.ones(2, 4)).shape == (2, 0, 8, 3)
+    assert color_jitter(torch.empty(2, 0, 8, 3, dtype=torch.uint8), one().expand(2, 4)).shape == (2, 0, 8, 3)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.51])
+@pytest.mark.parametrize("place", range(4))
+def test_factors_that_make_no_sense_are_refused(place, value):
+    images, _ = make((3, 4), 2)
+    factors = torch.tensor([[1.0, 1.0, 1.0, 0.0]] * 2)
+    factors[1, place] = value
+    name = ["finite brightness", "finite contrast", "finite saturation", "hue"][place]
+    with pytest.raises(RuntimeError, match=rf"factors\[1, {place}\] is .*, expected a {name} (of|from)"):
+        color_jitter(images, factors)
+
+
+def test_huge_factors_saturate():
+    images, _ = make((3, 4), 1)
+    for name in ("brightness", "contrast", "saturation"):
+        assert color_jitter(images, one(**{name: 3e38})).shape == images.shape  # infinity less infinity is no level
 
 
 def test_opcheck():

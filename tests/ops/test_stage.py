@@ -7,15 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from closeness import SHARES, assert_close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stage_cases import (
     CANDIDATES,
     LAYOUTS,
     MIXED,
-    TOLERANCE,
     Case,
-    assert_close,
     check,
     fused,
     gradients_like,
@@ -23,6 +22,7 @@ from stage_cases import (
     make,
     reference,
     run,
+    terms_of,
 )
 
 from fastnas._library import _C
@@ -75,7 +75,7 @@ def test_channels(channels, shared, stride, capability):
 @pytest.mark.parametrize("batch", [False, True])
 @pytest.mark.parametrize("raw", [False, True])
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dtype", SHARES, ids=str)
 def test_dtypes(dtype, shared, raw, batch):
     for channels in (4, 5, 16):
         check(make(Case(MIXED, channels, shared=shared, raw=raw, batch=batch, dtype=dtype)))
@@ -142,8 +142,6 @@ def test_many_channels_of_a_large_window(channels):
 def test_any_case(kinds, channels, size, stride, shared, statistics, seed):
     torch.manual_seed(seed)
     raw, batch = statistics
-    if batch and size[0] * size[1] * size[2] < 4:  # of one value nothing is left but rounding errors
-        return
     check(make(Case(kinds, channels, *size, stride, shared, raw, batch, dtype=torch.float64)))
 
 
@@ -162,7 +160,7 @@ def test_layouts(kind, size):
 def test_layouts_of_gradients(kind):
     a = make(Case(MIXED, 4))
     grads = [layout(g, kind) for g in gradients_like(fused(a, a.inputs)[0])]
-    assert_close(run(fused, a, grads)[2], run(reference, a.double(), grads)[2], 1e-4)
+    assert_close(run(fused, a, grads)[2], run(reference, a.double(), grads)[2], terms_of(a, grads)[2])
 
 
 def test_inputs_of_different_layouts():
@@ -273,7 +271,8 @@ def test_nan_and_infinity_spread_as_in_plain_torch(channels, shared, raw, capabi
         for actual, expected in zip(ours, wanted, strict=True):
             assert torch.equal(actual.isfinite(), expected.isfinite())
             finite = expected.isfinite()
-            assert_close([actual.where(finite, 0)], [expected.where(finite, 0)], 1e-4, least=1)
+            terms = expected.where(finite, 0).abs().max().item() * 10
+            assert_close([actual.where(finite, 0)], [expected.where(finite, 0)], [max(terms, 10.0)])
 
 
 # --- errors name the operator, the argument and the shape ---
@@ -302,7 +301,7 @@ ERRORS = [
     ({"depthwise": [torch.rand(4, 1, 3, 3), torch.rand(4, 1, 3, 5)]}, r"depthwise\[1\] has shape \[4, 1, 3, 5\]"),
     ({"depthwise": [torch.rand(0, 1, 3, 3)] * 2}, r"depthwise\[0\] has shape \[0, 1, 3, 3\].*at least one channel"),
     ({"pointwise": [torch.rand(4, 4, 1, 1), torch.rand(4, 3, 1, 1)]}, r"pointwise\[1\].*expected \[4, 4, 1, 1\]"),
-    ({"dilations": [1, 0]}, r"dilations\[1\] is 0, expected at least 1"),
+    ({"dilations": [1, 0]}, r"dilations\[1\] is 0, expected 1 to 1024 for images of 5 × 5"),
     ({"stride": 3}, r"stride is 3, expected 1 or 2"),
     ({"mean": torch.rand(1, 1, 4)}, r"give both mean and rstd, or neither"),
     ({"mean": torch.rand(1, 4), "rstd": torch.rand(1, 4)}, r"mean has shape \[1, 4\], expected \[1, 1, 4\]"),
