@@ -6,10 +6,12 @@ and `:car:` for a picture, so a string with such a name goes through `print_text
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from rich.console import Console
@@ -42,10 +44,27 @@ def command(body: Callable[[list[str], Console], int]) -> Main:
             print_error(str(error))
             return USER_ERROR
         except KeyboardInterrupt:
-            print_text(Console(stderr=True), "interrupted")
+            # Whoever presses Ctrl-C again and again still gets an end without a traceback.
+            with interrupts_ignored(forever=arguments is None):
+                print_text(Console(stderr=True), "interrupted")
             return INTERRUPTED
 
     return main
+
+
+@contextlib.contextmanager
+def interrupts_ignored(forever: bool = False) -> Iterator[None]:
+    """Ctrl-C does nothing while the context is open, or, in a process that is about to end, from then on."""
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # only the main thread hears signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        if not forever:
+            signal.signal(signal.SIGINT, before)
 
 
 def print_text(console: Console, *parts: str | tuple[str, str], style: str = "") -> None:
