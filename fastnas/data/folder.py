@@ -75,7 +75,7 @@ class FolderSource(Source):
         return pixels
 
     def digest(self, of_bytes: bool = False) -> str:
-        contents = _in_threads(_digest_of_file if of_bytes else _size_in_bytes, self.files)
+        contents = _in_threads(_digest_of_file if of_bytes else _digest_of_end, self.files)
         lines = (
             f"{label} {content} {unicodedata.normalize('NFC', path.relative_to(self.base).as_posix())}\n"
             for label, content, path in zip(self.labels.tolist(), contents, self.files, strict=True)
@@ -182,16 +182,20 @@ def _size_or_error(path: Path) -> tuple[int, int] | UserError:
         return error
 
 
-def _size_in_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError as error:
-        raise _unreadable(path, error) from error
+def _digest_of_end(path: Path) -> str:
+    """Of the size and the last kilobyte, where compressed images of one size differ."""
+    return _digest_of_file(path, 1024)
 
 
-def _digest_of_file(path: Path) -> str:
+def _digest_of_file(path: Path, end: int | None = None) -> str:
+    """Of all bytes, or of the size and so many bytes at the end."""
     try:
-        return digest_of([path.read_bytes()])
+        with path.open("rb") as file:
+            if end is None:
+                return digest_of([file.read()])
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - end))
+            return digest_of([f"{size} ".encode(), file.read()])
     except OSError as error:
         raise _unreadable(path, error) from error
 

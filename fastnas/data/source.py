@@ -103,11 +103,11 @@ class Source(ABC):
     def digest(self, of_bytes: bool = False) -> str:
         """A short text that changes with the images, for a run that goes on to find the ones that it began with.
 
-        It covers the labels and, of images in memory, every pixel; of files their names below the source's folder and
-        their sizes, wherever that folder lies.
+        It covers the labels and, of images in memory, every pixel; of files their names below the source's folder,
+        their sizes and their last kilobytes, wherever that folder lies.
 
         Args:
-            of_bytes: all bytes of the files instead of their sizes.
+            of_bytes: all bytes of the files.
 
         Raises:
             UserError: a file cannot be read.

@@ -157,9 +157,8 @@ def test_a_pair_is_replaced_as_a_whole(saved: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(UserError, match=r"cannot write the network .*: No space left on device; make room"):
         network().save(saved)
     after = DerivedNetwork.load(saved)
-    assert all(
-        torch.equal(a, b) for a, b in zip(after.state_dict().values(), before.state_dict().values(), strict=True)
-    )
+    pairs = zip(after.state_dict().values(), before.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
     assert len(list(saved.parent.iterdir())) == 2
 
 
