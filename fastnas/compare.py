@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
 import tyro
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.console import Console
 from fastnas.cli.command import INTERRUPTED, command_line, print_text, run_command
 from fastnas.cli.comparison import compare
 from fastnas.cli.options import CompareOptions
+from fastnas.cli.run_directory import locked_directory
 from fastnas.cli.summary import print_report
 from fastnas.report.comparison import Summary, write_comparison
 
@@ -36,9 +38,11 @@ def print_table(summaries: Sequence[Summary], console: Console) -> None:
 def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, 130 after Ctrl-C, or 2 after an error of the user."""
     options = tyro.cli(CompareOptions, args=arguments, prog=f"python -m {PROGRAM}", description=DESCRIPTION)
+    options = replace(options, out=options.out.expanduser())
     try:
-        print_table(compare(options, console), console)
-        print_report(write_comparison(options.out), console)
+        with locked_directory(options.out):
+            print_table(compare(options, console), console)
+            print_report(write_comparison(options.out), console)
         return 0
     except KeyboardInterrupt:
         again = command_line(PROGRAM, *arguments)

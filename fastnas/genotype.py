@@ -6,12 +6,12 @@ import difflib
 import functools
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
+from fastnas.atomic_file import replace_file
 from fastnas.errors import UserError
 from fastnas.genotype_cell import (
     Cell,
@@ -203,7 +203,7 @@ class Genotype:
         Raises:
             UserError: `path` cannot be written.
         """
-        write_atomically(Path(path), self.to_text() + "\n")
+        replace_file(Path(path), self.to_text() + "\n", "genotype")
 
     def to_text(self) -> str:
         """`to_dict` as JSON with one line per intermediate node."""
@@ -305,19 +305,3 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 @functools.cache
 def _published() -> dict[str, dict[str, Any]]:
     return json.loads(_PUBLISHED.read_text(encoding="utf-8"))
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces `path` atomically: neither a crash nor another process ever sees half a file."""
-    try:
-        # The temporary file is in the same folder: a rename is atomic only within one file system.
-        with tempfile.TemporaryDirectory(prefix=".genotype-", dir=path.parent) as folder:
-            temporary = Path(folder, path.name)
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write genotype {str(path)!r}: {reason}; give a file in a writable folder.") from error

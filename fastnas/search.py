@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,9 +14,11 @@ from fastnas.cli.command import INTERRUPTED, print_document, print_text, run_com
 from fastnas.cli.configuration import SearchOptions, parse_search
 from fastnas.cli.images import open_pipeline, open_search_source
 from fastnas.cli.networks import build_supernet
-from fastnas.cli.process import create_directory, name_directory, seed_everything
+from fastnas.cli.places import with_absolute_places
+from fastnas.cli.process import seed_everything
 from fastnas.cli.progress import shown
 from fastnas.cli.run import describe_images, record_start, resume_from, set_up_process
+from fastnas.cli.run_directory import new_directory, refuse_taken, run_directory
 from fastnas.cli.summary import print_search_header, print_search_summary
 from fastnas.counting import count_parameters
 from fastnas.data import Pipeline
@@ -31,13 +34,19 @@ Without arguments: a demonstration on scanned digits, about two minutes on two C
 Options come from the defaults, then --preset, then --config, then the flags below."""
 
 
-def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
+def prepare(options: SearchOptions, arguments: Sequence[str] = (), directory: Path | None = None) -> Search:
     """Everything between parsed options and a search that can run: data, network, run directory, checkpoint.
+
+    Args:
+        options: of the search.
+        arguments: as they were given, for the record.
+        directory: of the run, which exists; None for what the options say.
 
     Raises:
         UserError: data, options or run directory cannot be used. Nothing of an existing run has been changed then.
     """
-    resume = options.command.resume
+    resume = options.command.resume and options.command.resume.expanduser()
+    options = with_absolute_places(options, resume)
     checkpoint = resume_from(resume, options) if resume else None
     device = set_up_process(options.run)
 
@@ -62,7 +71,10 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
     betas = {} if begin_with is None else load_initial_weights(network, begin_with)
     network.to(device).to(memory_format=torch.channels_last)
 
-    directory = resume or create_directory(name_directory(options.run.out, options.strategy.name, options.data.data))
+    if directory is None:
+        directory = resume or new_directory(options.run.out, options.strategy.name, options.data.data)[0]
+        if not resume:
+            refuse_taken(directory)
     search = Search(
         network=network,
         strategy=options.strategy,
@@ -77,6 +89,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = ()) -> Search:
         validate_every=options.run.validate_every,
         stop_after=options.run.stop_after,
         cuda_graphs=options.run.cuda_graphs,
+        check_images=options.data.check_images,
     )
     if betas:
         options.strategy.load_betas(search, betas)
@@ -113,11 +126,13 @@ def main(arguments: list[str], console: Console) -> int:
     if options.command.print_config:
         print_document(options.to_yaml())
         return 0
-    search = prepare(options, arguments)
-    print_search_header(search, console)
-    with shown(search, console):
-        outcome = search.run()
-    print_search_summary(search, outcome, write_report(search.directory), console)
+    with run_directory(options.command.resume, options.run.out, options.strategy.name, options.data.data) as lock:
+        search = prepare(options, arguments, lock.directory)
+        search.check_owned = lock.check
+        print_search_header(search, console)
+        with shown(search, console):
+            outcome = search.run()
+        print_search_summary(search, outcome, write_report(search.directory), console)
     return INTERRUPTED if outcome.status == "interrupted" else 0
 
 

@@ -253,9 +253,7 @@ def test_to_json_that_fails_keeps_the_old_file(tmp_path: Path, monkeypatch: pyte
     make().to_json(path)
     before = path.read_bytes()
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(
-        UserError, match=r"cannot write genotype '.*genotype.json': No space left on device; give a file"
-    ):
+    with pytest.raises(UserError, match=r"cannot write genotype '.*genotype.json': No space left on device; make room"):
         Genotype.published("DARTS_V2").to_json(path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["genotype.json"]

@@ -6,10 +6,12 @@ and `:car:` for a picture, so a string with such a name goes through `print_text
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shlex
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from rich.console import Console
@@ -59,7 +61,9 @@ def _main(body: Body, in_files: bool) -> Main:
                 print_error(str(error))
                 return USER_ERROR
             except KeyboardInterrupt:
-                print_text(Console(stderr=True), "interrupted")
+                # Whoever presses Ctrl-C again and again still gets an end without a traceback.
+                with interrupts_ignored(forever=arguments is None):
+                    print_text(Console(stderr=True), "interrupted")
                 return INTERRUPTED
             except SystemExit as end:
                 if end.code or not (lost := output.take_loss()):
@@ -86,6 +90,21 @@ def print_document(text: str) -> None:
     print(text, end="")
     if isinstance(sys.stdout, Output) and (lost := sys.stdout.take_loss()):
         sys.exit(_report_loss(lost))
+
+
+@contextlib.contextmanager
+def interrupts_ignored(forever: bool = False) -> Iterator[None]:
+    """Ctrl-C does nothing while the context is open, or, in a process that is about to end, from then on."""
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # only the main thread hears signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        if not forever:
+            signal.signal(signal.SIGINT, before)
 
 
 def print_text(console: Console, *parts: str | tuple[str, str], style: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,11 +18,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fastnas import data, evaluators, spaces, strategies
+from fastnas.atomic_file import cannot_write, replace_file, synchronise
 from fastnas.cli.command import print_text
 from fastnas.cli.options import CompareOptions
+from fastnas.cli.run_directory import CHECKPOINT, WRITTEN, refuse_foreign
 from fastnas.errors import UserError
 from fastnas.evaluators import Evaluator, function
-from fastnas.report.comparison import OPTIONS_FILE, RUNS_FILE, Result, Summary, read_results, summarise
+from fastnas.report.comparison import Summary, summarise
+from fastnas.report.results import OPTIONS_FILE, RUNS_FILE, Result, read_options, read_results
 from fastnas.spaces.encoding import encoding_of
 from fastnas.strategies import DiscreteStrategy
 
@@ -119,11 +124,6 @@ def _begin(options: CompareOptions) -> None:
     _evaluator = open_evaluator(options)
 
 
-def _begin_worker(options: CompareOptions) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives it, too, and ends its workers
-    _begin(options)
-
-
 def _work(arguments: tuple[str, Sequence[int], float]) -> list[Result]:
     name, seeds, budget = arguments
     return [run_once(_evaluator, name, seed, budget) for seed in seeds]
@@ -146,12 +146,10 @@ def compare(options: CompareOptions, console: Console) -> list[Summary]:
         TextColumn("{task.description}"), BarColumn(bar_width=32), MofNCompleteColumn(), TimeElapsedColumn(),
         console=console, transient=True, disable=not console.is_terminal,
     )  # fmt: skip
-    with bar, (options.out / RUNS_FILE).open("a", encoding="utf-8") as file:
+    with bar:
         task = bar.add_task("runs", total=total)
         for results in _results(options, missing):
-            for result in results:
-                file.write(json.dumps(asdict(result)) + "\n")
-            file.flush()
+            _append(options.out / RUNS_FILE, results)
             bar.advance(task, len(results))
     return [summary for summary in summarise(read_results(options.out)) if summary.strategy in names]
 
@@ -173,27 +171,58 @@ def _results(options: CompareOptions, missing: dict[str, list[int]]) -> Iterator
             yield _work(arguments)
         return
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    with context.Pool(min(processes, len(work)), _begin_worker, (options,)) as pool:  # leaving it ends the processes
+    # The workers inherit what is blocked here, so that Ctrl-C, which all of them hear, never stops one as it starts.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        pool = context.Pool(min(processes, len(work)), _begin, (options,))
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    with pool:  # leaving it ends the processes
         yield from pool.imap_unordered(_work, work)
 
 
-def _claim(options: CompareOptions, clock: str) -> None:
-    """Creates the directory, or checks that its runs can be compared with new ones; repairs a torn last line."""
+def _append(path: Path, results: Sequence[Result]) -> None:
+    """Adds finished runs, all or none. UserError where they cannot be written."""
     try:
-        options.out.mkdir(parents=True, exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            lines = "".join(json.dumps(asdict(result)) + "\n" for result in results).encode()
+            try:
+                while lines:
+                    lines = lines[file.write(lines) or 0 :]
+                synchronise(file.fileno())
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                raise
     except OSError as error:
-        raise UserError(f"cannot create {options.out}: {error.strerror}; give another --out.") from error
-    path, fixed = options.out / OPTIONS_FILE, options.fixed(clock)
+        raise cannot_write("the runs", path, error) from error
+
+
+def _claim(options: CompareOptions, clock: str) -> None:
+    """Makes the directory that of a comparison, or checks that its runs can be compared with new ones; repairs a torn
+    last line.
+
+    Raises:
+        UserError: it holds other files, or runs that cannot be compared or whose options are lost.
+    """
+    path, runs, fixed = options.out / OPTIONS_FILE, options.out / RUNS_FILE, options.fixed(clock)
     if not path.exists():
-        path.write_text(json.dumps(fixed, indent=2) + "\n", encoding="utf-8")
+        if runs.exists():
+            raise UserError(
+                f"{options.out} holds {RUNS_FILE} but no {OPTIONS_FILE}, which says what evaluator and budget the runs "
+                "had: restore it, or give another --out."
+            )
+        refuse_foreign(options.out, (*WRITTEN, CHECKPOINT), own=False)
+        replace_file(path, json.dumps(fixed, indent=2) + "\n", "the options")
         return
-    before = json.loads(path.read_text(encoding="utf-8"))
+    before = read_options(options.out)
     if changed := [name for name in fixed if fixed[name] != before.get(name)]:
         name = changed[0]
         raise UserError(
             f"the runs in {options.out} had {name}={before.get(name)!r}, not {fixed[name]!r}: they cannot be compared; "
             "give another --out."
         )
-    runs = options.out / RUNS_FILE
+    read_results(options.out)  # before anything is changed
     if runs.exists() and (text := runs.read_bytes()) and not text.endswith(b"\n"):
-        runs.write_bytes(text[: text.rfind(b"\n") + 1])
+        replace_file(runs, text[: text.rfind(b"\n") + 1], "the runs")

@@ -28,6 +28,7 @@ from fastnas.cli.options import (
     TrainDataOptions,
     TrainRunOptions,
 )
+from fastnas.cli.places import PLACES, same_kind
 from fastnas.engine.options import WeightOptions
 from fastnas.engine.recipe import TrainingRecipe
 from fastnas.errors import UserError
@@ -135,14 +136,21 @@ def parse_train(arguments: Sequence[str], program: str, description: str) -> Tra
     return _parse_layers(defaults, _option_files(TrainOptions, arguments), arguments, program, description)
 
 
-def differences(run: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
-    """A description of each option that differs between a run and its continuation although it must not."""
+def differences(run: dict[str, dict[str, Any]], options: Configuration, movable: bool) -> list[str]:
+    """A description of each option that differs between a run and its continuation although it must not.
+
+    movable: whether the images may lie elsewhere by now, since what they are is compared."""
     changed = []
-    for group in now:
-        for name in {**run.get(group, {}), **now[group]}:
-            before, after = run.get(group, {}).get(name), now[group].get(name)
-            if before != after and (group, name) not in RESUMABLE:
-                changed.append(f"{group}.{name} is {after!r} but was {before!r}")
+    for group, now in options.to_dict().items():
+        defaults = {field.name: field.default for field in dataclasses.fields(getattr(options, group))}
+        for name in {**run[group], **now}:
+            # An option that the run did not know yet was what it is by default.
+            before, after = run[group].get(name, defaults.get(name)), now.get(name)
+            if before == after or (group, name) in RESUMABLE:
+                continue
+            if (group, name) in (("data", place) for place in PLACES) and same_kind(before, after, movable):
+                continue
+            changed.append(f"{group}.{name} is {after!r} but was {before!r}")
     return changed
 
 
@@ -163,11 +171,11 @@ def _option_files(kind: type[Configuration], arguments: Sequence[str]) -> list[O
             raise UserError(f"unknown preset {first.preset!r}: expected one of {', '.join(kind.preset_names())}.")
         files.append((f"preset {first.preset}", _read(kind.presets / f"{first.preset}.yaml", kind.groups)))
     if first.config is not None:
-        files.append((first.config, _read(Path(first.config), kind.groups)))
+        files.append((first.config, _read(Path(first.config).expanduser(), kind.groups)))
     if first.resume is not None:
         if first.config or first.preset:
             raise UserError("--resume takes its options from the run: leave out --preset and --config.")
-        path = Path(first.resume, "config.yaml")
+        path = Path(first.resume, "config.yaml").expanduser()
         if not path.exists():
             raise UserError(f"nothing to resume in {first.resume}: it has no config.yaml; give a run directory.")
         content = _read(path, kind.groups)

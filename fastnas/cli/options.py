@@ -147,6 +147,9 @@ class DataOptions(Options):
     """Batches that dali, or each torchvision process, prepares ahead."""
     skip_unreadable: bool = False
     """Decode every image file once before the run, and leave out those that cannot be read."""
+    check_images: Literal["sizes", "bytes"] = "sizes"
+    """How a resumed run makes sure of its images: by names, sizes and ends of their files, or by every byte, which
+    reads them all at each start. Of npz, cifar10 and cifar100 every pixel is compared anyway."""
     download: bool = False
     """Download cifar10 or cifar100 if missing."""
 

@@ -1,12 +1,9 @@
-"""What a command does before its work begins: the device, the seeds, the run directory."""
+"""What a command does before its work begins: the device, the seeds."""
 
 from __future__ import annotations
 
-import datetime
 import os
 import random
-import re
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -42,25 +39,3 @@ def make_deterministic(strictly: bool) -> None:
     torch.backends.cudnn.benchmark = not strictly
     if strictly:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-
-
-def name_directory(out: str | None, what: str, data: str | None) -> Path:
-    """The run directory: `out`, or runs/<time>-<what>-<data>. UserError if a run is in it already."""
-    if not out:
-        label = re.sub(r"[^A-Za-z0-9.]+", "-", Path((data or "").rstrip("/")).name).strip("-")
-        return Path("runs", f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{what}-{label}")
-    directory = Path(out)
-    if any(directory.glob("checkpoint.pt")) or any(directory.glob("seed-*/checkpoint.pt")):
-        raise UserError(f"{directory} holds a run already: continue it with --resume, or give another --out.")
-    return directory
-
-
-def create_directory(directory: Path) -> Path:
-    """Creates the directory if it does not exist. UserError if that fails."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"cannot create the run directory {directory}: {error.strerror}; give another --out."
-        ) from error
-    return directory

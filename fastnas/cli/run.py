@@ -9,30 +9,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
+from fastnas.atomic_file import replace_file
 from fastnas.cli.configuration import Configuration, differences
 from fastnas.cli.options import RunOptions
+from fastnas.cli.places import PLACES
 from fastnas.cli.process import make_deterministic, resolve_device
+from fastnas.cli.run_directory import CHECKPOINT, RECORDS
 from fastnas.data import Pipeline
-from fastnas.engine.checkpoint import load_checkpoint
+from fastnas.engine.checkpoint import check_layout, load_checkpoint
 from fastnas.engine.loop import Loop
 from fastnas.env import environment
 from fastnas.errors import UserError
-
-CHECKPOINT = "checkpoint.pt"
 
 
 def resume_from(directory: Path, options: Configuration) -> dict[str, Any]:
     """The checkpoint of a run that is resumed.
 
     Raises:
-        UserError: there is none, or the run began with other options.
+        UserError: there is none, or the run began with other options. Images may lie elsewhere by now, if the
+            checkpoint has their digest, which the loop compares.
     """
-    checkpoint = load_checkpoint(directory / CHECKPOINT)
-    if changed := differences(checkpoint["options"], options.to_dict()):
+    path = directory / CHECKPOINT
+    checkpoint = load_checkpoint(path)
+    check_layout(checkpoint, {"options": dict.fromkeys(options.groups, dict), "images": dict}, path)
+    changed = differences(checkpoint["options"], options, movable="digest" in checkpoint["images"])
+    if changed:
         raise UserError(
-            f"the run in {directory} cannot go on with other options: {'; '.join(changed)}. Leave these flags out, "
-            "or start a new run."
+            f"the run in {directory} cannot go on with other options: {'; '.join(changed)[:300]}. Leave these flags "
+            "out, or start a new run."
         )
     return checkpoint
 
@@ -57,19 +63,20 @@ def record_start(
     data: dict[str, Any],
     **more: Any,
 ) -> None:
-    """Writes config.yaml, unless the run has it already, and the "run" event of this process."""
-    if not loop.resumed:
-        write_config(loop.directory, options)
+    """Writes the "run" event of this process, by which a directory is known as that of a run, then config.yaml."""
     loop.log.write(
         "run",
         **more,
         argv=["python", "-m", program, *arguments],
+        directory=str(loop.directory.absolute()),
         resumed=loop.resumed,
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         environment=environment(device),
         network=network,
         data=data,
     )
+    loop.log.position()  # on disk before any other file
+    write_config(loop.directory, options)
 
 
 def describe_images(pipeline: Pipeline) -> dict[str, Any]:
@@ -86,13 +93,24 @@ def describe_images(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def write_config(directory: Path, options: Configuration) -> None:
-    (directory / "config.yaml").write_text(options.to_yaml(), encoding="utf-8")
+    """Writes config.yaml; of a run that goes on it changes only where the images lie."""
+    path, wanted = directory / "config.yaml", options.to_dict()
+    try:
+        written = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError):  # there is none yet
+        replace_file(path, options.to_yaml(), "the options")
+        return
+    places = {name: wanted["data"][name] for name in PLACES if name in wanted["data"]}
+    if any(written.get(name) != place for name, place in places.items()):
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config["data"] |= places
+        replace_file(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "the options")
 
 
 def is_finished(directory: Path) -> bool:
     """Whether the run in `directory` has come to its end."""
     try:
-        lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = (directory / RECORDS).read_text(encoding="utf-8").splitlines()
         return bool(lines) and json.loads(lines[-1]).get("event") == "end"
     except (OSError, ValueError):
         return False

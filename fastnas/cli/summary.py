@@ -87,6 +87,13 @@ def print_report(report: Path, console: Console) -> None:
 def _print_resumed(loop: Search | Retrain, console: Console) -> None:
     if loop.resumed:
         print_text(console, f"resumed after {loop.epoch} epochs and {loop.step} steps")
+        if loop.log.lost:
+            print_text(
+                console,
+                f"metrics.jsonl lacks {loop.log.lost:,} bytes that the checkpoint knows to be written: the records of "
+                "some earlier epochs are lost, the run itself is whole",
+                style="yellow",
+            )
 
 
 def _print_unfinished(outcome: Outcome | TrainOutcome, program: str, run: Path, console: Console) -> None:

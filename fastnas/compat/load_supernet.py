@@ -181,6 +181,11 @@ def _cell_space(space: str | CellSpace) -> CellSpace:
 def _unwrapped(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     found = dict(state_dict)
     for name, value in found.items():
+        if not isinstance(name, str):
+            raise UserError(
+                f"the key {name!r} of the state dict is a {type(name).__name__}, expected a parameter's name: give "
+                "what state_dict() of the network returns."
+            )
         if not isinstance(value, Tensor):
             raise UserError(
                 f"{name!r} of the state dict is a {type(value).__name__}, expected a tensor: give the state dict "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from numpy.typing import ArrayLike
 from fastnas.data.augmentation import Augmentation
 from fastnas.data.class_folders import ImageFiles, classes_of, split_folder
 from fastnas.data.image import decode, encoded, resized_side, size_of
-from fastnas.data.source import Source
+from fastnas.data.source import Source, digest_of
 from fastnas.data.split import chosen
 from fastnas.errors import UserError
 
@@ -30,12 +31,14 @@ class FolderSource(Source):
     """A source whose images are files, decoded to RGB when they are asked for.
 
     Attributes:
+        base: the folder of the class folders.
         files: one for each image.
         sizes: heights and widths of the files, upright, int64 [N, 2].
         shorter_side: pixels that the shorter side is resized to before the centre is cropped to `image_size`; None: the
             files have this size as they are.
     """
 
+    base: Path
     files: tuple[Path, ...]
     sizes: np.ndarray  # [N, 2]
     shorter_side: int | None
@@ -70,6 +73,14 @@ class FolderSource(Source):
         if pixels.shape[:2] != tuple(self.sizes[index]):
             raise _changed(self.files[index])
         return pixels
+
+    def digest(self, of_bytes: bool = False) -> str:
+        contents = _in_threads(_digest_of_file if of_bytes else _digest_of_end, self.files)
+        lines = (
+            f"{label} {content} {unicodedata.normalize('NFC', path.relative_to(self.base).as_posix())}\n"
+            for label, content, path in zip(self.labels.tolist(), contents, self.files, strict=True)
+        )
+        return digest_of(line.encode("utf-8", "surrogateescape") for line in lines)
 
     def original_sizes(self) -> np.ndarray:
         return self.sizes
@@ -150,6 +161,7 @@ def open_folder(
         split=split,
         classes=tuple(classes),
         labels=np.array(labels, dtype=np.int64),
+        base=base,
         files=tuple(files),
         sizes=np.array(sizes),
         shorter_side=None if image_size is None else resized_side(image_size, evaluated_share),
@@ -168,6 +180,28 @@ def _size_or_error(path: Path) -> tuple[int, int] | UserError:
         return height, width
     except UserError as error:
         return error
+
+
+def _digest_of_end(path: Path) -> str:
+    """Of the size and the last kilobyte, where compressed images of one size differ."""
+    return _digest_of_file(path, 1024)
+
+
+def _digest_of_file(path: Path, end: int | None = None) -> str:
+    """Of all bytes, or of the size and so many bytes at the end."""
+    try:
+        with path.open("rb") as file:
+            if end is None:
+                return digest_of([file.read()])
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - end))
+            return digest_of([f"{size} ".encode(), file.read()])
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot read the image {path}: {error.strerror}; restore it, or leave it out")
 
 
 def _changed(path: Path) -> UserError:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Self, TypeAlias
 
@@ -98,6 +99,20 @@ class Source(ABC):
     def original_sizes(self) -> np.ndarray:
         """Heights and widths of the originals, int64 [N, 2]."""
 
+    @abstractmethod
+    def digest(self, of_bytes: bool = False) -> str:
+        """A short text that changes with the images, for a run that goes on to find the ones that it began with.
+
+        It covers the labels and, of images in memory, every pixel; of files their names below the source's folder,
+        their sizes and their last kilobytes, wherever that folder lies.
+
+        Args:
+            of_bytes: all bytes of the files.
+
+        Raises:
+            UserError: a file cannot be read.
+        """
+
     def statistics(self) -> Statistics:
         """Mean and standard deviation of each channel, where white is 1. No standard deviation is 0.
 
@@ -166,9 +181,22 @@ class ArraySource(Source):
     def original(self, index: int) -> np.ndarray:
         return (self.array if self.originals is None else self.originals)[index]
 
+    def digest(self, of_bytes: bool = False) -> str:
+        images = self.array if self.originals is None else self.originals
+        parts = (str(images.shape).encode(), np.ascontiguousarray(images).data, self.labels.astype("<i8").data)
+        return digest_of(parts)
+
     def original_sizes(self) -> np.ndarray:
         size = (self.array if self.originals is None else self.originals).shape[1:3]
         return np.broadcast_to(np.array(size), (len(self), 2))
+
+
+def digest_of(parts: Iterable[bytes | memoryview]) -> str:
+    """32 hexadecimal digits."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def check_same_classes(train: Source, test: Source) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastnas.compat.load_supernet import load_betas, load_supernet
+from fastnas.engine.checkpoint import refusal
 from fastnas.errors import UserError
 from fastnas.nn import Supernet
 
@@ -19,15 +20,7 @@ def load_initial_weights(network: Supernet, path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file cannot be read, holds no such state dict, or one of a supernet of another size.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"no file {path}: give a state dict that torch.save has written.") from error
-    except Exception as error:  # damaged bytes make the reader fail in any way
-        reason = f"{type(error).__name__}: {error}".split("\n", 1)[0]
-        raise UserError(f"{path} holds no state dict that can be read ({reason}).") from error
-    if not isinstance(state, Mapping):
-        raise UserError(f"{path} holds a {type(state).__name__}, expected a state dict.")
+    state = _read(path)
     foreign = load_supernet(state, network.space, backend=network.backend)
     names = ("channels", "layers", "num_classes", "in_channels", "partial_channels", "stem_name")
     differing = [
@@ -42,3 +35,19 @@ def load_initial_weights(network: Supernet, path: Path) -> dict[str, Tensor]:
         )
     network.load_state_dict(foreign.state_dict())
     return load_betas(state, network.space)
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    """The state dict in a file."""
+    if not path.is_file():
+        raise UserError(f"no file {path}: give a state dict that torch.save has written.")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes make the reader fail in any way
+        raise UserError(
+            f"{path} holds no state dict that can be read ({refusal(error)}). Where it is a checkpoint, save its state "
+            "dict alone: torch.save(checkpoint['state_dict'], FILE)."
+        ) from error
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path} holds a {type(state).__name__}, expected a state dict.")
+    return state

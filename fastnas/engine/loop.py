@@ -11,20 +11,31 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastnas.data import Pipeline
-from fastnas.engine.checkpoint import random_state, save_checkpoint, set_random_state
+from fastnas.engine.checkpoint import Layout, check_layout, random_state, save_checkpoint, set_random_state
 from fastnas.engine.interrupt import Interrupted, InterruptGuard
 from fastnas.engine.log import RunLog
 from fastnas.errors import UserError
 
 # Reading the loss waits for the GPU, so there it is checked only once in this many steps.
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 20}
+
+LAYOUT: Layout = {
+    "options": dict,
+    "images": {"count": int, "classes": list, "image_size": list},
+    "clock": {"epoch": int, "step": int},
+    "meter": {"loss": Tensor, "correct": Tensor, "images": int},
+    "random": {"python": list, "numpy": list, "torch": Tensor, "cuda": list},
+    "log_position": int,
+    "seconds": dict,
+}
+"""What every checkpoint holds."""
 
 RENAMED_CLOCKS = {"evolution": "strategy"}  # name in older checkpoints: name now
 
@@ -69,6 +80,7 @@ class Loop(ABC):
         seed: of everything that the loop draws.
         options: plain values, stored in the checkpoint and compared on resume.
         epochs: planned.
+        check_images: what a resume compares the images by, "sizes" or "bytes"; see `Source.digest`.
         pipeline: of the training batches.
         device: of the network.
         stop_after: stop after so many epochs in this process; None for no stop.
@@ -84,6 +96,7 @@ class Loop(ABC):
         pipeline: Pipeline,
         device: torch.device,
         stop_after: int | None,
+        check_images: str,
     ) -> None:
         self.directory = directory
         self.seed = seed
@@ -95,9 +108,13 @@ class Loop(ABC):
         self.step = 0
         self.show: Callable[[str, int, int], None] = lambda phase, done, total: None
         """Called with the phase in progress, and how many of its steps are done; the command line draws a bar."""
+        self.check_owned: Callable[[], None] = lambda: None
+        """Called before the checkpoint is replaced: raises where the run directory belongs to another process by now.
+        """
         self.log: RunLog
         self.resumed = False
         self._pipeline = pipeline
+        self._images = self._describe_images(check_images == "bytes")
         self._meter = Meter.on(device)
         self._seconds: dict[str, float] = {}
         self._guard = InterruptGuard()
@@ -121,13 +138,16 @@ class Loop(ABC):
     def _run_epoch(self) -> None:
         """One epoch, or the rest of it; ends with `_end_epoch`."""
 
+    layout: ClassVar[Layout]
+    """Of `_state`: keys that older checkpoints lack are left out."""
+
     @abstractmethod
     def _state(self) -> dict[str, Any]:
         """What a checkpoint must hold beyond the loop's own state."""
 
     @abstractmethod
     def _load_state(self, checkpoint: dict[str, Any]) -> None:
-        """The inverse of `_state`."""
+        """The inverse of `_state`. Raises whatever it likes where the values do not fit."""
 
     @abstractmethod
     def _final(self) -> dict[str, Any]:
@@ -154,26 +174,28 @@ class Loop(ABC):
         """
         started = self.epoch
         status: Status = "finished"
-        with self._guard:
-            if not self.resumed:
-                self.save()
-            try:
-                while not self._finished():
-                    self._run_epoch()
-                    if not self._finished():
-                        if self.stop_after is not None and self.epoch - started >= self.stop_after:
-                            status = "stopped"
-                            break
-                        self.check_stop()
-            except Interrupted:
-                status = "interrupted"
-                self.save()
-        if status == "finished":
-            self.log.write("end", **self._final())
-        else:
-            reason = self._guard.requested or f"stop_after={self.stop_after}"
-            self.log.write("interrupted", epochs_done=self.epoch, step=self.step, reason=reason)
-        self.log.close()
+        try:
+            with self._guard:
+                if not self.resumed:
+                    self.save()
+                try:
+                    while not self._finished():
+                        self._run_epoch()
+                        if not self._finished():
+                            if self.stop_after is not None and self.epoch - started >= self.stop_after:
+                                status = "stopped"
+                                break
+                            self.check_stop()
+                except Interrupted:
+                    status = "interrupted"
+                    self.save()
+            if status == "finished":
+                self.log.write("end", **self._final())
+            else:
+                reason = self._guard.requested or f"stop_after={self.stop_after}"
+                self.log.write("interrupted", epochs_done=self.epoch, step=self.step, reason=reason)
+        finally:
+            self.log.close()
         return status
 
     def _end_epoch(self) -> None:
@@ -224,11 +246,12 @@ class Loop(ABC):
 
     def save(self) -> None:
         """Writes the checkpoint: all that a process needs to continue as if nothing had happened."""
+        self.check_owned()
         save_checkpoint(
             self.checkpoint_path,
             {
                 "options": self.options,
-                "images": self._images(),
+                "images": self._images,
                 "clock": {"epoch": self.epoch, "step": self.step},
                 "meter": {"loss": self._meter.loss, "correct": self._meter.correct, "images": self._meter.images},
                 "random": random_state(),
@@ -238,26 +261,61 @@ class Loop(ABC):
             },
         )
 
-    def _images(self) -> dict[str, Any]:
+    def _describe_images(self, of_bytes: bool) -> dict[str, Any]:
         """What a continuation must find unchanged: with other images the same positions would mean other batches."""
         source = self._pipeline.source
-        return {"count": len(source), "classes": list(source.classes), "image_size": list(source.image_size)}
+        return {
+            "count": len(source),
+            "classes": list(source.classes),
+            "image_size": list(source.image_size),
+            "digest": source.digest(of_bytes),
+        }
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
-        before, now = checkpoint["images"], self._images()
-        if changed := [name for name in now if now[name] != before[name]]:
-            name = changed[0]
+        """Takes over a checkpoint. Whatever is wrong with it shows before a file of the run is changed."""
+        check_layout(checkpoint, {**LAYOUT, **self.layout}, self.checkpoint_path)
+        self._check_images(checkpoint["images"])
+        clock, meter, written = checkpoint["clock"], checkpoint["meter"], checkpoint["log_position"]
+        try:
+            if min(*clock.values(), meter["images"], written) < 0:
+                raise ValueError("a count below 0")
+            self.epoch, self.step = clock["epoch"], clock["step"]
+            self._load_state(checkpoint)
+            self._meter = Meter(meter["loss"].to(self.device), meter["correct"].to(self.device), meter["images"])
+            self._seconds = {RENAMED_CLOCKS.get(name, name): float(s) for name, s in checkpoint["seconds"].items()}
+            set_random_state(checkpoint["random"])
+        except UserError:
+            raise
+        except Exception as error:  # a state that fits no longer makes its reader fail in any way
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise UserError(
+                f"the checkpoint {self.checkpoint_path} does not fit this run ({reason}): restore a copy, or start a "
+                "new run."
+            ) from error
+        self.log = RunLog(self.directory, written, self.epoch)
+
+    def _check_images(self, before: dict[str, Any]) -> None:
+        """UserError where the images are not those that the run began with."""
+        for name, now in self._images.items():
+            if name not in before or before[name] == now:  # older checkpoints hold no digests
+                continue
+            what = f"{name} is {now} but was {before[name]}"
+            if "digest" in name:
+                which = "test images" if name == "test_digest" else "images"
+                what = f"{which} have been renamed, exchanged, added or removed"
             raise UserError(
                 f"the images in {self._pipeline.source.spec} are not those that the run in {self.directory} "
-                f"began with: {name} is {now[name]} but was {before[name]}. Restore them, or start a new run."
+                f"began with: {what[:200]}. Restore them, or start a new run."
             )
-        clock, meter = checkpoint["clock"], checkpoint["meter"]
-        self.epoch, self.step = clock["epoch"], clock["step"]
-        self._load_state(checkpoint)
-        self._meter = Meter(meter["loss"].to(self.device), meter["correct"].to(self.device), meter["images"])
-        self._seconds = {RENAMED_CLOCKS.get(name, name): seconds for name, seconds in checkpoint["seconds"].items()}
-        self.log = RunLog(self.directory, checkpoint["log_position"], self.epoch)
-        set_random_state(checkpoint["random"])
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """`load_state_dict` that refuses what is kept for parameters of other shapes, which torch takes as it comes."""
+    optimizer.load_state_dict(state)
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                raise ValueError(f"{name} of the optimizer is {list(value.shape)}, expected {list(parameter.shape)}")
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -6,6 +6,7 @@ import copy
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastnas.data import Pipeline
+from fastnas.engine.checkpoint import check_layout
 from fastnas.engine.evaluation import Evaluation, evaluate
-from fastnas.engine.loop import Loop, Status, peak_memory_mb
+from fastnas.engine.loop import Loop, Status, load_optimizer, peak_memory_mb
 from fastnas.engine.recipe import TrainingRecipe
 from fastnas.nn import DerivedNetwork
 from fastnas.nn.derived_file import DESCRIPTION
@@ -41,8 +43,16 @@ class Retrain(Loop):
         valid_pipeline: held-out images without augmentation; None for none.
         test_pipeline: test images without augmentation; None for none.
         select: "last", "best_valid" or "best_test", see `TrainRunOptions`.
-        directory, seed, options, checkpoint, validate_every, stop_after: as for `Search`.
+        directory, seed, options, checkpoint, validate_every, stop_after, check_images: as for `Search`.
     """
+
+    layout = {  # noqa: RUF012 (declared as a ClassVar by the base class)
+        "network": dict,
+        "optimizer": dict,
+        "scaler": dict,
+        "average": (dict, NoneType),
+        "best": (dict, NoneType),
+    }
 
     def __init__(
         self,
@@ -59,7 +69,9 @@ class Retrain(Loop):
         checkpoint: dict[str, Any] | None = None,
         validate_every: int = 1,
         stop_after: int | None = None,
+        check_images: str = "sizes",
     ) -> None:
+        self.test_pipeline = test_pipeline
         super().__init__(
             directory=directory,
             seed=seed,
@@ -68,12 +80,12 @@ class Retrain(Loop):
             pipeline=train_pipeline,
             device=next(network.parameters()).device,
             stop_after=stop_after,
+            check_images=check_images,
         )
         self.network = network
         self.recipe = recipe
         self.train_pipeline = train_pipeline
         self.valid_pipeline = valid_pipeline
-        self.test_pipeline = test_pipeline
         self.select = select
         self.validate_every = validate_every
         self.optimizer = torch.optim.SGD(
@@ -223,8 +235,15 @@ class Retrain(Loop):
 
     # --- checkpoint ---
 
+    def _describe_images(self, of_bytes: bool) -> dict[str, Any]:
+        images = super()._describe_images(of_bytes)
+        if self.test_pipeline is not None:
+            images["test_digest"] = self.test_pipeline.source.digest(of_bytes)
+        return images
+
     def _state(self) -> dict[str, Any]:
         return {
+            "genotype": self.network.genotype.to_dict(),
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -234,8 +253,10 @@ class Retrain(Loop):
 
     def _load_state(self, checkpoint: dict[str, Any]) -> None:
         self.network.load_state_dict(checkpoint["network"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        load_optimizer(self.optimizer, checkpoint["optimizer"])
         self.scaler.load_state_dict(checkpoint["scaler"])
         if self.average is not None:
             self.average.load_state_dict(checkpoint["average"])
         self._best = checkpoint["best"]
+        if self._best is not None:
+            check_layout(self._best, {"accuracy": float, "epoch": int, "weights": dict}, self.checkpoint_path, "best.")

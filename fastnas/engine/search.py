@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastnas.data import Pipeline
+from fastnas.engine.checkpoint import check_layout
 from fastnas.engine.cuda_graph import Graphs
-from fastnas.engine.loop import Loop, Meter, Status, peak_memory_mb
+from fastnas.engine.loop import Loop, Meter, Status, load_optimizer, peak_memory_mb
 from fastnas.engine.options import WeightOptions
 from fastnas.genotype import AnyGenotype
 from fastnas.nn import Supernet
@@ -47,9 +49,18 @@ class Search(Loop):
         validate_every: epochs between validations.
         stop_after: stop after so many epochs in this process; None for no stop.
         cuda_graphs: record the kernels of weight steps and populations and launch them together, on CUDA.
+        check_images: as for `Loop`.
     """
 
     batch: tuple[Tensor, Tensor]
+    layout = {  # noqa: RUF012 (declared as a ClassVar by the base class)
+        "prepared": bool,
+        "ended": bool,
+        "network": dict,
+        "optimizer": dict,
+        "strategy": dict,
+        "valid_accuracy": (float, NoneType),
+    }
 
     def __init__(
         self,
@@ -67,6 +78,7 @@ class Search(Loop):
         validate_every: int = 1,
         stop_after: int | None = None,
         cuda_graphs: bool = True,
+        check_images: str = "sizes",
     ) -> None:
         super().__init__(
             directory=directory,
@@ -76,6 +88,7 @@ class Search(Loop):
             pipeline=weight_pipeline,
             device=next(network.parameters()).device,
             stop_after=stop_after,
+            check_images=check_images,
         )
         self.network = network
         self.strategy = strategy
@@ -227,9 +240,13 @@ class Search(Loop):
 
     def _load_state(self, checkpoint: dict[str, Any]) -> None:
         self._prepared, self._ended = checkpoint["prepared"], checkpoint["ended"]
+        # None is what a strategy has none of yet, so only what there is from the beginning has a known type.
+        fresh = {name: value for name, value in self.strategy.state_dict().items() if name in checkpoint["strategy"]}
+        types = {name: (type(value), int, NoneType) for name, value in fresh.items() if value is not None}
+        check_layout(checkpoint["strategy"], types, self.checkpoint_path, "strategy.")
         self.strategy.load_state_dict(checkpoint["strategy"])  # may rebuild the network
         self.network.load_state_dict(checkpoint["network"])
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        load_optimizer(self.optimizer, checkpoint["optimizer"])
         self._valid_accuracy = checkpoint["valid_accuracy"]
 
     def _finished(self) -> bool:

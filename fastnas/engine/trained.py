@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
+from torch import Tensor
+
 from fastnas import data
-from fastnas.engine.checkpoint import load_checkpoint
+from fastnas.engine.checkpoint import Layout, check_layout, load_checkpoint
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
 from fastnas.nn import DerivedNetwork
@@ -32,22 +35,36 @@ def load_trained(path: Path, backend: str = "auto") -> DerivedNetwork:
     return DerivedNetwork.load(path, backend)
 
 
+LAYOUT: Layout = {
+    "options": {"network": {"channels": int, "layers": int, "stem": str}},
+    "images": {"classes": list, "image_size": list},
+    "network": dict,
+    "average": (dict, NoneType),
+}
+"""What is read of the checkpoint of a training."""
+
+
 def _from_checkpoint(directory: Path, backend: str) -> DerivedNetwork:
-    checkpoint = load_checkpoint(directory / "checkpoint.pt")
-    options = checkpoint["options"].get("network", {})
-    if "genotype" not in options:
+    path = directory / "checkpoint.pt"
+    checkpoint = load_checkpoint(path)
+    if "strategy" in checkpoint:
         raise UserError(f"{directory} is the run of a search, not of a training: give a run of fastnas.train.")
+    check_layout(checkpoint, LAYOUT, path)
+    options = checkpoint["options"]["network"]
     weights: dict[str, Any] = checkpoint["network"]
     if checkpoint["average"] is not None:
         prefix = "module."
         averaged = checkpoint["average"].items()
         weights = {name.removeprefix(prefix): value for name, value in averaged if name.startswith(prefix)}
+    stem = next(iter(weights.values()), None)
+    if not isinstance(stem, Tensor) or stem.dim() != 4:
+        raise UserError(f"the checkpoint {path} holds no weights of a network: restore a copy, or train again.")
     network = DerivedNetwork(
-        Genotype.from_json(directory / "genotype.json"),
+        genotype_of(checkpoint, directory),
         channels=options["channels"],
         layers=options["layers"],
         num_classes=len(checkpoint["images"]["classes"]),
-        in_channels=next(iter(weights.values())).shape[1],
+        in_channels=stem.shape[1],
         auxiliary=any(name.startswith("auxiliary_head.") for name in weights),
         stem=options["stem"],
         backend=backend,
@@ -56,6 +73,25 @@ def _from_checkpoint(directory: Path, backend: str) -> DerivedNetwork:
     images = {name: checkpoint["images"][name] for name in ("classes", "image_size")}
     network.about = {"images": images}
     return network.eval()
+
+
+def genotype_of(checkpoint: dict[str, Any], directory: Path) -> Genotype:
+    """The genotype of a training that goes on: that of its checkpoint, which genotype.json beside it must not
+    contradict; of an older checkpoint that of genotype.json.
+
+    Raises:
+        UserError: there is none, or the two differ.
+    """
+    path = directory / "genotype.json"
+    if "genotype" not in checkpoint:
+        return Genotype.from_json(path)
+    genotype = Genotype.from_dict(checkpoint["genotype"])
+    if path.exists() and Genotype.from_json(path) != genotype:
+        raise UserError(
+            f"the genotype in {path} is not the one that the run began with: remove the file, and the run goes on with "
+            "its own."
+        )
+    return genotype
 
 
 def image_size_of(network: DerivedNetwork, side: int | None = None) -> tuple[int, int]:

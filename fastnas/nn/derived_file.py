@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from fastnas.atomic_file import replace_files
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
 
@@ -24,32 +25,25 @@ def save_network(network: Any, path: Path, about: dict[str, Any]) -> Path:
     """See `DerivedNetwork.save`."""
     path = _description_of(path)
     weights = path.with_suffix(".safetensors")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    content = save(tensors, metadata={"kind": KIND})
     description = {
         "kind": KIND,
         "format": FORMAT,
         "weights": weights.name,
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
         "genotype": "HERE",
         "options": network.options,
         "about": about,
+        "sha256": "",
     }
     # json.dumps cannot write one line for each node.
     text = json.dumps(description, indent=2, ensure_ascii=False).replace(
         '"HERE"', network.genotype.to_text().replace("\n", "\n  "), 1
     )
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    # Both are written under other names first, so that a crash leaves the old pair.
-    partial = [file.with_name(file.name + ".partial") for file in (weights, path)]
-    try:
-        partial[0].write_bytes(save(tensors, metadata={"kind": KIND}))
-        partial[1].write_text(text + "\n", encoding="utf-8")
-        for file, final in zip(partial, (weights, path), strict=True):
-            os.replace(file, final)
-    except (OSError, SafetensorError) as error:
-        for file in partial:
-            file.unlink(missing_ok=True)
-        raise UserError(
-            f"cannot write the network {str(path)!r}: {error}; give a file in a writable folder."
-        ) from error
+    digest = _digest_of(json.loads(text))
+    text = f'"sha256": "{digest}"'.join(text.rsplit('"sha256": ""', 1)) + "\n"
+    replace_files({weights: content, path: text}, "the network")
     return path
 
 
@@ -91,7 +85,12 @@ def load_network(path: Path) -> tuple[Genotype, dict[str, Any], dict[str, Any], 
         genotype = Genotype.from_dict(description.get("genotype", {}))
     except UserError as error:
         raise UserError(f"{str(path)!r}: {error}") from error
-    return genotype, options, about, _read_weights(path.with_name(weights))
+    tensors = _read_weights(path.with_name(weights), description.get("weights_sha256"))
+    if "sha256" in description and description["sha256"] != _digest_of(description):
+        raise UserError(
+            f"{str(path)!r} is damaged: it is not what was saved; copy it again, or save the network again."
+        )
+    return genotype, options, about, tensors
 
 
 def fill_network(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
@@ -108,9 +107,11 @@ def fill_network(network: nn.Module, weights: dict[str, Tensor], path: Path) -> 
     network.load_state_dict(weights)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path, digest: Any) -> dict[str, Tensor]:
+    """digest: of the file, as its description has it; None in descriptions of before."""
     try:
-        return load_file(path)
+        content = path.read_bytes()
+        tensors = load(content)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
@@ -119,3 +120,15 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, ValueError, RuntimeError) as error:
         reason = str(error).split("\n", 1)[0]
         raise UserError(f"{str(path)!r} is damaged or no safetensors file ({reason}): copy it again.") from error
+    if digest is not None and digest != hashlib.sha256(content).hexdigest():
+        raise UserError(
+            f"the weights {str(path)!r} are damaged or of another network: they are not those that were saved with the "
+            "description; copy both again."
+        )
+    return tensors
+
+
+def _digest_of(description: dict[str, Any]) -> str:
+    """Of everything else in a description, however it is laid out."""
+    rest = {name: value for name, value in description.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()

@@ -10,8 +10,9 @@ from rich.console import Console
 
 from fastnas.cli.command import command, print_text
 from fastnas.cli.own_code import add_space_flag, import_space
-from fastnas.report.comparison import RUNS_FILE, write_comparison
+from fastnas.report.comparison import write_comparison
 from fastnas.report.page import write_report
+from fastnas.report.results import RUNS_FILE
 from fastnas.report.seeds import write_seeds_report
 
 

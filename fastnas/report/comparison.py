@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from itertools import cycle
 from pathlib import Path
@@ -18,9 +17,8 @@ from fastnas.errors import UserError
 from fastnas.report import sections
 from fastnas.report.chart import Chart, colour
 from fastnas.report.page import fill, write_page
+from fastnas.report.results import Result, read_options, read_results
 
-RUNS_FILE = "runs.jsonl"
-OPTIONS_FILE = "comparison.json"
 TIMES = 200  # places at which curves are drawn
 COLOURS = tuple(
     f"op-{name}"
@@ -29,41 +27,6 @@ COLOURS = tuple(
         "conv_7x1_1x7",
     )
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Result:
-    """One run: a strategy, a seed, and the result.
-
-    Args:
-        strategy: with its options, as it was given.
-        evaluations: architectures that were counted.
-        seconds: on the evaluator's clock.
-        accuracy: validation accuracy of the best architecture, in 0..1.
-        judged: its test accuracy, in 0..1; None where the evaluator has none.
-        genotype: of the best architecture.
-        curve: (seconds, accuracy, judged) whenever a better architecture was found.
-    """
-
-    strategy: str
-    seed: int
-    evaluations: int
-    seconds: float
-    accuracy: float
-    judged: float | None
-    genotype: dict[str, Any]
-    curve: list[tuple[float, float, float | None]] = field(default_factory=list)
-
-    @property
-    def score(self) -> float:
-        """The accuracy that is compared: test accuracy if there is one, else validation accuracy, in 0..1."""
-        return self.accuracy if self.judged is None else self.judged
-
-    def score_at(self, seconds: np.ndarray) -> np.ndarray:
-        """The score of the best architecture so far, at ascending times [n]; NaN before the first one."""
-        times = np.array([point[0] for point in self.curve])
-        scores = np.array([np.nan, *(point[1] if point[2] is None else point[2] for point in self.curve)])
-        return scores[np.searchsorted(times, seconds, side="right")]
 
 
 @dataclass(frozen=True)
@@ -78,24 +41,6 @@ class Summary:
     best: float
     validation: float
     evaluations: float
-
-
-def read_results(directory: Path) -> list[Result]:
-    """The runs that a comparison has finished, in the order of strategies and seeds. A torn last line is left out."""
-    path = directory / RUNS_FILE
-    results: dict[tuple[str, int], Result] = {}
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []
-    for number, line in enumerate(lines):
-        try:
-            record = json.loads(line) if line.strip() else None
-        except ValueError as error:
-            if number == len(lines) - 1:
-                continue
-            raise UserError(f"{path}, line {number + 1} is damaged: remove the line and compare again.") from error
-        if record is not None:
-            result = Result(**{**record, "curve": [tuple(point) for point in record["curve"]]})
-            results[result.strategy, result.seed] = result
-    return [results[key] for key in sorted(results, key=lambda key: key[1])]
 
 
 def summarise(results: list[Result]) -> list[Summary]:
@@ -131,10 +76,7 @@ def write_comparison(directory: str | Path) -> Path:
     results = read_results(directory)
     if not results:
         raise UserError(f"{directory} holds no finished run of a comparison yet; run python -m fastnas.compare first.")
-    try:
-        options = json.loads((directory / OPTIONS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {directory / OPTIONS_FILE}: {error}.") from error
+    options = read_options(directory)
     with matplotlib.style.context("default", after_reset=True):
         page = _render(results, options)
     return write_page(directory, page)

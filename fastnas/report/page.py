@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 from html import escape
@@ -12,7 +11,7 @@ from string import Template
 
 import matplotlib.style
 
-from fastnas.errors import UserError
+from fastnas.atomic_file import replace_file
 from fastnas.report import sections, training
 from fastnas.report.alphas import weight_charts
 from fastnas.report.curves import epoch_charts, time_charts
@@ -40,12 +39,7 @@ def write_report(run_dir: str | Path) -> Path:
 def write_page(folder: Path, page: str) -> Path:
     """Writes ``report.html`` in one piece, so that nobody reads half of it. UserError if that fails."""
     path = folder / "report.html"
-    try:
-        with tempfile.TemporaryDirectory(prefix=".report.", dir=folder) as temporary:
-            Path(temporary, path.name).write_text(page, encoding="utf-8")
-            Path(temporary, path.name).replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror or error}; make the folder writable") from error
+    replace_file(path, page, "the report")
     return path
 
 

@@ -158,6 +158,10 @@ def read_run(run_dir: str | Path) -> Run:
         elif event in tables:
             _keep(tables, event, record)
     epochs, populations, updates = (list(table.values()) for table in tables.values())
+    recorded = {epoch["epoch"] for epoch in epochs}
+    if lost := [str(epoch + 1) for epoch in range(max(recorded, default=-1)) if epoch not in recorded]:
+        which = f"epoch {lost[0]}" if len(lost) == 1 else f"{len(lost)} epochs, the first of them {lost[0]},"
+        problems.append(f"metrics.jsonl lacks the records of {which} which a file of before held.")
     genotype, origin = _read_genotype(path / "genotype.json", epochs, problems)
     return Run(path, config, starts, epochs, populations, updates, ending, genotype, origin, problems)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib.style
 
+from fastnas.atomic_file import replace_file
 from fastnas.report.curves import Curve, line_chart
 from fastnas.report.page import DASH, fill, write_page
 from fastnas.report.run import Run, is_number, mapping, read_run
@@ -30,7 +31,7 @@ def write_seeds_report(directory: Path, folders: Mapping[int, Path]) -> Path:
     """
     runs = {seed: read_run(folder) for seed, folder in folders.items()}
     results = collect(runs)
-    (directory / SUMMARY).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    replace_file(directory / SUMMARY, json.dumps(results, indent=1) + "\n", "the summary")
     return write_page(directory, _render(directory, runs, results))
 
 

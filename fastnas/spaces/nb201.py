@@ -15,8 +15,9 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
+from fastnas.atomic_file import replace_file
 from fastnas.errors import UserError
-from fastnas.genotype import CellKind, Pair, write_atomically
+from fastnas.genotype import CellKind, Pair
 from fastnas.spaces.cell_space import CellSpace
 
 CANDIDATES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -90,7 +91,7 @@ class NB201Genotype:
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes the cell to `path`, completely or not at all. Raises UserError if it cannot be written."""
-        write_atomically(Path(path), self.to_text() + "\n")
+        replace_file(Path(path), self.to_text() + "\n", "genotype")
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Self:

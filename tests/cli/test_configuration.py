@@ -91,7 +91,7 @@ def test_options_check_themselves():
 SEARCH = {
     "network": "space channels layers partial_channels stem backend initial_weights",
     "data": "data pipeline batch_size split image_size limit crop_padding flip cutout workers prefetch "
-    "skip_unreadable download",
+    "skip_unreadable check_images download",
     "weights": "epochs learning_rate learning_rate_min learning_rate_warm_up legacy_scheduler momentum nesterov "
     "weight_decay clip",
     "run": "out device seed deterministic cuda_graphs threads validate_every stop_after",
@@ -99,7 +99,7 @@ SEARCH = {
 TRAIN = {
     "network": "genotype space channels layers stem auxiliary backend",
     "data": "data test validation pipeline batch_size image_size evaluated_share limit crop_padding crop_scale flip "
-    "cutout brightness contrast saturation hue workers prefetch skip_unreadable download",
+    "cutout brightness contrast saturation hue workers prefetch skip_unreadable check_images download",
     "recipe": "epochs learning_rate learning_rate_min schedule learning_rate_decay learning_rate_warm_up "
     "legacy_scheduler momentum weight_decay clip auxiliary_weight label_smoothing drop_path drop_path_schedule "
     "precision ema accumulate compile channels_last",
@@ -116,8 +116,29 @@ def test_groups_and_options_keep_their_names_and_order():
 
 def test_only_what_does_not_matter_may_differ_when_a_run_goes_on():
     run = options("--preset", "demo").to_dict()
-    assert (
-        differences(run, options("--preset", "demo", "--out", "x", "--workers", "2", "--threads", "1").to_dict()) == []
-    )
-    changed = differences(run, options("--preset", "demo", "--clip", "2", "--space", "darts").to_dict())
+    now = options("--preset", "demo", "--out", "x", "--workers", "2", "--threads", "1")
+    assert differences(run, now, movable=False) == []
+    changed = differences(run, options("--preset", "demo", "--clip", "2", "--space", "darts"), movable=True)
     assert changed == ["network.space is 'darts' but was None", "weights.clip is 2.0 but was 5.0"]
+
+
+def test_an_option_that_a_run_did_not_know_yet_was_its_default():
+    run = options("--preset", "demo").to_dict()
+    del run["data"]["check_images"], run["weights"]["nesterov"]
+    assert differences(run, options("--preset", "demo"), movable=False) == []
+    now = options("--preset", "demo", "--check-images", "bytes")
+    assert differences(run, now, movable=False) == ["data.check_images is 'bytes' but was 'sizes'"]
+
+
+def test_images_may_move_where_they_are_compared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for was, now, movable, same in (
+        ("folder:here", "folder:there", True, True),
+        ("folder:here", "folder:there", False, False),
+        ("folder:here", f"folder:{tmp_path}/here", False, True),
+        ("folder:here", "imagenet:here", True, False),
+        ("folder:here", "digits", True, False),
+        ("digits", "folder:here", True, False),
+    ):
+        found = differences(options("--data", was).to_dict(), options("--data", now), movable)
+        assert found == ([] if same else [f"data.data is {now!r} but was {was!r}"])

@@ -16,7 +16,7 @@ from fastnas.errors import UserError
 def test_no_arguments_run_the_demo_and_say_so(capsys, monkeypatch):
     seen = []
 
-    def stop(options, arguments):
+    def stop(options, arguments, directory):
         seen.append(options)
         raise UserError("enough")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +115,51 @@ def test_weights_of_another_network(saved: Path) -> None:
     text = saved.read_text()
     network(num_classes=6).save(saved)
     saved.write_text(text)
+    with pytest.raises(UserError, match=r"network\.safetensors' are damaged or of another network"):
+        DerivedNetwork.load(saved)
+    description = json.loads(text)
+    del description["sha256"], description["weights_sha256"]  # as earlier versions wrote it
+    saved.write_text(json.dumps(description))
     with pytest.raises(UserError, match=r"classifier.weight is \[6, \d+\], expected \[5, \d+\]; keep"):
         DerivedNetwork.load(saved)
+
+
+def test_any_bit_that_flips_is_noticed(saved: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    for path in (saved, saved.with_suffix(".safetensors")):
+        whole = path.read_bytes()
+        for place in [draw.randrange(len(whole)) for _ in range(60)]:
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << draw.randrange(8)
+            path.write_bytes(damaged)
+            try:
+                loaded = DerivedNetwork.load(saved)
+            except UserError:
+                continue
+            # Of a description, spaces between words and the names of the digests themselves mean nothing.
+            assert path == saved
+            assert (loaded.genotype, loaded.about) == (GENOTYPE, {"classes": ["ä", "b"]})
+        path.write_bytes(whole)
+    assert DerivedNetwork.load(saved).about == {"classes": ["ä", "b"]}
+
+
+def test_a_pair_is_replaced_as_a_whole(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full when the second file is written: the old network is still there."""
+    before, calls = DerivedNetwork.load(saved), 0
+
+    def full(descriptor: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write the network .*: No space left on device; make room"):
+        network().save(saved)
+    after = DerivedNetwork.load(saved)
+    pairs = zip(after.state_dict().values(), before.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert len(list(saved.parent.iterdir())) == 2
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
