@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -92,4 +93,11 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 if __name__ == "__main__":
-    print(report())
+    from fastnas.cli.command import command
+
+    @command
+    def main(arguments: list[str], console: object) -> int:
+        print(report())
+        return 0
+
+    sys.exit(main())

@@ -209,8 +209,8 @@ def test_any_callable_evaluates():
     ("answer", "message"),
     [
         *((value, "the accuracy .*, expected a share from 0 to 1") for value in (math.nan, math.inf, -0.1, 1.01, 93.2)),
-        *(({"accuracy": 0.5, "seconds": value}, "seconds, expected a finite number above 0")
-          for value in (0, -1, math.nan, math.inf)),
+        *(({"accuracy": 0.5, "seconds": value}, "seconds, expected a finite number of at least 1e-09")
+          for value in (0, -1, 1e-300, math.nan, math.inf)),
         ({"accuracy": 0.5, "macs": math.nan}, "the cost macs as nan"),
         (10**400, "expected the accuracy, or a mapping"),
     ],

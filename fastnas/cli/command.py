@@ -37,8 +37,9 @@ Body = Callable[[list[str], Console], int]
 def command(body: Body) -> Main:
     """Decorator that makes a command's `main` of a function that is given arguments and console.
 
-    The result returns the exit status: that of `body`; 2 after a `UserError`, which becomes one line on stderr; 130
-    after Ctrl-C. Flags with wrong values raise SystemExit(2), once the parser has explained them.
+    The result returns the exit status: that of `body`; 2 after a `UserError` or where the memory does not suffice, each
+    of which becomes one line on stderr; 130 after Ctrl-C. Flags with wrong values raise SystemExit(2), once the parser
+    has explained them.
 
     Where standard output is closed or full, the body goes on. A success is then reported as 141 without a word if the
     reader is gone, otherwise as 2 with one line.
@@ -60,6 +61,11 @@ def _main(body: Body, in_files: bool) -> Main:
             except UserError as error:
                 print_error(str(error))
                 return USER_ERROR
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                print_error(f"out of memory: {' '.join(str(error).split())}; take smaller images, batches or networks.")
+                return USER_ERROR
             except KeyboardInterrupt:
                 # Whoever presses Ctrl-C again and again still gets an end without a traceback.
                 with interrupts_ignored(forever=arguments is None):
@@ -75,6 +81,12 @@ def _main(body: Body, in_files: bool) -> Main:
             return status
 
     return main
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether memory could not be allocated; torch says so by errors of no class of their own."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def _report_loss(lost: OSError, more: str = "") -> int:

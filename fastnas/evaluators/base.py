@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from fastnas.errors import UserError
 from fastnas.spaces.encoding import Code, Encoding
 
+LEAST_SECONDS = 1e-9  # of an evaluation
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -21,7 +23,7 @@ class Evaluation:
         costs: further objectives by name, the lower the better: "parameters", "macs", "latency".
 
     Raises:
-        UserError: an accuracy outside of 0..1, seconds that are not above 0, or a number that is not finite.
+        UserError: an accuracy outside of 0..1, seconds below 1e-9, or a number that is not finite.
     """
 
     accuracy: float
@@ -35,9 +37,10 @@ class Evaluation:
                 f"the evaluator gives the accuracy {self.accuracy}, expected a share from 0 to 1: divide what is in % "
                 "by 100."
             )
-        if not 0 < self.seconds < math.inf:
+        if not LEAST_SECONDS <= self.seconds < math.inf:
             raise UserError(
-                f"the evaluator gives {self.seconds} seconds, expected a finite number above 0, or a search never ends."
+                f"the evaluator gives {self.seconds} seconds, expected a finite number of at least {LEAST_SECONDS:g}: "
+                "otherwise no budget is ever spent."
             )
         for name, cost in self.costs.items():
             if not math.isfinite(cost):

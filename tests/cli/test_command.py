@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
@@ -79,6 +80,19 @@ def test_ctrl_c_is_status_130_and_other_errors_are_not_hidden(capsys: Any) -> No
     assert capsys.readouterr().err == "interrupted\n"
     with pytest.raises(ValueError, match="a mistake of ours"):
         command(stop(ValueError("a mistake of ours")))([])
+
+
+@pytest.mark.parametrize("make", [lambda: np.empty(2**62, np.uint8), lambda: torch.empty(2**58)])
+def test_memory_that_is_not_there_is_one_line(make: Callable[[], Any], capsys: Any) -> None:
+    @command
+    def main(arguments: list[str], console: Console) -> int:
+        return len(make())
+
+    assert main([]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: out of memory: ")
+    assert error.endswith("; take smaller images, batches or networks.\n")
+    assert error.count("\n") == 1
 
 
 def test_arguments_are_those_of_the_process_by_default(monkeypatch: Any) -> None:

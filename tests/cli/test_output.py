@@ -195,9 +195,10 @@ def test_help_in_ascii() -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_full_disk_and_a_closed_pipe() -> None:
-    with open("/dev/full", "wb") as full:
-        status, _, error = fastnas("--help", stdout=full)
-    assert (status, error) == (2, b"error: cannot write to the standard output: No space left on device.\n")
+    for arguments in (["--help"], ["env"]):
+        with open("/dev/full", "wb") as full:
+            status, _, error = fastnas(*arguments, stdout=full)
+        assert (status, error) == (2, b"error: cannot write to the standard output: No space left on device.\n")
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "wb") as gone:
