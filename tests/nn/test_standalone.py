@@ -30,7 +30,8 @@ NESTED = Genotype(
 
 def trained(genotype: Genotype, **options: Any) -> DerivedNetwork:
     """A network with statistics as after training."""
-    network = DerivedNetwork(genotype, **({"channels": 4, "layers": 5, "num_classes": 4} | options))
+    small = {"channels": 4, "layers": 5, "num_classes": 4, "backend": "reference"}
+    network = DerivedNetwork(genotype, **(small | options))
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
             nn.init.normal_(norm.weight, 1, 0.2)
@@ -40,12 +41,13 @@ def trained(genotype: Genotype, **options: Any) -> DerivedNetwork:
 
 
 def check_equal(network: DerivedNetwork, folder: Path, size: tuple[int, int] = (32, 32)) -> None:
-    twin = standalone.load(network.save(folder / "network.json"))
+    path = network.save(folder / "network.json")
+    twin, fused = standalone.load(path), DerivedNetwork.load(path)
     assert not twin.training
     x = torch.randn(3, network.options["in_channels"], *size)
-    network.backend = "reference"
     with torch.no_grad():
         assert torch.equal(twin(x), network(x))
+        torch.testing.assert_close(twin(x), fused(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
