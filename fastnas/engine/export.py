@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastnas.atomic_file import replace_file
 from fastnas.errors import UserError
 from fastnas.nn import DerivedNetwork, standalone
 from fastnas.primitive_names import BUILT_IN
@@ -91,7 +92,7 @@ def export_onnx(network: DerivedNetwork, path: Path, image_size: tuple[int, int]
     for inputs in (images, images[:1]):
         (logits,) = session.run(["logits"], {"images": inputs.numpy()})
         difference = max(difference, _check("onnxruntime", torch.from_numpy(logits), plain(inputs)))
-    _write(path, content)
+    replace_file(path, content, "the ONNX file")
     return difference
 
 
@@ -109,7 +110,7 @@ def write_standalone(network: DerivedNetwork, path: Path) -> None:
             "the whole network."
         )
     origin = f"# Written by fastnas {__version__} (Apache-2.0): python -m fastnas.export --standalone\n"
-    _write(path, (origin + inspect.getsource(standalone)).encode())
+    replace_file(path, origin + inspect.getsource(standalone), "the stand-alone file")
 
 
 def describe(network: DerivedNetwork, image_size: tuple[int, int], preprocessing: bool = False) -> dict[str, Any]:
@@ -155,13 +156,6 @@ def _normalise(network: DerivedNetwork) -> standalone.Normalise:
                 "numbers. Export the run directory of its training, or leave out --with-preprocessing."
             )
     return standalone.Normalise(images["mean"], images["std"])
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"cannot write {str(path)!r}: {error.strerror}; give a file in a writable folder.") from error
 
 
 def _check(what: str, got: Tensor, expected: Tensor) -> float:

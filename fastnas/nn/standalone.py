@@ -377,18 +377,18 @@ def main() -> None:
     """Prints the three likeliest classes of each image file."""
     if len(sys.argv) < 3:
         sys.exit(f"usage: python {sys.argv[0]} network.json IMAGE ...")
-    network = load(sys.argv[1])
-    if network.normalise is None:
-        sys.exit(f"{sys.argv[1]} does not say with which mean and std images are normalised")
-    for path in sys.argv[2:]:
-        with torch.no_grad():
-            shares = network(network.normalise(network.read_image(path)[None])).softmax(-1)[0]  # [num_classes]
-        best = shares.topk(min(3, len(shares)))
-        named = (
-            f"{network.classes[k] if network.classes else k} {share:.1%}"
-            for share, k in zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        )
-        print(f"{path}: {', '.join(named)}")
+    try:
+        network = load(sys.argv[1])
+        if network.normalise is None:
+            raise ValueError(f"{sys.argv[1]} does not say with which mean and std images are normalised")
+        for path in sys.argv[2:]:
+            with torch.no_grad():
+                shares = network(network.normalise(network.read_image(path)[None])).softmax(-1)[0]  # [num_classes]
+            order = shares.argsort(descending=True)[:3].tolist()
+            named = (f"{network.classes[k] if network.classes else k} {shares[k]:.1%}" for k in order)
+            print(f"{path}: {', '.join(named)}")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

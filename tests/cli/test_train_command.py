@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fastnas import data, evaluate, export, report, train
@@ -217,6 +219,13 @@ def test_an_unfinished_training_knows_its_images(tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert train.main([*SMALL, "--epochs", "2", "--stop-after", "1", "--out", str(out)]) == 0
     stopped = load_trained(out).about
+    checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
+    del checkpoint["about"]  # as those of 0.1.0
+    (tmp_path / "old").mkdir()
+    torch.save(checkpoint, tmp_path / "old" / "checkpoint.pt")
+    shutil.copy(out / "genotype.json", tmp_path / "old")
+    old = load_trained(tmp_path / "old").about["images"]
+    assert old == {name: stopped["images"][name] for name in ("classes", "image_size")}
     assert train.main(["--resume", str(out)]) == 0
     assert load_trained(out).about == stopped
     assert stopped["images"]["mean"] == pytest.approx(data.open("digits", image_size=8).statistics()[0])

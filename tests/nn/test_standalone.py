@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -77,6 +78,17 @@ def test_every_depth(layers: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["DARTS_V2", "NASNet", "AmoebaNet"])
 def test_published_cells(name: str, tmp_path: Path) -> None:
     check_equal(trained(Genotype.published(name), channels=2), tmp_path)
+
+
+def test_files_of_before_load(tmp_path: Path) -> None:
+    path = trained(NESTED).save(tmp_path / "network.json")
+    description = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("fastnas_version", "sha256", "weights_sha256"):
+        del description[name]
+    path.write_text(json.dumps(description), encoding="utf-8")
+    assert DerivedNetwork.load(path).genotype == NESTED
+    twin = standalone.load(path)
+    assert (twin.classes, twin.image_size, twin.normalise) == ([], None, None)
 
 
 def test_it_imports_nothing_of_the_package() -> None:
@@ -156,8 +168,9 @@ def test_the_file_is_a_program(files: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         shares = network(twin.normalise(twin.read_image(path)[None])).softmax(-1)[0]
     order = shares.argsort(descending=True)[:3].tolist()
-    assert [word for word in done.stdout.removeprefix(f"{path}: ").split() if word in images["classes"]] == [
-        images["classes"][k] for k in order
-    ]
+    printed = ", ".join(f"{images['classes'][k]} {shares[k]:.1%}" for k in order)
+    assert done.stdout == f"{path}: {printed}\n"
     usage = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (usage.returncode, usage.stderr) == (1, "usage: python network.py network.json IMAGE ...\n")
+    gone = subprocess.run([*command, "gone.png"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (gone.returncode, gone.stderr) == (1, "error: [Errno 2] No such file or directory: 'gone.png'\n")
