@@ -6,12 +6,17 @@ import doctest
 import importlib
 import inspect
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
-from fastnas import compat, nn, ops
+from fastnas import Genotype, compat, export, nn, ops
 
 ROOT = Path(__file__).parents[1]
 OPERATORS = [name for name in ops.__all__ if not name.endswith("_reference")]
@@ -71,6 +76,35 @@ def test_examples_of_the_drop_in_page(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr().out == shown[1]
     assert {type(cell).__name__ for cell in names["model"].cells} == {"Cell"}
     assert not compat.report(names["model"]).fused
+
+
+def test_examples_of_the_deploy_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """All ways of running the network name the class that it names itself."""
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install fastnas[export]")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    images = {"classes": list("abcdefgh"), "image_size": [32, 32], "mean": [0.5] * 3, "std": [0.25] * 3}
+    net = nn.DerivedNetwork(Genotype.published("DARTS_V2"), channels=4, layers=3, num_classes=8).eval()
+    Path("runs/flowers-trained").mkdir(parents=True)
+    net.save("runs/flowers-trained/network.json", {"images": images})
+    pixels = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8)  # [H, W, C]
+    Image.fromarray(pixels.numpy()).save("photo.jpg")
+
+    text = (ROOT / "docs/deploy.md").read_text(encoding="utf-8")
+    export_words, program_words = map(shlex.split, re.findall(r"^```bash\n(.*?)^```", text, flags=re.M | re.S))
+    assert export_words[:3] == ["python", "-m", "fastnas.export"]
+    assert export.main([word for word in export_words[3:] if word.strip()]) == 0
+    capfd.readouterr()
+    names = execute("docs/deploy.md", python_blocks("docs/deploy.md"))
+    with torch.no_grad():
+        shares = net(torch.from_numpy(names["images"])).softmax(-1)[0]  # [8]
+    expected = images["classes"][shares.argmax()]
+    assert capfd.readouterr().out.split() == [expected] * 3
+    torch.testing.assert_close(names["logits"].softmax(-1)[0], shares, rtol=1e-4, atol=1e-4)
+    subprocess.run([sys.executable, *program_words[1:]], check=True)
+    assert capfd.readouterr().out.startswith(f"photo.jpg: {expected} ")
 
 
 def test_the_page_of_operators_lists_all() -> None:

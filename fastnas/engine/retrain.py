@@ -216,22 +216,26 @@ class Retrain(Loop):
         if self.test_pipeline is not None:
             with self._autocast():
                 self._test = evaluate(network, self.test_pipeline, lambda done, total: self.show("test", done, total))
-        source = self.train_pipeline.source
-        mean, std = source.statistics()
-        images = {
-            "classes": list(source.classes),
-            "image_size": list(source.image_size),
-            "evaluated_share": source.evaluated_share,
-            "mean": mean,
-            "std": std,
-        }
-        network.save(self.directory / DESCRIPTION, about={"images": images, "seed": self.seed})
+        network.save(self.directory / DESCRIPTION, about=self._about())
         return {
             "selected": self.select,
             "selected_epoch": self._selected_epoch(),
             "averaged": self.average is not None,
             "test": None if self._test is None else self._test.to_dict(),
         }
+
+    def _about(self) -> dict[str, Any]:
+        """What a saved network tells those who use it: which images it knows, and how they are normalised."""
+        source = self.train_pipeline.source
+        mean, std = source.statistics()
+        images = {
+            "classes": list(source.classes),
+            "image_size": list(source.image_size),
+            "evaluated_share": source.evaluated_share,
+            "mean": list(mean),
+            "std": list(std),
+        }
+        return {"images": images, "seed": self.seed}
 
     # --- checkpoint ---
 
@@ -249,6 +253,7 @@ class Retrain(Loop):
             "scaler": self.scaler.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "best": self._best,
+            "about": self._about(),
         }
 
     def _load_state(self, checkpoint: dict[str, Any]) -> None:

@@ -71,7 +71,7 @@ def _from_checkpoint(directory: Path, backend: str) -> DerivedNetwork:
     )
     fill_network(network, weights, directory)
     images = {name: checkpoint["images"][name] for name in ("classes", "image_size")}
-    network.about = {"images": images}
+    network.about = checkpoint.get("about") or {"images": images}  # old checkpoints have no more
     return network.eval()
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastnas.atomic_file import replace_files
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
+from fastnas.version import __version__
 
 KIND = "fastnas.nn.DerivedNetwork"
 FORMAT = 1
@@ -30,6 +31,7 @@ def save_network(network: Any, path: Path, about: dict[str, Any]) -> Path:
     description = {
         "kind": KIND,
         "format": FORMAT,
+        "fastnas_version": __version__,
         "weights": weights.name,
         "weights_sha256": hashlib.sha256(content).hexdigest(),
         "genotype": "HERE",

@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
 from fastnas.errors import UserError
-from fastnas.nn.primitives import Norm, ReLUConvNorm
+from fastnas.nn import standalone
+from fastnas.nn.standalone import CIFARStem, Norm
+
+__all__ = ["STEMS", "CIFARStem", "ImageNetStem", "make_stem"]
 
 
-class CIFARStem(nn.Module):
-    """One 3×3 convolution and a normalisation; both inputs of the first cell are its output."""
-
-    reduces = False  # the two states have one size
-
-    def __init__(self, in_channels: int, out_channels: int, norm: Norm = nn.BatchNorm2d) -> None:
-        super().__init__()
-        self.out_channels = out_channels
-        self.conv = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
-        self.norm = norm(out_channels)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [B, in_channels, H, W]
-        s = self.norm(self.conv(x))  # [B, out_channels, H, W]
-        return s, s
-
-
-class ImageNetStem(nn.Module):
-    """Three 3×3 convolutions of stride 2: states at a quarter and at an eighth of the image size."""
-
-    reduces = True  # the second state has half the size of the first
+class ImageNetStem(standalone.ImageNetStem):
+    """States at a quarter and at an eighth of the image size. UserError for odd `out_channels`."""
 
     def __init__(self, in_channels: int, out_channels: int, norm: Norm = nn.BatchNorm2d) -> None:
-        super().__init__()
         if out_channels % 2:
             raise UserError(
                 f"out_channels is {out_channels}, but the ImageNet stem halves it: choose an even number of channels."
             )
-        self.out_channels = out_channels
-        self.stem0 = nn.Sequential(
-            nn.Conv2d(in_channels, out_channels // 2, 3, stride=2, padding=1, bias=False),
-            norm(out_channels // 2),
-            nn.ReLU(),
-            nn.Conv2d(out_channels // 2, out_channels, 3, stride=2, padding=1, bias=False),
-            norm(out_channels),
-        )
-        self.stem1 = ReLUConvNorm(out_channels, out_channels, kernel=3, stride=2, padding=1, norm=norm)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # [B, in_channels, H, W]
-        s0 = self.stem0(x)  # [B, out_channels, H/4, W/4]
-        return s0, self.stem1(s0)  # [B, out_channels, H/8, W/8]
+        super().__init__(in_channels, out_channels, norm)
 
 
 STEMS: dict[str, type[CIFARStem] | type[ImageNetStem]] = {"cifar": CIFARStem, "imagenet": ImageNetStem}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from fastnas import evaluate, export, report, train
+from fastnas import data, evaluate, export, report, train
 from fastnas.engine.retrain import Retrain
-from fastnas.engine.trained import open_source
+from fastnas.engine.trained import load_trained, open_source
 from fastnas.nn import DerivedNetwork
 
 SMALL = [
@@ -178,10 +182,53 @@ def test_evaluate_explains(
 
 
 def test_export_writes_what_is_asked(run: Path, tmp_path: Path, capsys: Any) -> None:
-    assert export.main([str(run), "--save", str(tmp_path / "saved.json")]) == 0
-    assert DerivedNetwork.load(tmp_path / "saved.json").about == DerivedNetwork.load(run).about
-    assert export.main([str(run)]) == 2
-    assert "nothing to write: give --onnx FILE" in capsys.readouterr().err
+    onnx, program, saved, standalone = (tmp_path / "new" / name for name in ("a/n.onnx", "b/n.pt2", "n.json", "n.py"))
+    files = ["--onnx", str(onnx), "--program", str(program), "--save", str(saved), "--standalone", str(standalone)]
+    if find_spec("onnxruntime") is None:
+        files = files[2:]
+    assert export.main([str(run), *files]) == 0
+    output = capsys.readouterr().out
+    assert all(f"wrote {path}" in output for path in map(Path, files[1::2]))
+    if "--onnx" in files:
+        assert re.search(r"checked with onnxruntime: its logits differ from PyTorch's by at most \d\.\de-\d\d", output)
+    assert DerivedNetwork.load(saved).about == DerivedNetwork.load(run).about
+    assert {"mean", "std", "classes", "image_size"} <= set(DerivedNetwork.load(saved).about["images"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "nothing to write: give --onnx FILE"),
+        (["--save", "n.json", "--with-preprocessing"], "--with-preprocessing is for --onnx and --program"),
+        (["--program", "file/n.pt2"], "cannot make the folder 'file': File exists"),
+    ],
+)
+def test_export_explains(
+    run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any, flags: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert export.main([str(run), *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_unfinished_training_knows_its_images(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert train.main([*SMALL, "--epochs", "2", "--stop-after", "1", "--out", str(out)]) == 0
+    stopped = load_trained(out).about
+    checkpoint = torch.load(out / "checkpoint.pt", weights_only=True)
+    del checkpoint["about"]  # as those of 0.1.0
+    (tmp_path / "old").mkdir()
+    torch.save(checkpoint, tmp_path / "old" / "checkpoint.pt")
+    shutil.copy(out / "genotype.json", tmp_path / "old")
+    old = load_trained(tmp_path / "old").about["images"]
+    assert old == {name: stopped["images"][name] for name in ("classes", "image_size")}
+    assert train.main(["--resume", str(out)]) == 0
+    assert load_trained(out).about == stopped
+    assert stopped["images"]["mean"] == pytest.approx(data.open("digits", image_size=8).statistics()[0])
 
 
 def test_print_config_is_a_config(tmp_path: Path, capsys: Any) -> None:
