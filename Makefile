@@ -1,5 +1,6 @@
 # make demo      a search on scanned digits, about two minutes after installation
-# make test      linters and all tests
+# make test      linters and all tests; those of networks once more as an older processor runs them
+# make test-isa  all tests with each instruction set that this processor has
 # make lint      formats, types, import rules
 # make sanitize  operators and kernels under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (GCC)
 # make emulate   the CUDA kernels, run on the CPU, under the same sanitizers
@@ -17,12 +18,16 @@ CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu \
 BENCHMARKS ?= ops cell supernet_step
 # One thread per test process: several processes that each start a thread per core wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
+# An older processor: our portable kernels, and oneDNN as on one without AVX-512.
+OLDER := FASTNAS_ISA=portable ONEDNN_MAX_CPU_ISA=AVX2
+# The instruction sets that the library and this processor share, as FASTNAS_ISA names them.
+ISAS = $(shell $(BIN)/python -c "from fastnas.env import instruction_sets; print(*instruction_sets())")
 CTEST := $(BIN)/ctest --test-dir build/emulate --output-on-failure --quiet
 # Python is not instrumented, so the sanitizer has to be there before it; so does the library that throws exceptions.
 PRELOAD = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file-name=libstdc++.so)
 SANITIZE_TESTS ?= tests/ops
 
-.PHONY: demo test emulation emulate cpu-check cuda-check sanitize lint format bench env install clean
+.PHONY: demo test test-isa emulation emulate cpu-check cuda-check sanitize lint format bench env install clean
 
 demo: install
 	$(BIN)/python -m fastnas.search
@@ -30,6 +35,12 @@ demo: install
 test: lint emulation
 	$(CTEST)
 	$(PYTEST)
+	$(OLDER) $(PYTEST) tests/nn tests/compat tests/benchmarks -m "not slow and not emulated"
+
+# Where our kernels are held to less than AVX-512, oneDNN is too.
+test-isa: install emulation
+	for isa in $(ISAS); do echo "FASTNAS_ISA=$$isa"; held=$$([ $$isa = avx512 ] || echo AVX2); \
+	FASTNAS_ISA=$$isa $${held:+env ONEDNN_MAX_CPU_ISA=$$held} $(PYTEST) || exit 1; done
 
 # The CUDA kernels for the CPU, in seconds; the tests that need them skip where they are not there.
 emulation: install
@@ -40,7 +51,7 @@ emulate: install
 	FASTNAS_EMULATE=emulation_sanitized $(BIN)/python setup.py --quiet build_ext
 	$(CTEST)
 	$(PYTEST) -m emulated --all-emulated
-	LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	FASTNAS_EMULATED=$(CURDIR)/build/emulate/lib/emulated_address.so $(PYTEST) -s -m emulated
 	LD_PRELOAD=$(shell $(CXX) -print-file-name=libtsan.so) \
 	FASTNAS_EMULATED=$(CURDIR)/build/emulate/lib/emulated_thread.so $(PYTEST) -s -m emulated
@@ -51,7 +62,7 @@ sanitize: install
 	FASTNAS_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build_ext
 	build/sanitize-thread/sanitize_threads
 	UBSAN_OPTIONS=print_stacktrace=1 build/sanitize-address/sanitize_threads
-	LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 	FASTNAS_EXTENSION=$(CURDIR)/build/sanitize-address/lib $(PYTEST) -p tests.sanitize.extension -s $(SANITIZE_TESTS)
 
 cuda-check: install
