@@ -140,7 +140,7 @@ def print_evaluation(evaluation: Evaluation, source: data.Source, console: Conso
     print_text(
         console,
         (f"top-1 {evaluation.top1:.2%}", "bold"),
-        f", top-5 {evaluation.top5:.2%}, loss {evaluation.loss:.4f} on "
+        f"{f', top-5 {evaluation.top5:.2%}' if len(source.classes) > 5 else ''}, loss {evaluation.loss:.4f} on "
         f"{evaluation.images:,} images ({source.spec}, {source.split})",
     )
     order = sorted(range(len(source.classes)), key=lambda k: evaluation.per_class[k] or 0.0)

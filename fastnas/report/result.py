@@ -33,9 +33,8 @@ def result(run: Run) -> str:
         rows.append(("supernet, all candidates", measured[0], *_size(run.network), measured[1]))
     if chosen:
         by = str(chosen.get("by") or "the strategy's evaluator")
-        rows.append(
-            ("chosen architecture, as the strategy scored it", _percent(chosen["best_accuracy"]), by, DASH, DASH)
-        )
+        scored = _percent(chosen["best_accuracy"])
+        rows.append(("chosen architecture, as the strategy scored it", scored, DASH, DASH, by))
     if accuracy is not None and not supernet:
         rows.append(("found cell by shared weights", _percent(accuracy), DASH, DASH, validation_images(run)))
     for size in derived_networks(run):
