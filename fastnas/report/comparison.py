@@ -129,10 +129,10 @@ def _render(results: list[Result], options: dict[str, Any], directory: Path) -> 
 
 
 def _evaluator_name(options: dict[str, Any]) -> str:
-    """``training on flowers`` of ``training:folder:./flowers``; the name of a function; ``nb201`` of a table."""
+    """``flowers`` of ``training:folder:./flowers``; the name of a function; ``nb201`` of a table."""
     kind, _, detail = str(options["evaluator"]).partition(":")
     if kind == "training":
-        return f"trainings with {data_name({'spec': detail})}"
+        return data_name({"spec": detail})
     return detail.rpartition(":")[2] if kind == "python" else kind
 
 

@@ -38,9 +38,9 @@ def write_report(run_dir: str | Path) -> Path:
     return write_page(run.path, render(run))
 
 
-def write_page(folder: Path, page: str) -> Path:
-    """Writes ``report.html`` in one piece, so that nobody reads half of it. UserError if that fails."""
-    path = folder / "report.html"
+def write_page(folder: Path, page: str, name: str = "report.html") -> Path:
+    """Writes a page in one piece, so that nobody reads half of it. UserError if that fails."""
+    path = folder / name
     replace_file(path, page, "the report")
     return path
 
@@ -55,9 +55,10 @@ def render(run: Run) -> str:
 
 
 def title_of(run: Run, more: str = "") -> str:
-    """What the page is of: ``Search with darts on flowers, 20 epochs``, ``DARTS_V2 on cifar10, 600 epochs``."""
+    """What the page is of: ``Search with darts on flowers, 20 epochs``, ``DARTS_V2 cell on cifar10, 600 epochs``."""
     if run.is_training:
-        what = training.genotype_name(run) or "Training"
+        name = training.genotype_name(run)
+        what = f"{name} cell" if name else "Training"
     else:
         what = f"Search with {run.strategy}" if run.strategy else "Search"
     images = f" on {data_name(run.data)}" if run.data.get("spec") else ""

@@ -53,7 +53,7 @@ def settings(run: Run) -> str:
     options = list(_flatten(run.config))
     half = (len(options) + 1) // 2
     parts = (_table("Options", options[:half]), _table("Options, continued", options[half:]))
-    config = _columns(*parts) if options else missing("No options recorded.")
+    config = columns(*parts) if options else missing("No options recorded.")
     data = dict(run.data)
     classes = data.pop("classes", None)
     if isinstance(size := data.get("image_size"), list):
@@ -65,12 +65,13 @@ def settings(run: Run) -> str:
     if isinstance(classes, list):
         rows.insert(2, ("classes", f"{len(classes)}: {', '.join(map(str, classes))}"))
     environment = [(key.replace("_", " "), _plain(value)) for key, value in run.environment.items()]
-    return f"<details open><summary>Options ({len(options)})</summary>{config}</details>" + _columns(
+    return f"<details open><summary>Options ({len(options)})</summary>{config}</details>" + columns(
         f"<h3>Environment</h3>{_table('Environment', environment)}", f"<h3>Data</h3>{_table('Data', rows)}"
     )
 
 
-def _columns(left: str, right: str) -> str:
+def columns(left: str, right: str) -> str:
+    """Side by side where there is room."""
     return f'<div class="columns"><div>{left}</div><div>{right}</div></div>'
 
 

@@ -75,7 +75,7 @@ def _render(directory: Path, runs: Mapping[int, Run], results: Mapping[str, Any]
         data_tile(first.data),
         (
             "Test accuracy",
-            _mean(results).replace("%", " %") if tested else DASH,
+            f"{_mean(results).replace('%', '')} %" if tested else DASH,
             "networks after training, mean ± deviation of the seeds",
         ),
         ("Best", f"{results['best']:.2%}".replace("%", " %") if tested else DASH, "of the seeds"),
