@@ -18,8 +18,8 @@ from matplotlib.ticker import MaxNLocator
 from fastnas.errors import UserError
 from fastnas.report import sections
 from fastnas.report.chart import Chart, colour
-from fastnas.report.results import Result, read_options, read_results
 from fastnas.report.page import data_name, fill, write_page
+from fastnas.report.results import Result, read_options, read_results
 from fastnas.report.tables import data_table, key_table
 
 TIMES = 200  # places at which curves are drawn

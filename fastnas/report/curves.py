@@ -26,10 +26,12 @@ class Curve:
 def epoch_charts(run: Run) -> Iterator[Chart]:
     """Loss, accuracy, alpha entropy, skip count, sigma, drop path and learning rate, as far as they were recorded."""
     if chart := line_chart("loss", "Loss", "cross-entropy (nats)", _train_and_valid(run, "loss"), "{:.3f}"):
+        chart.note = _whose(run)
         yield chart
     if chart := line_chart(
         "accuracy", "Accuracy", "accuracy (%)", _train_and_valid(run, "accuracy", 100.0), "{:.1f} %"
     ):
+        chart.note = _whose(run)
         yield chart
     if chart := _entropy(run):
         yield chart
@@ -50,6 +52,16 @@ def epoch_charts(run: Run) -> Iterator[Chart]:
 def _points(epochs: list[Record], values: Iterable[object]) -> list[tuple[float, float]]:
     """(epoch, counted from 1; value) where the value is a finite number."""
     return [(float(e["epoch"] + 1), float(v)) for e, v in zip(epochs, values, strict=True) if is_number(v)]
+
+
+def _whose(run: Run) -> str:
+    """Which network the curves are of."""
+    if run.is_training:
+        return "The network in training. Training: augmented images; validation: held-out images."
+    kinds = dict.fromkeys(str(epoch["valid_of"]) for epoch in run.epochs if "valid_of" in epoch)
+    names = {"supernet": "the supernet", "cell": "the chosen cell by shared weights"}
+    validated = ", later ".join(names.get(kind, kind) for kind in kinds) or f"the {run.validated}"
+    return f"Training: the supernet on the weight half. Validation: {validated}, on the validation half."
 
 
 def _train_and_valid(run: Run, what: str, scale: float = 1.0) -> list[Curve]:
