@@ -32,11 +32,11 @@ class Run:
     epochs: list[Record] = field(default_factory=list)
     populations: list[Record] = field(default_factory=list)
     updates: list[Record] = field(default_factory=list)
-    fronts: list[Record] = field(default_factory=list)
     ending: Record | None = None
     genotype: AnyGenotype | None = None
     genotype_origin: str = ""
     problems: list[str] = field(default_factory=list)
+    fronts: list[Record] = field(default_factory=list)
 
     @property
     def status(self) -> str:
@@ -181,7 +181,7 @@ def read_run(run_dir: str | Path) -> Run:
         which = f"epoch {lost[0]}" if len(lost) == 1 else f"{len(lost)} epochs, the first of them {lost[0]},"
         problems.append(f"metrics.jsonl lacks the records of {which} which a file of before held.")
     genotype, origin = _read_genotype(path / "genotype.json", epochs, problems)
-    return Run(path, config, starts, epochs, populations, updates, fronts, ending, genotype, origin, problems)
+    return Run(path, config, starts, epochs, populations, updates, ending, genotype, origin, problems, fronts)
 
 
 _KEYS = {
