@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from fastnas import data
 from fastnas.cli.command import command, print_text
 from fastnas.cli.own_code import import_space
 from fastnas.cli.process import resolve_device
+from fastnas.cli.summary import print_report
 from fastnas.counting import count_macs, count_parameters
 from fastnas.engine.evaluation import Evaluation, evaluate, pairs_of
 from fastnas.engine.latency import latency
@@ -27,6 +29,7 @@ from fastnas.engine.trained import image_size_of, load_trained, open_source
 from fastnas.env import environment
 from fastnas.errors import UserError
 from fastnas.option_types import Count, CountOrZero, Options, Processes, Side
+from fastnas.report.evaluated import PAGE, write_evaluation
 
 PROGRAM = "fastnas.evaluate"
 DESCRIPTION = "Accuracy, parameters, multiply-adds, latency and peak memory of a trained network."
@@ -60,6 +63,8 @@ class EvaluateOptions(Options):
     """CPU threads; None for PyTorch's choice."""
     space: str | None = None
     """python:MODULE:OBJECT: a space of your own whose candidates the genotype names."""
+    report: Path | None = None
+    """The page with classes and confusions; None: evaluation.html in the run directory."""
     json: Path | None = None
     """Also write everything to this file."""
 
@@ -69,12 +74,26 @@ def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, or 2 after an error of the user."""
     options = tyro.cli(EvaluateOptions, args=arguments, prog=f"python -m {PROGRAM}", description=DESCRIPTION)
     result = measure(options, console)
+    if "evaluation" in result:
+        write_page(options, result, arguments, console)
     if options.json:
         try:
             options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {str(options.json)!r}: {error.strerror}; give a writable file.") from error
     return 0
+
+
+def write_page(options: EvaluateOptions, result: dict[str, Any], arguments: Sequence[str], console: Console) -> None:
+    """Writes the report page, by default into the run directory; where that cannot be written, it only says so."""
+    folder = options.network if options.network.is_dir() else options.network.parent
+    try:
+        page = write_evaluation(result, options.report or folder / PAGE, ["python", "-m", PROGRAM, *arguments])
+        print_report(page, console)
+    except UserError as error:
+        if options.report:
+            raise
+        print_text(console, f"no report: {error}; or give --report FILE", style="yellow")
 
 
 def measure(options: EvaluateOptions, console: Console) -> dict[str, Any]:
@@ -106,7 +125,8 @@ def measure(options: EvaluateOptions, console: Console) -> dict[str, Any]:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("evaluating", total=len(pipeline))
             evaluation = evaluate(network, pipeline, lambda done, total: bar.update(task, completed=done))
-        result |= {"data": source.spec, "split": source.split, "evaluation": evaluation.to_dict()}
+        result |= {"data": source.spec, "split": source.split, "classes": list(source.classes)}
+        result["evaluation"] = evaluation.to_dict()
         print_evaluation(evaluation, source, console)
     if options.runs:
         times = []
@@ -140,7 +160,7 @@ def print_evaluation(evaluation: Evaluation, source: data.Source, console: Conso
     print_text(
         console,
         (f"top-1 {evaluation.top1:.2%}", "bold"),
-        f", top-5 {evaluation.top5:.2%}, loss {evaluation.loss:.4f} on "
+        f"{f', top-5 {evaluation.top5:.2%}' if len(source.classes) > 5 else ''}, loss {evaluation.loss:.4f} on "
         f"{evaluation.images:,} images ({source.spec}, {source.split})",
     )
     order = sorted(range(len(source.classes)), key=lambda k: evaluation.per_class[k] or 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,7 @@ from fastnas.counting import count_parameters
 from fastnas.data import Pipeline
 from fastnas.engine.initial_weights import load_initial_weights
 from fastnas.engine.search import Search
+from fastnas.engine.sizes import supernet_macs
 from fastnas.nn.batch_norm import check_one_image
 from fastnas.report import write_report
 
@@ -101,6 +103,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = (), directory: Pa
         device=device,
         network={
             "parameters": count_parameters(network),
+            "macs": supernet_macs(network, (source.channels, *source.image_size)),
             "candidates": list(network.space.candidates),
             "nodes": network.space.nodes,
             "space": network.space.name,
@@ -111,6 +114,7 @@ def prepare(options: SearchOptions, arguments: Sequence[str] = (), directory: Pa
             "weight_images": len(weight_half),
             "alpha_images": len(alpha_half),
             "left_out": list(source.left_out),
+            "augmentation": dataclasses.asdict(augmentation),
         },
     )
     return search

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -64,8 +64,12 @@ class Configuration:
         """Plain values by group, as config.yaml holds them."""
         return {name: _plain_values(getattr(self, name)) for name in self.groups}
 
-    def to_yaml(self) -> str:
-        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+    def to_yaml(self, resolved: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+        """What was asked for, as config.yaml holds it.
+
+        resolved: by group and option, what took the place of None and "auto"; it stands in comments.
+        """
+        return to_text(self.to_dict(), resolved)
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,22 @@ def _check_known(what: str, name: str, known: Sequence[str]) -> None:
     near = difflib.get_close_matches(str(name), known, n=1)
     advice = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}."
     raise UserError(f"{what} {name!r} is unknown: {advice}")
+
+
+def to_text(asked: Mapping[str, Mapping[str, Any]], resolved: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+    """Options by group as YAML; see `Configuration.to_yaml`."""
+    text = yaml.safe_dump(asked, sort_keys=False, allow_unicode=True)
+    if resolved is None:
+        return text
+    lines, group = [], ""
+    for line in text.splitlines():
+        name = line.strip().partition(":")[0]
+        group = group if line.startswith(" ") else name
+        value = resolved.get(group, {}).get(name)
+        if line.startswith("  ") and asked[group].get(name, ...) in (None, "auto") and value is not None:
+            line += f"  # {yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).splitlines()[0]}"
+        lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
 def _plain_values(options: Any) -> dict[str, Any]:

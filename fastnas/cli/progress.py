@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fastnas.cli.command import print_text
 from fastnas.engine.loop import Loop
 
+VALIDATED = {"supernet": "supernet", "cell": "found cell by shared weights"}
 LISTED = 10  # files that were left out
 HEADER = (
     f"{'epoch':>7} {'rate':>7} {'train loss':>11} {'acc':>6} {'valid loss':>11} {'acc':>6} "
@@ -77,11 +78,26 @@ def waiting_share(seconds: dict[str, float]) -> float:
 def update_line(record: dict[str, Any]) -> str:
     """One line for an "update" event: what an evolution step, or all evaluations so far, found."""
     if "evaluated" in record:
-        return f"        {record['evaluated']} architectures evaluated, the best one has {record['best_accuracy']:.1%}"
+        done, asked = record["evaluated"], record["asked"]
+        more = f" ({asked} asked for, rounded up to whole generations)" if done > asked else ""
+        return f"        {done} architectures evaluated{more}, the best one has {record['best_accuracy']:.1%}"
     return (
-        f"        evolution step {record['step'] + 1}: σ {record['sigma']:.3f}, accuracy "
-        f"{record['current_accuracy']:.1%} → {record['best_accuracy']:.1%}, fitness {record['best_fitness']:.4f}"
+        f"        evolution step {record['step'] + 1}: σ {record['sigma']:.3f}, α has "
+        f"{record['current_accuracy']:.1%}, taken {record['best_accuracy']:.1%}, fitness {record['best_fitness']:.4f}"
     )
+
+
+def update_legend(record: dict[str, Any]) -> Iterator[str]:
+    """What the numbers of `update_line` are, each time that something new is to be said, by its first words."""
+    if "evaluated" in record:
+        yield f"        accuracy by {record['by']}"
+        return
+    yield "        (taken: the individual towards which α moves; both accuracies on the same few images)"
+    if record["best_accuracy"] < record["current_accuracy"] and record["form"] == "eq3":
+        yield (
+            "        (it can be less accurate than α: the fitness, equation 3, rewards similarity to α only below α's "
+            "accuracy)"
+        )
 
 
 @contextmanager
@@ -104,6 +120,7 @@ def shown(
     task = bar.add_task("starting", total=None)
     phase = ""
     drawn = 0.0
+    explained: set[str] = set()
 
     def show(name: str, done: int, total: int) -> None:
         nonlocal phase, drawn
@@ -115,11 +132,20 @@ def shown(
         phase, drawn = name, now
         bar.update(task, completed=done, total=total)
 
+    def explain(words: str) -> None:
+        if words not in explained:
+            explained.add(words)
+            print_text(console, words, style="dim")
+
     def write(record: dict[str, Any]) -> None:
         if record["event"] == "epoch":
             print_text(console, line(record, loop.epochs))
+            if "valid_of" in record:
+                explain(f"        (valid: {VALIDATED[record['valid_of']]}, validation half)")
         elif record["event"] == "update":
             print_text(console, update_line(record), style="dim")
+            for words in update_legend(record):
+                explain(words)
 
     loop.show = show
     loop.log.listeners.append(write)

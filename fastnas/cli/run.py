@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from fastnas.atomic_file import replace_file
-from fastnas.cli.configuration import Configuration, differences
+from fastnas.cli.configuration import Configuration, differences, to_text
 from fastnas.cli.options import RunOptions
 from fastnas.cli.places import PLACES
 from fastnas.cli.process import make_deterministic, resolve_device
@@ -76,7 +76,7 @@ def record_start(
         data=data,
     )
     loop.log.position()  # on disk before any other file
-    write_config(loop.directory, options)
+    write_config(loop.directory, options, _resolved(device, network, data))
 
 
 def describe_images(pipeline: Pipeline) -> dict[str, Any]:
@@ -92,19 +92,31 @@ def describe_images(pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
-def write_config(directory: Path, options: Configuration) -> None:
+def _resolved(device: torch.device, network: dict[str, Any], data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What took the place of options that were left to the program, by group and option."""
+    augmentation = dict(data.get("augmentation", {}))
+    jitter = zip(("brightness", "contrast", "saturation", "hue"), augmentation.pop("color_jitter", ()), strict=False)
+    area = augmentation.pop("crop_area", None)
+    return {
+        "run": {"device": str(device), "threads": torch.get_num_threads()},
+        "network": network,
+        "data": {**data, **augmentation, **dict(jitter), "crop_scale": area[0] if area else 0.0},
+    }
+
+
+def write_config(directory: Path, options: Configuration, resolved: dict[str, dict[str, Any]] | None = None) -> None:
     """Writes config.yaml; of a run that goes on it changes only where the images lie."""
     path, wanted = directory / "config.yaml", options.to_dict()
     try:
         written = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError):  # there is none yet
-        replace_file(path, options.to_yaml(), "the options")
+        replace_file(path, options.to_yaml(resolved), "the options")
         return
     places = {name: wanted["data"][name] for name in PLACES if name in wanted["data"]}
     if any(written.get(name) != place for name, place in places.items()):
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
         config["data"] |= places
-        replace_file(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True), "the options")
+        replace_file(path, to_text(config, resolved), "the options")
 
 
 def is_finished(directory: Path) -> bool:

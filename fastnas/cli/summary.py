@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fastnas.cli.command import command_line, print_text
-from fastnas.cli.progress import print_left_out
+from fastnas.cli.progress import VALIDATED, print_left_out
 from fastnas.counting import count_macs, count_parameters
 from fastnas.engine.retrain import Retrain, TrainOutcome
 from fastnas.engine.search import Outcome, Search
@@ -37,9 +37,24 @@ def print_search_summary(search: Search, outcome: Outcome, report: Path, console
     if outcome.status == "finished":
         console.print()
         print_genotype(outcome.genotype, console)
+        console.print()
+        if outcome.chosen is not None:
+            print_text(
+                console,
+                f"chosen architecture: accuracy {outcome.chosen['accuracy']:.2%} by {outcome.chosen['by']}, the best "
+                f"of {outcome.chosen['evaluated']:,}",
+            )
         if outcome.valid_accuracy is not None:
             images = len(search.valid_pipeline.indices)
-            print_text(console, f"\nvalidation accuracy {outcome.valid_accuracy:.2%} on {images:,} images")
+            whose = VALIDATED[outcome.valid_of]
+            accuracy = f"accuracy {outcome.valid_accuracy:.2%} on {images:,} images"
+            print_text(console, f"{whose}, validation half: {accuracy}")
+        for size in outcome.derived[-1:]:
+            print_text(
+                console,
+                f"network of the cell, {size['channels']} channels, {size['layers']} cells: {size['parameters']:,} "
+                f"parameters, {size['macs'] / 1e6:,.1f} M multiply-adds, not trained yet",
+            )
         print_text(console, f"genotype  {search.directory / 'genotype.json'}")
     else:
         _print_unfinished(outcome, "fastnas.search", search.directory, console)
@@ -72,9 +87,10 @@ def print_train_summary(outcome: TrainOutcome, run: Path, report: Path, console:
         _print_unfinished(outcome, "fastnas.train", run, console)
     elif outcome.test is not None:
         assert outcome.selected_epoch is not None
+        top5 = f" (top-5 {outcome.test.top5:.2%})" if len(outcome.test.per_class) > 5 else ""
         print_text(
             console,
-            f"\ntest accuracy {outcome.test.top1:.2%} (top-5 {outcome.test.top5:.2%}) on {outcome.test.images:,} "
+            f"\nnetwork after training, test: accuracy {outcome.test.top1:.2%}{top5} on {outcome.test.images:,} "
             f"images, weights of epoch {outcome.selected_epoch + 1}",
         )
     print_report(report, console)

@@ -229,9 +229,9 @@ class Loop(ABC):
         loss = self._meter.loss.item()
         if not math.isfinite(loss):
             raise DivergedError(
-                f"the loss became {loss} at epoch {self.epoch}, step {self.step} (learning rate {rate:.4g}). The last "
-                f"good checkpoint is {self.checkpoint_path}; start again with a lower --learning-rate or a smaller "
-                "--clip."
+                f"the loss became {loss} at epoch {self.epoch + 1}, step {self.step + 1} (learning rate {rate:.4g}). "
+                f"The last good checkpoint is {self.checkpoint_path}; start again with a lower --learning-rate or a "
+                "smaller --clip."
             )
 
     @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -17,6 +17,7 @@ from fastnas.engine.checkpoint import check_layout
 from fastnas.engine.cuda_graph import Graphs
 from fastnas.engine.loop import Loop, Meter, Status, load_optimizer, peak_memory_mb
 from fastnas.engine.options import WeightOptions
+from fastnas.engine.sizes import derived_sizes
 from fastnas.genotype import AnyGenotype
 from fastnas.nn import Supernet
 from fastnas.strategies.base import Strategy
@@ -30,6 +31,9 @@ class Outcome:
     epoch: int  # epochs completed since the search began
     genotype: AnyGenotype
     valid_accuracy: float | None  # of the last validation, in 0..1
+    valid_of: str = "supernet"  # whose accuracy it is: "supernet", or "cell": one architecture by shared weights
+    chosen: dict[str, Any] | None = None  # see `Strategy.chosen`
+    derived: Sequence[dict[str, Any]] = ()  # see `derived_sizes`; empty until finished
 
 
 class Search(Loop):
@@ -102,6 +106,7 @@ class Search(Loop):
         self._prepared = False  # whether before_epoch is done
         self._ended = False  # before the last epoch, by the strategy's wish
         self._valid_accuracy: float | None = None
+        self._derived: list[dict[str, Any]] = []
         strategy.start(self)
         self._begin(checkpoint)
 
@@ -127,7 +132,11 @@ class Search(Loop):
             DivergedError: NaN or infinite loss; the last checkpoint stays.
         """
         status = self._loop()
-        return Outcome(status, self.epoch, self.strategy.genotype(self), self._valid_accuracy)
+        strategy = self.strategy
+        genotype = strategy.genotype(self)
+        return Outcome(
+            status, self.epoch, genotype, self._valid_accuracy, strategy.validates, strategy.chosen, self._derived
+        )
 
     # --- one epoch ---
 
@@ -171,6 +180,7 @@ class Search(Loop):
             train_accuracy=train_accuracy,
             valid_loss=valid_loss,
             valid_accuracy=valid_accuracy,
+            valid_of=self.strategy.validates,
             alpha_entropy={kind: entropy(table) for kind, table in op_weights.items()},
             skip_count={kind: genotype.skip_count(kind) for kind in genotype.kinds},
             op_weights={kind: table.tolist() for kind, table in op_weights.items()},
@@ -253,7 +263,15 @@ class Search(Loop):
         return self._ended or super()._finished()
 
     def _final(self) -> dict[str, Any]:
-        return {"valid_accuracy": self._valid_accuracy}
+        source = self.weight_pipeline.source
+        size = (source.channels, *source.image_size)
+        self._derived = derived_sizes(self.network, self.strategy.genotype(self), size)
+        return {
+            "valid_accuracy": self._valid_accuracy,
+            "valid_of": self.strategy.validates,
+            "chosen": self.strategy.chosen,
+            "derived": self._derived,
+        }
 
 
 def entropy(op_weights: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Curves over the epochs of a run."""
+"""Curves over the epochs of a run. Axes count epochs and steps from 1, records count them from 0."""
 
 from __future__ import annotations
 
@@ -26,10 +26,12 @@ class Curve:
 def epoch_charts(run: Run) -> Iterator[Chart]:
     """Loss, accuracy, alpha entropy, skip count, sigma, drop path and learning rate, as far as they were recorded."""
     if chart := line_chart("loss", "Loss", "cross-entropy (nats)", _train_and_valid(run, "loss"), "{:.3f}"):
+        chart.note = _whose(run)
         yield chart
     if chart := line_chart(
         "accuracy", "Accuracy", "accuracy (%)", _train_and_valid(run, "accuracy", 100.0), "{:.1f} %"
     ):
+        chart.note = _whose(run)
         yield chart
     if chart := _entropy(run):
         yield chart
@@ -48,13 +50,27 @@ def epoch_charts(run: Run) -> Iterator[Chart]:
 
 
 def _points(epochs: list[Record], values: Iterable[object]) -> list[tuple[float, float]]:
-    """(epoch, value) where the value is a finite number."""
-    return [(float(e["epoch"]), float(v)) for e, v in zip(epochs, values, strict=True) if is_number(v)]
+    """(epoch, counted from 1; value) where the value is a finite number."""
+    return [(float(e["epoch"] + 1), float(v)) for e, v in zip(epochs, values, strict=True) if is_number(v)]
+
+
+def _whose(run: Run) -> str:
+    """Which network the curves are of."""
+    if run.is_training:
+        return "The network in training. Training: augmented images; validation: held-out images."
+    kinds = dict.fromkeys(str(epoch["valid_of"]) for epoch in run.epochs if "valid_of" in epoch)
+    names = {"supernet": "the supernet", "cell": "the chosen cell by shared weights"}
+    validated = ", later ".join(names.get(kind, kind) for kind in kinds) or f"the {run.validated}"
+    return f"Training: the supernet on the weight half. Validation: {validated}, on the validation half."
 
 
 def _train_and_valid(run: Run, what: str, scale: float = 1.0) -> list[Curve]:
     curves = []
-    for name, part, tint in (("training", "train", "ink-soft"), ("validation", "valid", "accent")):
+    for name, part, tint in (
+        ("training", "train", "ink-soft"),
+        ("validation", "valid", "accent"),
+        ("test", "test", "contrast"),
+    ):
         points = _points(run.epochs, [epoch.get(f"{part}_{what}") for epoch in run.epochs])
         curves.append(Curve(name, tint, [(x, y * scale) for x, y in points]))
     return curves
@@ -87,7 +103,7 @@ def _entropy(run: Run) -> Chart | None:
 
 def _sigma(run: Run) -> Chart | None:
     sigmas = [float(sigma) for update in run.updates if is_number(sigma := update.get("sigma"))]
-    curve = Curve("", "accent", [(float(i), sigma) for i, sigma in enumerate(sigmas)])
+    curve = Curve("", "accent", [(float(i), sigma) for i, sigma in enumerate(sigmas, start=1)])
     log = all(sigma > 0 for sigma in sigmas)
     unit = "σ (log scale)" if log else "σ"
     return line_chart("sigma", "Step size of the evolution", unit, [curve], "{:.3g}", x="evolution step", log=log)
@@ -179,7 +195,7 @@ def time_charts(run: Run) -> Iterator[Chart]:
         x=MaxNLocator(12, integer=True, min_n_ticks=1, steps=(1, 2, 5, 10)),
         y=MaxNLocator(6, steps=(1, 2, 2.5, 5, 10), min_n_ticks=4),
     )
-    places = [float(epoch["epoch"]) for epoch in timed]
+    places = [float(epoch["epoch"] + 1) for epoch in timed]
     chart.axes.set_xlim(min(places) - 0.6, max(places) + 0.6)
     chart.axes.set_ylim(0, (max(totals) or 1.0) / scale * 1.05)
     below = [0.0] * len(timed)

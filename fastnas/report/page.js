@@ -1,4 +1,4 @@
-// The page can be read without this file. It shows tooltips without delay, copies commands, and opens folded tables for printing.
+// The page can be read without this file. It shows tooltips without delay, copies commands, says what can be scrolled, and opens folded tables for printing.
 const readout = document.getElementById("readout");
 document.addEventListener("pointermove", (event) => {
   const area = event.target.closest?.(".hover, .edge");
@@ -31,4 +31,16 @@ for (const block of document.querySelectorAll(".copy")) {
   });
   block.append(button);
 }
+// Boxes that are wider than the page say so, and can be reached and scrolled by the keyboard.
+const wide = new ResizeObserver((entries) => {
+  for (const { target } of entries) {
+    const more = target.scrollWidth > target.clientWidth + 1;
+    target.toggleAttribute("tabindex", more);
+    if (more) target.tabIndex = 0;
+    const cue = target.previousElementSibling?.matches(".cue") ? target.previousElementSibling : null;
+    if (more && !cue) target.insertAdjacentHTML("beforebegin", '<p class="cue" aria-hidden="true">scroll sideways →</p>');
+    if (!more && cue) cue.remove();
+  }
+});
+for (const box of document.querySelectorAll(".scroll")) wide.observe(box);
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((details) => (details.open = true)));

@@ -1,4 +1,4 @@
-"""Charts of the evolution steps: how fitness and accuracy were distributed over the population."""
+"""Charts of the evolution steps, counted from 1: how fitness and accuracy were distributed over the population."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from fastnas.report.chart import Chart, colour
 from fastnas.report.run import Record, Run, is_number
 
+STEP = "evolution step"
 BARS = 240  # a longer run pools neighbouring steps
 
 
@@ -22,19 +23,39 @@ class Bar:
     place: float
     name: str
     quartiles: tuple[float, float, float, float, float]  # minimum, 25 %, median, 75 %, maximum
-    best: float | None
-    current: float | None
+    marks: dict[str, float]  # of single individuals, by what they are
 
 
 def population_charts(run: Run) -> Iterator[Chart]:
     """Fitness (minimised) and accuracy, one bar for each evolution step over all its samples and generations."""
     reading = "Thin line: from the lowest to the highest individual; thick line: the middle half; notch: the median."
+    evolves = any("best_fitness" in update for update in run.updates)
+    taken = (
+        " Taken: the individual towards which α moves, the most accurate of those that have the lowest fitness in "
+        "their population; so it need not have the lowest fitness of all."
+    )
     if bars := _bars(run, "fitness", 1.0):
-        yield _chart("fitness", "Fitness of the population", "fitness (lower is better)", bars, "{:.3f}", reading)
+        note = reading + (taken if evolves else "")
+        yield _chart("fitness", "Fitness of the population", "fitness (lower is better)", bars, "{:.3f}", note)
     if bars := _bars(run, "accuracy", 100.0):
-        current = any(bar.current is not None for bar in bars)
-        note = reading + (" Current: the α of the search itself, on the same batch." if current else "")
+        note = reading + (f" α: that of the search itself, on the same images.{_below_alpha(run)}" if evolves else "")
         yield _chart("accuracy", "Accuracy of the population", "accuracy (%)", bars, "{:.1f} %", note)
+
+
+def _below_alpha(run: Run) -> str:
+    """How often the individual that was taken is less accurate than α, and why the rule of EG-NAS prefers it."""
+    pairs = [(u.get("best_accuracy"), u.get("current_accuracy")) for u in run.updates]
+    known = [(taken, alpha) for taken, alpha in pairs if is_number(taken) and is_number(alpha)]
+    below = sum(taken < alpha for taken, alpha in known)
+    if not below:
+        return ""
+    reason = (
+        " In the fitness eq3, similarity to α counts against individuals that are at least as accurate as α and in "
+        "favour of all others, so that one slightly below α often has the lowest fitness."
+        if run.option("strategy", "fitness") in (None, "eq3")
+        else ""
+    )
+    return f" In {below} of {len(known)} steps the individual that was taken is less accurate than α.{reason}"
 
 
 def _bars(run: Run, key: str, scale: float) -> list[Bar]:
@@ -52,14 +73,14 @@ def _bars(run: Run, key: str, scale: float) -> list[Bar]:
         last = first + len(group) - 1
         update = updates.get(group[-1], {})
         quartiles = np.quantile([value for step in group for value in steps[step]], (0, 0.25, 0.5, 0.75, 1)).tolist()
-        best, current = (update.get(f"{which}_{key}") for which in ("best", "current"))
+        best = "taken" if "best_fitness" in update else "best so far"
+        marks = {"α": update.get(f"current_{key}"), best: update.get(f"best_{key}")}
         bars.append(
             Bar(
-                place=(first + last) / 2,
-                name=f"evolution step {first}" if first == last else f"evolution steps {first} to {last}",
+                place=(first + last) / 2 + 1,
+                name=f"{STEP} {first + 1}" if first == last else f"{STEP}s {first + 1} to {last + 1}",
                 quartiles=tuple(quartiles),
-                best=best * scale if is_number(best) else None,
-                current=current * scale if is_number(current) else None,
+                marks={name: value * scale for name, value in marks.items() if is_number(value)},
             )
         )
     return bars
@@ -71,7 +92,7 @@ def _step(record: Record) -> tuple[int, int]:
 
 def _chart(key: str, title: str, unit: str, bars: list[Bar], value_format: str, note: str) -> Chart:
     chart = Chart(f"population_{key}", title, margins=(40.0, 92.0, 32.0, 20.0), note=note)
-    chart.label("evolution step", unit)
+    chart.label(STEP, unit)
     chart.grid()
     chart.ticks(y=MaxNLocator(6, steps=(1, 2, 2.5, 5, 10), min_n_ticks=4))
     places = [bar.place for bar in bars]
@@ -84,8 +105,8 @@ def _chart(key: str, title: str, unit: str, bars: list[Bar], value_format: str, 
     chart.axes.vlines(places, first, third, color=colour("muted"), linewidth=thick)
     chart.axes.plot(places, median, "_", color=colour("paper"), markersize=thick, markeredgewidth=1.2)
     labels = [(median[-1], f"median {value_format.format(median[-1])}", "ink-soft")]
-    for which, tint, marker in (("current", "contrast", "D"), ("best", "accent", "o")):
-        marks = [(bar.place, value) for bar in bars if (value := getattr(bar, which)) is not None]
+    for which, tint, marker in (("α", "contrast", "D"), ("taken", "accent", "o"), ("best so far", "accent", "o")):
+        marks = [(bar.place, bar.marks[which]) for bar in bars if which in bar.marks]
         if marks:
             size = min(4.2, max(1.5, thick))
             chart.axes.plot(*zip(*marks, strict=True), marker, color=colour(tint), markersize=size, markeredgewidth=0)
@@ -98,7 +119,5 @@ def _chart(key: str, title: str, unit: str, bars: list[Bar], value_format: str, 
 def _text(bar: Bar, value_format: str) -> str:
     low, first, median, third, high = map(value_format.format, bar.quartiles)
     lines = [bar.name, f"all {low} to {high}", f"middle half {first} to {third}", f"median {median}"]
-    for which, value in (("best", bar.best), ("current", bar.current)):
-        if value is not None:
-            lines.append(f"{which} {value_format.format(value)}")
+    lines += [f"{which} {value_format.format(value)}" for which, value in bar.marks.items()]
     return "\n".join(lines)

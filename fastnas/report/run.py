@@ -22,8 +22,8 @@ Record = dict[str, Any]
 class Run:
     """The contents of a run directory; whatever is missing is empty.
 
-    ``epochs``, ``populations`` and ``updates`` are in the order in which they happened. Where a resumed run repeats an
-    epoch or an evolution step, only the repetition is kept.
+    ``epochs``, ``populations``, ``updates`` and ``fronts`` are in the order in which they happened. Where a resumed run
+    repeats an epoch or an evolution step, only the repetition is kept. All of them count epochs and steps from 0.
     """
 
     path: Path
@@ -36,6 +36,7 @@ class Run:
     genotype: AnyGenotype | None = None
     genotype_origin: str = ""
     problems: list[str] = field(default_factory=list)
+    fronts: list[Record] = field(default_factory=list)
 
     @property
     def status(self) -> str:
@@ -95,7 +96,7 @@ class Run:
 
     @property
     def valid_accuracy(self) -> tuple[float, int | None] | None:
-        """The last validation accuracy (0..1) and its epoch; the epoch is None for the one taken at the end."""
+        """The last validation accuracy (0..1) and its epoch, from 0; the epoch is None for the one taken at the end."""
         recorded = (self.ending or {}).get("valid_accuracy")
         if is_number(recorded):
             return float(recorded), None
@@ -103,6 +104,23 @@ class Run:
             if is_number(epoch.get("valid_accuracy")):
                 return float(epoch["valid_accuracy"]), epoch["epoch"]
         return None
+
+    @property
+    def validated(self) -> str:
+        """Whose accuracy `valid_accuracy` is, in words."""
+        if self.is_training:
+            return "network in training"
+        kind = next((epoch["valid_of"] for epoch in reversed(self.epochs) if "valid_of" in epoch), None)
+        if kind is None:  # written by a version that did not say it
+            kind = "cell" if any("evaluated" in update for update in self.updates) else "supernet"
+        return {"cell": "found cell by shared weights"}.get(str(kind), "supernet")
+
+    @property
+    def chosen(self) -> Record:
+        """The architecture that a strategy has chosen by evaluating architectures: the last record of its accuracy,
+        `best_accuracy` in 0..1. Empty where the strategy derives its cell from α."""
+        updates = (u for u in reversed(self.updates) if "evaluated" in u and is_number(u.get("best_accuracy")))
+        return next(updates, {})
 
     @property
     def candidate_count(self) -> int | None:
@@ -157,22 +175,29 @@ def read_run(run_dir: str | Path) -> Run:
             ending = record
         elif event in tables:
             _keep(tables, event, record)
-    epochs, populations, updates = (list(table.values()) for table in tables.values())
+    epochs, populations, updates, fronts = (list(table.values()) for table in tables.values())
     recorded = {epoch["epoch"] for epoch in epochs}
     if lost := [str(epoch + 1) for epoch in range(max(recorded, default=-1)) if epoch not in recorded]:
         which = f"epoch {lost[0]}" if len(lost) == 1 else f"{len(lost)} epochs, the first of them {lost[0]},"
         problems.append(f"metrics.jsonl lacks the records of {which} which a file of before held.")
     genotype, origin = _read_genotype(path / "genotype.json", epochs, problems)
-    return Run(path, config, starts, epochs, populations, updates, ending, genotype, origin, problems)
+    return Run(path, config, starts, epochs, populations, updates, ending, genotype, origin, problems, fronts)
 
 
-_KEYS = {"epoch": ("epoch",), "population": ("epoch", "step", "sample", "generation"), "update": ("epoch", "step")}
+_KEYS = {
+    "epoch": ("epoch",),
+    "population": ("epoch", "step", "sample", "generation"),
+    "update": ("epoch", "step"),
+    "front": ("epoch",),
+}
 _Table = dict[tuple[int, ...], Record]
 _FORMER_PHASES = {"evolution": "strategy"}  # as earlier versions named what an epoch's time went into
 
 
 def _keep(tables: dict[str, _Table], event: str, record: Record) -> None:
     """Stores ``record`` in its table and forgets what a process before a resume wrote for later epochs."""
+    if event == "front":  # whose key has another name, which keeps it out of TensorBoard
+        record.setdefault("epoch", record.get("after_epoch"))
     key = tuple(record.get(name, 0) for name in _KEYS[event])
     if "epoch" not in record or not all(isinstance(number, int) for number in key):
         return
@@ -251,7 +276,7 @@ def _read_genotype(path: Path, epochs: list[Record], problems: list[str]) -> tup
                 record = mapping(epoch["genotype"])
                 genotype = (NB201Genotype if "nb201" in record else Genotype).from_dict(record)
             except UserError as error:
-                problems.append(f"The genotype of epoch {epoch['epoch']} could not be read: {error}")
+                problems.append(f"The genotype of epoch {epoch['epoch'] + 1} could not be read: {error}")
                 break
-            return genotype, f"the record of epoch {epoch['epoch']}"
+            return genotype, f"the record of epoch {epoch['epoch'] + 1}"
     return None, ""

@@ -13,18 +13,19 @@ from fastnas.nn.derived import AUXILIARY_SIDES
 from fastnas.report.cell_graph import KIND_NAMES, draw_cell
 from fastnas.report.chart import Chart
 from fastnas.report.run import Record, Run
+from fastnas.report.tables import key_table, scroll
 
 NO_GENOTYPE = "There is no genotype yet: the first one is written after the first epoch."
 
 
-def charts(found: Iterable[Chart], otherwise: str) -> str:
-    """The charts in a grid, or a sentence where there is none."""
+def charts(found: Iterable[Chart]) -> str:
+    """The charts in a grid; empty where there is none."""
     figures = [
         f"<figure{' class=wide' if chart.is_wide else ''}><figcaption><h3>{escape(chart.title)}</h3>"
-        f"{note(chart.note)}</figcaption>{_scroll(chart.svg()) if chart.is_wide else chart.svg()}</figure>"
+        f"{note(chart.note)}</figcaption>{scroll(chart.svg()) if chart.is_wide else chart.svg()}</figure>"
         for chart in found
     ]
-    return f'<div class="charts">{"".join(figures)}</div>' if figures else missing(otherwise)
+    return f'<div class="charts">{"".join(figures)}</div>' if figures else ""
 
 
 def cells(run: Run) -> str:
@@ -33,7 +34,7 @@ def cells(run: Run) -> str:
         return missing(NO_GENOTYPE)
     figures = (
         f"<figure><figcaption><h3>{KIND_NAMES[kind].capitalize()}</h3></figcaption>"
-        f"{_scroll(draw_cell(run.genotype, kind))}</figure>"
+        f"{scroll(draw_cell(run.genotype, kind))}</figure>"
         for kind in run.genotype.kinds
     )
     reading = "A node is the sum of the operations that point to it."
@@ -51,7 +52,8 @@ def settings(run: Run) -> str:
     """Configuration, environment and data."""
     options = list(_flatten(run.config))
     half = (len(options) + 1) // 2
-    config = _columns(_table(options[:half]), _table(options[half:])) if options else missing("No options recorded.")
+    parts = (_table("Options", options[:half]), _table("Options, continued", options[half:]))
+    config = columns(*parts) if options else missing("No options recorded.")
     data = dict(run.data)
     classes = data.pop("classes", None)
     if isinstance(size := data.get("image_size"), list):
@@ -63,12 +65,13 @@ def settings(run: Run) -> str:
     if isinstance(classes, list):
         rows.insert(2, ("classes", f"{len(classes)}: {', '.join(map(str, classes))}"))
     environment = [(key.replace("_", " "), _plain(value)) for key, value in run.environment.items()]
-    return f"<details open><summary>Options ({len(options)})</summary>{config}</details>" + _columns(
-        f"<h3>Environment</h3>{_table(environment)}", f"<h3>Data</h3>{_table(rows)}"
+    return f"<details open><summary>Options ({len(options)})</summary>{config}</details>" + columns(
+        f"<h3>Environment</h3>{_table('Environment', environment)}", f"<h3>Data</h3>{_table('Data', rows)}"
     )
 
 
-def _columns(left: str, right: str) -> str:
+def columns(left: str, right: str) -> str:
+    """Side by side where there is room."""
     return f'<div class="columns"><div>{left}</div><div>{right}</div></div>'
 
 
@@ -120,9 +123,9 @@ def _nb201_snippet(run: Run, path: str) -> str:
 
 
 def genotype(run: Run) -> str:
-    """The genotype as JSON text."""
+    """The genotype as JSON text; empty where there is none."""
     if run.genotype is None:
-        return missing(NO_GENOTYPE)
+        return ""
     return note(_origin(run)) + code(run.genotype.to_text(), wrap=False)
 
 
@@ -145,13 +148,8 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _table(rows: Iterable[tuple[str, str]]) -> str:
-    body = "".join(f"<tr><th>{escape(key)}</th><td>{escape(value)}</td></tr>" for key, value in rows)
-    return f"<table>{body}</table>" if body else missing("Not recorded yet.")
-
-
-def _scroll(svg: str) -> str:
-    return f'<div class="scroll">{svg}</div>'
+def _table(caption: str, rows: Iterable[tuple[str, str]]) -> str:
+    return key_table(caption, rows) or missing("Not recorded yet.")
 
 
 def code(text: str, wrap: bool = True) -> str:

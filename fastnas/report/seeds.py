@@ -14,10 +14,11 @@ import matplotlib.style
 
 from fastnas.atomic_file import replace_file
 from fastnas.report.curves import Curve, line_chart
-from fastnas.report.page import DASH, fill, write_page
+from fastnas.report.page import DASH, data_tile, fill, size_tile, title_of, write_page
 from fastnas.report.run import Run, is_number, mapping, read_run
-from fastnas.report.sections import cells, charts, note
-from fastnas.report.training import comparison, data_table, genotype_name
+from fastnas.report.sections import cells, charts, note, settings
+from fastnas.report.tables import data_table
+from fastnas.report.training import comparison, has_top5, repeat_all
 
 SUMMARY = "results.json"
 
@@ -68,33 +69,42 @@ def _mean(results: Mapping[str, Any]) -> str:
 
 def _render(directory: Path, runs: Mapping[int, Run], results: Mapping[str, Any]) -> str:
     first = next(iter(runs.values()))
-    heading = f"{genotype_name(first) or directory.name}, {len(runs)} seeds"
+    heading = title_of(first, f", {len(runs)} seeds")
     tested = results["mean"] is not None
     tiles = [
-        ("Test accuracy", _mean(results).replace("%", " %") if tested else DASH, "mean ± deviation of the seeds"),
+        data_tile(first.data),
+        (
+            "Test accuracy",
+            f"{_mean(results).replace('%', '')} %" if tested else DASH,
+            "networks after training, mean ± deviation of the seeds",
+        ),
         ("Best", f"{results['best']:.2%}".replace("%", " %") if tested else DASH, "of the seeds"),
         ("Seeds", str(len(runs)), ", ".join(map(str, runs))),
+        ("Epochs", str(first.planned_epochs or DASH), "of each"),
+        size_tile("Network", first.network),
     ]
     error = DASH
     if tested:
         deviation = f" ± {100 * results['std']:.2f}" if results["std"] is not None else ""
         error = f"{100 * (1 - results['mean']):.2f}{deviation}"
+    accuracies = ("top1", "top5") if has_top5(first.data.get("classes")) else ("top1",)
     rows = [
         (
             f'<a href="{escape(row["folder"])}/report.html">seed {row["seed"]}</a>',
-            *(DASH if row[name] is None else f"{100 * row[name]:.2f} %" for name in ("top1", "top5")),
+            *(DASH if row[name] is None else f"{100 * row[name]:.2f} %" for name in accuracies),
             DASH if row["loss"] is None else f"{row['loss']:.4f}",
             DASH if row["selected_epoch"] is None else str(row["selected_epoch"] + 1),
         )
         for row in results["runs"]
     ]
-    table = data_table(("seed", "top-1", "top-5", "loss (nats)", "epoch of the weights"), rows, numbers=4, markup=True)
+    head = ("seed", *(name.replace("top", "top-") for name in accuracies), "loss (nats)", "epoch of the weights")
+    table = data_table(head, rows, numbers=len(head) - 1, markup=True, caption="The test of each seed")
     tints = cycle(("accent", "contrast", "muted", "ink-soft"))
     curves = [
         Curve(
             f"seed {seed}",
             tint,
-            [(e["epoch"], 100 * e["train_accuracy"]) for e in run.epochs if is_number(e.get("train_accuracy"))],
+            [(e["epoch"] + 1, 100 * e["train_accuracy"]) for e in run.epochs if is_number(e.get("train_accuracy"))],
         )
         for (seed, run), tint in zip(runs.items(), tints, strict=False)
     ]
@@ -103,7 +113,13 @@ def _render(directory: Path, runs: Mapping[int, Run], results: Mapping[str, Any]
         parts = [
             ("result", "Test", note("Each network was tested at its end; its page has its curves.") + table),
             ("comparison", "Comparison", comparison(first, error)),
-            ("curves", "Curves", charts([chart] if chart else [], "No epoch has ended yet.")),
+            ("curves", "Curves", charts([chart] if chart else [])),
             ("cells", "Cells", cells(first)),
+            (
+                "settings",
+                "Settings",
+                note(f"Of seed {next(iter(runs))}; the others differ in the seed alone.") + settings(first),
+            ),
+            ("repeat", "Repeat", repeat_all(first)),
         ]
     return fill(f"{heading}: {directory.name}", heading, f"run {escape(directory.name)}", tiles, parts)

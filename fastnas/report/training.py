@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from fastnas.engine.evaluation import pairs_of
 from fastnas.genotype import Genotype
 from fastnas.report.run import Record, Run, is_number, mapping
 from fastnas.report.sections import code, missing, note
+from fastnas.report.tables import data_table, scroll
 
 RESULTS = Path(__file__).parents[1] / "published_results.json"
 MOST_CELLS = 20  # classes that a confusion matrix is drawn for
@@ -28,8 +29,14 @@ def test_of(run: Run) -> Record:
 
 
 def genotype_name(run: Run) -> str:
-    """The name of a published genotype, or that of the file without its folder and its ending."""
-    return Path(str(run.network.get("genotype", ""))).stem
+    """The name of a published genotype, or that of the file without its ending; of a run's genotype.json the run's."""
+    path = Path(str(run.network.get("genotype", "")))
+    return path.parent.name if path.name == "genotype.json" and path.parent.name else path.stem
+
+
+def has_top5(classes: object) -> bool:
+    """Whether the five likeliest of these classes say anything."""
+    return isinstance(classes, list) and len(classes) > 5
 
 
 def result(run: Run) -> str:
@@ -39,8 +46,13 @@ def result(run: Run) -> str:
         reason = "there were no test images" if run.status == "finished" else "the test comes once, at the end"
         return missing(f"No test accuracy: {reason}.")
     names = [str(name) for name in classes] if isinstance(classes, list) else []
+    return note(_selection(run)) + classes_of(test, names)
+
+
+def classes_of(test: Record, names: Sequence[str]) -> str:
+    """The accuracy of each class, and which classes are taken for which."""
     pairs = _pairs(test.get("confusion"), len(names))
-    return note(_selection(run)) + ("" if pairs is None else _per_class(test, names, pairs) + _confusion(pairs, names))
+    return "" if pairs is None else _per_class(test, names, pairs) + _confusion(pairs, names)
 
 
 def _pairs(confusion: object, classes: int) -> Pairs | None:
@@ -93,8 +105,12 @@ def _per_class(test: Record, names: Sequence[str], pairs: Pairs) -> str:
             f'<tr><th scope="row">{escape(names[k])}</th><td class="number">{shown}</td>'
             f'<td class="track">{bar}</td><td class="number">{counts[k]:,}</td></tr>'
         )
-    head = "<tr><th>class</th><th class=number>accuracy</th><th></th><th class=number>images</th></tr>"
-    table = f'<table class="data"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>'
+    head = (
+        '<tr><th scope="col">class</th><th scope="col" class="number">accuracy</th><td></td>'
+        '<th scope="col" class="number">images</th></tr>'
+    )
+    caption = "<caption>Accuracy and number of images of each class</caption>"
+    table = scroll(f'<table class="data">{caption}<thead>{head}</thead><tbody>{"".join(rows)}</tbody></table>')
     opened = " open" if len(names) <= MOST_CELLS else ""
     return f"<details{opened}><summary>Classes, the hardest first ({len(names)})</summary>{table}</details>"
 
@@ -116,8 +132,10 @@ def _confusion(pairs: Pairs, names: Sequence[str]) -> str:
     return (
         "<h3 class=spaced>Confusion matrix</h3>"
         + note("Rows: the true class; columns: the predicted class. Numbers are images.")
-        + f'<div class="scroll"><table class="confusion"><thead><tr><th></th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
+        + scroll(
+            '<table class="confusion"><caption>Images of each true class (rows) by predicted class</caption>'
+            f"<thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        )
     )
 
 
@@ -128,7 +146,9 @@ def _most_confused(pairs: Pairs, counts: Sequence[int], names: Sequence[str]) ->
 
 
 def comparison(run: Run, error: str | None = None) -> str:
-    """This network among published ones, whose numbers are marked as such. error: in %, None for that of the run."""
+    """This network among published ones, whose numbers are marked as such; empty where none is known for the images.
+
+    error: in %, None for that of the run."""
     test, data = test_of(run), data_set(run)
     if error is None:
         error = f"{100 * (1 - test['top1']):.2f}" if is_number(test.get("top1")) else DASH
@@ -137,6 +157,7 @@ def comparison(run: Run, error: str | None = None) -> str:
         for value in (run.network.get("parameters"), run.network.get("macs"))
     ]
     epochs = str(run.planned_epochs or DASH)
+    caption = "This network among published ones"
     rows = [("<strong>this network</strong>", f"<strong>{error}</strong>", *size, epochs, "measured here")]
     known: list[Record] = json.loads(RESULTS.read_text(encoding="utf-8"))
     listed = sorted((row for row in known if row["data"] == data), key=lambda row: row["error"])
@@ -148,13 +169,13 @@ def comparison(run: Run, error: str | None = None) -> str:
         source = f'<span class="published">published</span> {escape(row["source"])}'
         rows.append((name, f"{row['error']:.2f}{deviation}", *sizes, "", source))
     head = ("network", "test error (%)", "parameters (M)", "MACs (M)", "epochs", "source")
+    if not listed:
+        return ""
     remark = (
         "Published numbers are what the papers report, for larger networks (36 or 48 channels, 20 or 14 cells) and "
         "hundreds of epochs. They are comparable with this network only if its size and number of epochs are the same."
-        if listed
-        else "fastnas knows no published results for these images."
     )
-    return note(remark) + data_table(head, rows, numbers=4, markup=True)
+    return note(remark) + data_table(head, rows, numbers=4, markup=True, caption=caption)
 
 
 def data_set(run: Run) -> str | None:
@@ -171,8 +192,7 @@ def data_set(run: Run) -> str | None:
 
 def recipes(run: Run) -> str:
     """The commands that repeat, evaluate and export."""
-    repeat = code(shlex.join(run.command)) if run.command else missing("The run's command was not recorded.")
-    parts = [("Repeat this training", "The command that started it.", repeat)]
+    parts = [("Repeat this training", "The command that started it.", _command(run))]
     network = run.path / "network.json"
     if not network.is_file():
         parts.append(("Use the network", "", missing("network.json is not there yet: it is written at the end.")))
@@ -185,18 +205,17 @@ def recipes(run: Run) -> str:
         ):
             parts.append((title, "", code(shlex.join(["python", "-m", *words]))))
         parts.append(("Use it in Python", "", code(python, wrap=False)))
-    return "".join(f'<div class="recipe"><h3>{title}</h3>{note(text)}{body}</div>' for title, text, body in parts)
+    return "".join(_recipe(*part) for part in parts)
 
 
-def data_table(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: int = 0, markup: bool = False) -> str:
-    """A table whose columns from the second to the `numbers` + 1-th hold numbers. Cells are escaped unless `markup`."""
+def repeat_all(run: Run) -> str:
+    """The command that trains all seeds."""
+    return _recipe("Repeat these trainings", "The command that started them.", _command(run))
 
-    def row(cells: Sequence[str], tag: str) -> str:
-        kinds = [' class="number"' if 0 < i <= numbers else "" for i in range(len(cells))]
-        return "".join(f"<{tag}{kind}>{cell}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
 
-    body = "".join(f"<tr>{row(cells if markup else [escape(c) for c in cells], 'td')}</tr>" for cells in rows)
-    return (
-        f'<div class="scroll"><table class="data"><thead><tr>{row([escape(c) for c in head], "th")}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+def _command(run: Run) -> str:
+    return code(shlex.join(run.command)) if run.command else missing("The run's command was not recorded.")
+
+
+def _recipe(title: str, text: str, body: str) -> str:
+    return f'<div class="recipe"><h3>{title}</h3>{note(text)}{body}</div>'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -77,6 +77,18 @@ class Strategy(Options):
     def validation_logits(self, search: SearchContext, images: Tensor) -> Tensor:
         """Logits in validation, with the network in evaluation mode: images [B, C, H, W] → [B, classes]."""
         return search.network(images, self.mean_op_weights(search))
+
+    @property
+    def validates(self) -> Literal["supernet", "cell"]:
+        """Whose logits `validation_logits` gives: the supernet's with all candidates, or those of one architecture in
+        it, by shared weights."""
+        return "supernet"
+
+    @property
+    def chosen(self) -> dict[str, Any] | None:
+        """Of a strategy that evaluates architectures: the "accuracy" in 0..1 of the one it has chosen, "by" whom and on
+        what it was measured, and how many were "evaluated". None for strategies that derive it from α."""
+        return None
 
     def genotype(self, search: SearchContext) -> AnyGenotype:
         """The architecture that the search has arrived at."""

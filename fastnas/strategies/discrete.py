@@ -19,7 +19,7 @@ from fastnas.option_types import Count, CountOrZero
 from fastnas.spaces.encoding import Code, Encoding, encoding_of
 from fastnas.strategies.base import Strategy
 from fastnas.strategies.context import SearchContext
-from fastnas.strategies.scoring import for_search
+from fastnas.strategies.scoring import for_search, scored_on
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,13 @@ class DiscreteStrategy(Strategy):
     # --- what a strategy is ---
 
     def begin(self, encoding: Encoding, seed: int) -> None:
-        """Before the first `ask`: `self.encoding`, and `self.random`, from which all draws come."""
+        """Before the first `ask`: `self.encoding`, `self.random`, from which all draws come, and `self.wanted`: how
+        many architectures a search still wants, for strategies that need no whole generations; None for no limit."""
         self.encoding = encoding
         self.random = Random(seed)
         self.best: Individual | None = None
         self.evaluated = 0
+        self.wanted: int | None = None
 
     @abstractmethod
     def ask(self) -> list[Code]:
@@ -145,6 +147,7 @@ class DiscreteStrategy(Strategy):
             )
         self._budget = self.budget(search.epochs)
         self._evaluator = for_search(search, self, self.costs())
+        self._by = scored_on(search, self)
         self._unlogged: list[float] = []  # accuracies since the last "population" event
 
     def logits(self, search: SearchContext, images: Tensor) -> Tensor:
@@ -157,6 +160,7 @@ class DiscreteStrategy(Strategy):
         done = search.epoch - self._first + 1
         target = self._budget * done // (search.epochs - self._first)
         while self.evaluated < target:
+            self.wanted = target - self.evaluated
             codes = self.ask()
             results = self._evaluator.evaluate(codes)
             self.learn(codes, results)
@@ -170,6 +174,8 @@ class DiscreteStrategy(Strategy):
                 epoch=search.epoch,
                 step=done - 1,
                 evaluated=self.evaluated,
+                asked=self._budget,
+                by=self._by,
                 best_accuracy=self.best.accuracy,
                 **({"best_costs": self.best.evaluation.costs} if self.best.evaluation.costs else {}),
             )
@@ -185,6 +191,16 @@ class DiscreteStrategy(Strategy):
         if self.best is None:
             return search.network(images)
         return path_logits(search.network, images, self.encoding.op_weights(self.best.code), self.bn_mode == "batch")
+
+    @property
+    def validates(self) -> Literal["supernet", "cell"]:
+        return "supernet" if self.best is None else "cell"
+
+    @property
+    def chosen(self) -> dict[str, Any] | None:
+        if self.best is None:
+            return None
+        return {"accuracy": self.best.accuracy, "by": self._by, "evaluated": self.evaluated}
 
     def genotype(self, search: SearchContext) -> AnyGenotype:
         """The most accurate architecture so far; before the first evaluation, the one derived from the initial α."""

@@ -360,6 +360,7 @@ class EGNAS(Strategy):
             best_fitness=best["fitness"],
             best_accuracy=best["accuracy"],
             current_accuracy=step["current_accuracy"],
+            form=self.fitness,
         )
 
     def _rank(self, winner: dict[str, Any]) -> tuple[float, ...]:

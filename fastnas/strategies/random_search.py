@@ -25,7 +25,8 @@ class RandomSearch(DiscreteStrategy):
     """Architectures that are evaluated at a time."""
 
     def ask(self) -> list[Code]:
-        return [self.encoding.sample(self.random) for _ in range(self.batch)]
+        count = self.batch if self.wanted is None else min(self.batch, self.wanted)
+        return [self.encoding.sample(self.random) for _ in range(count)]
 
     def tell(self, individuals: Sequence[Individual]) -> None:
         pass

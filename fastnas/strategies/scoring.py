@@ -89,6 +89,18 @@ def for_search(search: SearchContext, options: ScoringOptions, costs: Sequence[s
     )
 
 
+def scored_on(search: SearchContext, options: Any) -> str:
+    """Who judges architectures within a search and on what, in words."""
+    kind, _, detail = options.evaluator.partition(":")
+    if kind == "shared":
+        count = min(options.fitness_batch_size * options.fitness_batches, len(search.valid_pipeline.indices))
+        return f"shared weights, {count:,} images of the validation half"
+    if kind == "training":
+        epochs = int(detail or 1)
+        return f"{epochs} epoch{'' if epochs == 1 else 's'} of training each, validation half"
+    return "the table of NAS-Bench-201" if kind == "nb201" else options.evaluator
+
+
 def fitness_pipeline(search: SearchContext, options: FitnessBatches, bn_mode: str) -> Pipeline:
     """The images of the α half that architectures are scored on.
 

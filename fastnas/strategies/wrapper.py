@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -43,6 +43,14 @@ class StrategyWrapper(Strategy):
 
     def validation_logits(self, search: SearchContext, images: Tensor) -> Tensor:
         return self.inner.validation_logits(search, images)
+
+    @property
+    def validates(self) -> Literal["supernet", "cell"]:
+        return self.inner.validates
+
+    @property
+    def chosen(self) -> dict[str, Any] | None:
+        return self.inner.chosen
 
     def genotype(self, search: SearchContext) -> AnyGenotype:
         return self.inner.genotype(search)

@@ -78,7 +78,7 @@ def test_labels_stand_beside_the_ends_of_their_curves() -> None:
     charts = by_name([*epoch_charts(run), *population_charts(run), *weight_charts(run)])
     for name, label, value in [
         ("loss", f"training {run.epochs[-1]['train_loss']:.3f}", run.epochs[-1]["train_loss"]),
-        ("population_fitness", f"best {run.updates[-1]['best_fitness']:.3f}", run.updates[-1]["best_fitness"]),
+        ("population_fitness", f"taken {run.updates[-1]['best_fitness']:.3f}", run.updates[-1]["best_fitness"]),
         ("sigma", f"{run.updates[-1]['sigma']:.3g}", run.updates[-1]["sigma"]),
     ]:
         chart = charts[name]
@@ -110,12 +110,12 @@ def test_curves_state_their_last_value_and_every_value_on_hover() -> None:
     run = run_of({"train_accuracy": 0.25, "valid_accuracy": 0.125}, {"train_accuracy": 0.5, "valid_accuracy": None})
     chart = by_name(epoch_charts(run))["accuracy"]
     assert {"training 50.0 %", "validation 12.5 %", "accuracy (%)", "epoch"} <= set(texts(chart))
-    assert hovers(chart) == ["epoch 0\ntraining 25.0 %\nvalidation 12.5 %", "epoch 1\ntraining 50.0 %"]
+    assert hovers(chart) == ["epoch 1\ntraining 25.0 %\nvalidation 12.5 %", "epoch 2\ntraining 50.0 %"]
 
 
 def test_undefined_values_leave_a_curve_drawable() -> None:
     run = run_of({"train_loss": 1.0}, {"train_loss": math.nan}, {"train_loss": math.inf}, {"train_loss": 0.5})
-    assert hovers(by_name(epoch_charts(run))["loss"]) == ["epoch 0\ntraining 1.000", "epoch 3\ntraining 0.500"]
+    assert hovers(by_name(epoch_charts(run))["loss"]) == ["epoch 1\ntraining 1.000", "epoch 4\ntraining 0.500"]
 
 
 @pytest.mark.parametrize("count", [5, 7, 8])
@@ -152,7 +152,7 @@ def test_time_is_split_by_phase() -> None:
     seconds = {"train": 30.0, "strategy": 60.0, "valid": 9.0, "data": 1.0}
     (chart,) = time_charts(run_of({"seconds": seconds}, {"seconds": seconds}))
     assert {"strategy 60%", "training 30%", "validation 9%", "waiting for data 1%", "time (s)"} <= set(texts(chart))
-    expected = "epoch 1\nwaiting for data 1.0 s\nvalidation 9.0 s\ntraining 30.0 s\nstrategy 60.0 s"
+    expected = "epoch 2\nwaiting for data 1.0 s\nvalidation 9.0 s\ntraining 30.0 s\nstrategy 60.0 s"
     assert hovers(chart)[1] == expected
     assert list(time_charts(run_of({"train_loss": 1.0}))) == []
 
@@ -167,7 +167,7 @@ def test_time_of_an_unknown_phase_and_of_missing_epochs_is_shown() -> None:
     run = run_of({"seconds": {"train": 1.0}}, {}, {"seconds": {"train": 1.0, "sampling": 2.0}})
     (chart,) = time_charts(run)
     assert any(text.startswith("sampling") for text in texts(chart))
-    assert hovers(chart)[-1].startswith("epoch 2\nsampling 2.0 s")
+    assert hovers(chart)[-1].startswith("epoch 3\nsampling 2.0 s")
 
 
 # --- population ---
@@ -182,19 +182,42 @@ def test_population_pools_the_samples_of_a_step() -> None:
     charts = by_name(population_charts(Run(Path("run"), populations=records, updates=updates)))
     assert list(charts) == ["population_fitness"]  # no accuracy was recorded
     assert hovers(charts["population_fitness"]) == [
-        "evolution step 0\nall 1.000 to 5.000\nmiddle half 2.000 to 4.000\nmedian 3.000\nbest 1.000",
-        "evolution step 1\nall 7.000 to 7.000\nmiddle half 7.000 to 7.000\nmedian 7.000",
+        "evolution step 1\nall 1.000 to 5.000\nmiddle half 2.000 to 4.000\nmedian 3.000\ntaken 1.000",
+        "evolution step 2\nall 7.000 to 7.000\nmiddle half 7.000 to 7.000\nmedian 7.000",
     ]
 
 
-def test_population_marks_best_and_current() -> None:
+def test_population_marks_who_was_taken_and_alpha() -> None:
     run = complete_run(epochs=5, warm_up=1, samples=3, population=10)
     charts = by_name(population_charts(run))
     last = run.updates[-1]
-    assert f"best {last['best_fitness']:.3f}" in texts(charts["population_fitness"])
-    wanted = {f"best {100 * last['best_accuracy']:.1f} %", f"current {100 * last['current_accuracy']:.1f} %"}
+    assert f"taken {last['best_fitness']:.3f}" in texts(charts["population_fitness"])
+    wanted = {f"taken {100 * last['best_accuracy']:.1f} %", f"α {100 * last['current_accuracy']:.1f} %"}
     assert wanted <= set(texts(charts["population_accuracy"]))
     assert len(hovers(charts["population_accuracy"])) == 4
+
+
+@pytest.mark.parametrize(("form", "reason"), [(None, True), ("eq3", True), ("rebased", False)])
+def test_the_chart_says_why_somebody_worse_than_alpha_was_taken(form: str | None, reason: bool) -> None:
+    updates = [
+        {"epoch": i, "step": i, "best_fitness": 1.0, "best_accuracy": taken, "current_accuracy": 0.5}
+        for i, taken in enumerate((0.4, 0.5, 0.6))
+    ]
+    records = [{"epoch": i, "step": i, "fitness": [1.0], "accuracy": [0.4]} for i in range(3)]
+    config = {"strategy": {"name": "egnas", "fitness": form}}
+    charts = by_name(population_charts(Run(Path("run"), config, populations=records, updates=updates)))
+    note = charts["population_accuracy"].note
+    assert "In 1 of 3 steps the individual that was taken is less accurate than α." in note
+    assert ("eq3" in note) == reason
+    assert "need not have the lowest fitness" in charts["population_fitness"].note
+
+
+def test_strategies_that_evaluate_architectures_mark_the_best_so_far() -> None:
+    records = [{"epoch": 0, "step": 0, "accuracy": [0.25, 0.75]}]
+    updates = [{"epoch": 0, "step": 0, "evaluated": 2, "best_accuracy": 0.75}]
+    chart = by_name(population_charts(Run(Path("run"), populations=records, updates=updates)))["population_accuracy"]
+    assert "best so far 75.0 %" in texts(chart)
+    assert "taken" not in chart.note
 
 
 def test_many_steps_are_pooled() -> None:
@@ -202,8 +225,8 @@ def test_many_steps_are_pooled() -> None:
     chart = by_name(population_charts(Run(Path("run"), populations=records)))["population_fitness"]
     found = hovers(chart)
     assert len(found) <= BARS
-    assert found[0].startswith("evolution steps 0 to 4\nall 0.000 to 4.000")
-    assert found[-1].startswith("evolution step 1000\n")
+    assert found[0].startswith("evolution steps 1 to 5\nall 0.000 to 4.000")
+    assert found[-1].startswith("evolution step 1001\n")
 
 
 def test_a_single_individual_can_be_drawn() -> None:

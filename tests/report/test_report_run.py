@@ -145,7 +145,7 @@ def test_genotype_of_the_last_epoch_stands_in_for_a_missing_or_broken_file(tmp_p
     genotype = Genotype.published("DARTS_V2")
     write_run(tmp_path, [epoch(0), epoch(1, genotype=genotype.to_dict()), epoch(2)], None)
     run = read_run(tmp_path)
-    assert (run.genotype, run.genotype_origin) == (genotype, "the record of epoch 1")
+    assert (run.genotype, run.genotype_origin) == (genotype, "the record of epoch 2")
     (tmp_path / "genotype.json").write_text("{")
     run = read_run(tmp_path)
     assert run.genotype == genotype
@@ -155,7 +155,7 @@ def test_genotype_of_the_last_epoch_stands_in_for_a_missing_or_broken_file(tmp_p
 def test_a_broken_genotype_in_the_records_is_reported(tmp_path: Path) -> None:
     run = read_run(write_run(tmp_path, [epoch(3, genotype={"normal": 1})], None))
     assert run.genotype is None
-    assert any("genotype of epoch 3" in problem for problem in run.problems)
+    assert any("genotype of epoch 4" in problem for problem in run.problems)
 
 
 @pytest.mark.parametrize("text", ["a: [", "- a\n- b", "", "\x00", "!!python/object:os.system {}"])
