@@ -7,7 +7,8 @@ import sys
 
 from rich.console import Console
 
-from fastnas.cli.command import USER_ERROR, command, print_text
+from fastnas.cli.command import command, print_text
+from fastnas.errors import UserError
 
 COMMANDS = {
     "search": "find an architecture for your images",
@@ -24,15 +25,14 @@ COMMANDS = {
 def main(arguments: list[str], console: Console) -> int:
     """Runs a command, which exits the process itself. Returns only for --help (0) and unknown commands (2)."""
     wanted = arguments[0] if arguments else "--help"
-    if wanted not in COMMANDS:
+    if wanted in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         listed = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
         text = f"usage: fastnas COMMAND [options]\n\n{listed}\n\n`fastnas COMMAND --help` lists the options."
-        if wanted in ("-h", "--help"):
-            print_text(console, text)
-            return 0
-        print_text(Console(stderr=True), f"unknown command {wanted!r}\n\n{text}")
-        return USER_ERROR
+        print_text(console, text)
+        return 0
+    if wanted not in COMMANDS:
+        raise UserError(f"unknown command {wanted!r}: expected one of {', '.join(COMMANDS)}; see fastnas --help.")
     sys.argv = [f"fastnas {wanted}", *arguments[1:]]
     runpy.run_module(f"fastnas.{wanted}", run_name="__main__", alter_sys=True)
     return 0

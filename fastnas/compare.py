@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 
-import tyro
 from rich.console import Console
 
+from fastnas.cli.arguments import parse_arguments
 from fastnas.cli.command import INTERRUPTED, command_line, print_text, run_command
 from fastnas.cli.comparison import compare
 from fastnas.cli.options import CompareOptions
@@ -37,8 +36,7 @@ def print_table(summaries: Sequence[Summary], console: Console) -> None:
 @run_command
 def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, 130 after Ctrl-C, or 2 after an error of the user."""
-    options = tyro.cli(CompareOptions, args=arguments, prog=f"python -m {PROGRAM}", description=DESCRIPTION)
-    options = replace(options, out=options.out.expanduser())
+    options = parse_arguments(CompareOptions, arguments, f"python -m {PROGRAM}", DESCRIPTION)
     try:
         with locked_directory(options.out):
             print_table(compare(options, console), console)

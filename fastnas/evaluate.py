@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fastnas import data
+from fastnas.cli.arguments import parse_arguments
 from fastnas.cli.command import command, print_text
 from fastnas.cli.own_code import import_space
 from fastnas.cli.process import resolve_device
@@ -72,7 +73,7 @@ class EvaluateOptions(Options):
 @command
 def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, or 2 after an error of the user."""
-    options = tyro.cli(EvaluateOptions, args=arguments, prog=f"python -m {PROGRAM}", description=DESCRIPTION)
+    options = parse_arguments(EvaluateOptions, arguments, f"python -m {PROGRAM}", DESCRIPTION)
     result = measure(options, console)
     if "evaluation" in result:
         write_page(options, result, arguments, console)

@@ -9,6 +9,7 @@ from pathlib import Path
 import tyro
 from rich.console import Console
 
+from fastnas.cli.arguments import parse_arguments
 from fastnas.cli.command import command, print_text
 from fastnas.cli.own_code import import_space
 from fastnas.engine.export import export_onnx, export_program, write_standalone
@@ -47,7 +48,7 @@ class ExportOptions(Options):
 @command
 def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, or 2 after an error of the user."""
-    options = tyro.cli(ExportOptions, args=arguments, prog=f"python -m {PROGRAM}", description=DESCRIPTION)
+    options = parse_arguments(ExportOptions, arguments, f"python -m {PROGRAM}", DESCRIPTION)
     targets = [path for path in (options.save, options.standalone, options.program, options.onnx) if path]
     if not targets:
         raise UserError("nothing to write: give --onnx FILE, --program FILE, --save FILE or --standalone FILE.")

@@ -25,6 +25,7 @@ from fastnas.genotype_cell import (
     repr_of_nodes,
     sequence,
 )
+from fastnas.input_file import path_of, read_json
 
 CellKind = str  # "normal" or "reduce", or one of LEVELS
 FORMAT = 1
@@ -203,7 +204,7 @@ class Genotype:
         Raises:
             UserError: `path` cannot be written.
         """
-        replace_file(Path(path), self.to_text() + "\n", "genotype")
+        replace_file(path_of(path), self.to_text() + "\n", "genotype")
 
     def to_text(self) -> str:
         """`to_dict` as JSON with one line per intermediate node."""
@@ -226,20 +227,14 @@ class Genotype:
         Raises:
             UserError: the file is missing, unreadable, not JSON or not a valid genotype; the message names the file.
         """
-        path = Path(path)
-        if path.is_dir():
+        path = path_of(path)
+        if os.path.isdir(path):
             raise UserError(
                 f"genotype {str(path)!r} is a folder: give a file, such as {str(path / 'genotype.json')!r}."
             )
-        try:
-            data = json.loads(path.read_text(encoding="utf-8-sig"))  # some editors write a byte order mark
-        except OSError as error:
-            reason = error.strerror or error
-            raise UserError(f"cannot read genotype {str(path)!r}: {reason}; give the path of its JSON file.") from error
-        except ValueError as error:  # malformed JSON and malformed UTF-8
-            raise UserError(f"genotype {str(path)!r} is not JSON ({error}): write it with Genotype.to_json.") from error
-        except RecursionError as error:
-            raise UserError(f"genotype {str(path)!r} is nested too deeply: expected an object of lists.") from error
+        data = read_json(
+            path, f"genotype {str(path)!r}", "give the path of its JSON file, as Genotype.to_json writes it"
+        )
         try:
             return cls.from_dict(data)
         except UserError as error:
@@ -273,11 +268,11 @@ class Genotype:
         """
         if text in _published():
             return cls.published(text)
-        if not Path(text).exists() and Path(text).suffix != ".json" and Path(text).name == text:
-            raise UserError(
-                f"{text!r} is neither a published genotype nor an existing file: {_did_you_mean(text, _published())}"
-            )
-        return cls.from_json(text)
+        path = path_of(text)
+        if not os.path.exists(path) and path.suffix != ".json" and path.name == text:
+            near = _did_you_mean(text, _published())
+            raise UserError(f"{brief(text)} is neither a published genotype nor an existing file: {near}")
+        return cls.from_json(path)
 
 
 def _checked_levels(value: Any) -> tuple[CellGenotype, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import operator
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ from fastnas.primitive_names import check_primitive
 
 Pair = tuple[str, int]  # (primitive, source node)
 Cell = tuple[Pair, ...] | tuple[tuple[Pair, ...], ...]  # two pairs for each node, or one tuple of pairs for each node
+
+MOST_PAIRS = 1000
+"""Of a cell. Those of the literature have up to 28; a file with a million would take all memory before it fails."""
 
 
 class CellGenotype(NamedTuple):
@@ -67,8 +71,10 @@ def _checked_pairs(kind: str, value: Any) -> Cell:
     items = sequence(kind, value)
     if not items:
         raise UserError(f"{kind} is empty: a cell needs at least one node, that is two (primitive, source) pairs.")
+    _check_count(kind, len(items))
     if _is_nested(items):
         nested = [sequence(f"{kind} node {node}", item) for node, item in enumerate(items, start=2)]
+        _check_count(kind, sum(map(len, nested)))
         if empty := [node for node, item in enumerate(nested, start=2) if not item]:
             raise UserError(f"{kind} node {empty[0]} has no (primitive, source) pair: give it at least one.")
         nodes = tuple(
@@ -83,6 +89,11 @@ def _checked_pairs(kind: str, value: Any) -> Cell:
             "or a list of pairs for each node."
         )
     return cell
+
+
+def _check_count(kind: str, pairs: int) -> None:
+    if pairs > MOST_PAIRS:
+        raise UserError(f"{kind} has {pairs:,} (primitive, source) pairs: expected at most {MOST_PAIRS:,}.")
 
 
 def _checked_pair(kind: str, node: int, item: Any) -> Pair:
@@ -131,5 +142,5 @@ def _integer(what: str, value: Any) -> int:
 
 
 def brief(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value) if isinstance(value, list | tuple | dict | int) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

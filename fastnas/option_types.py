@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from fastnas.errors import UserError
+from fastnas.input_file import path_of
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,12 @@ class Options:
     """Base of the dataclasses whose fields are options: a new object has checked its values."""
 
     def __post_init__(self) -> None:
-        """UserError for a value that its field's type does not allow."""
+        """UserError for a value that its field's type does not allow. `~` in a path becomes the home folder."""
         for name, hint in option_hints(type(self)).items():
-            check_value(name, getattr(self, name), hint)
+            value = getattr(self, name)
+            check_value(name, value, hint)
+            if isinstance(value, Path):
+                object.__setattr__(self, name, path_of(value))
 
 
 def option_hints(kind: type[Any]) -> dict[str, Any]:

@@ -73,12 +73,32 @@ def test_tables_that_cannot_be_used_are_explained(table, tmp_path):
         "short": (text.rsplit("\n", 2)[0], "lacks 1 of the 15625 cells"),
         "column": (text.replace("mflops", "flops", 1), "has no column 'mflops'"),
         "empty": ("", "has no column 'arch'"),
-        "word": (text.replace(",50,", ",many,", 1), "valid_acc_12_epochs is 'many'"),
+        "word": (text.replace(",50,", ",many,", 1), "line 2: valid_acc_12_epochs is 'many'"),
+        "twice": (text + text.split("\n")[1] + "\n", "line 15627 has a cell for the second time"),
+        "ends": (text.rsplit(",", 3)[0], "line 15626 has 4 values for 7 columns"),
+        "cell": (text.replace("|none~0|", "|nothing~0|", 1), "line 2: .* is no cell of NAS-Bench-201"),
+        "above": (text.replace(",50,", ",150,", 1), "line 2: valid_acc_12_epochs is 150, expected 0 to 100"),
+        "nan": (text.replace(",60,", ",nan,", 1), "line 2: test_acc_200_epochs_mean is nan"),
+        "time": (text.replace(",10,", ",0,", 1), "line 2: train_s_per_epoch is 0, expected a finite number above 0"),
+        "cost": (text.replace(",20,", ",-1,", 1), "line 2: mflops is -1, expected a finite number above 0"),
+        "field": (text + '"' + "x" * 200_000, "line 15627 is no CSV"),
+        "zero": (text.replace(",50,", ",\0,", 1), "line 2.* is '.x00'|line 2.* NUL"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / f"{name}.csv").write_text(content)
         with pytest.raises(UserError, match=message):
             NB201(tmp_path / f"{name}.csv")
+    (tmp_path / "mark.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert NB201(tmp_path / "mark.csv").best == 0.66
+
+
+def test_a_damaged_gzip_table_is_named(table, tmp_path):
+    content = table.read_bytes()
+    for name, damaged in {"cut": content[:-1000], "hole": content[:5000] + bytes(500) + content[5500:]}.items():
+        (tmp_path / f"{name}.csv.gz").write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"cannot read the table .*{name}\.csv\.gz: .*give the CSV") as caught:
+            NB201(tmp_path / f"{name}.csv.gz")
+        assert "\n" not in str(caught.value)
 
 
 def test_cells_of_the_table_as_text_and_as_json(tmp_path):
@@ -222,18 +242,46 @@ def test_numbers_that_no_search_can_use_are_refused(answer: object, message: str
         list(strategy.run(Function(lambda genotype: answer, CELLS), seed=0, seconds=10.0))
 
 
+def test_what_the_function_raises_is_one_line_and_says_where():
+    code = CELLS.sample(Random(0))
+    for error in (ValueError("a\nb"), SystemExit(1), MemoryError(), RecursionError("deep")):
+
+        def fail(genotype, error=error):
+            raise error
+
+        with pytest.raises(UserError, match=rf"raised {type(error).__name__}.*test_evaluators\.py, line \d+") as caught:
+            Function(fail, CELLS).evaluate([code])
+        assert "\n" not in str(caught.value)
+
+
 def test_callables_are_found_by_name(tmp_path, monkeypatch):
     (tmp_path / "my_scores.py").write_text("def score(genotype):\n    return 0.25\n\nlimit = 3\n")
     monkeypatch.syspath_prepend(tmp_path)
     assert load("my_scores:score")(None) == 0.25
+    modules = {
+        "broken_syntax": "def score(:\n",
+        "needs_other": "import no_such_module\n",
+        "leaves": "import sys\nsys.exit(3)\n",
+        "attribute": "None.x\n",
+        "zeros": "a = 1\0\n",
+    }
+    for name, text in modules.items():
+        (tmp_path / f"{name}.py").write_text(text)
     for name, message in [
         ("my_scores", "expected python:MODULE:OBJECT"),
         ("my_scores:limit", "is not callable"),
-        ("my_scores:other", "cannot be imported"),
-        ("no_such_module:f", "cannot be imported"),
+        ("my_scores:other", "cannot be imported: .* no attribute 'other'; give the name"),
+        ("no_such_module:f", "cannot be imported: No module named 'no_such_module'; is its folder"),
+        ("broken_syntax:f", r"its code raised SyntaxError: .*broken_syntax\.py, line 1"),
+        ("needs_other:f", r"No module named 'no_such_module'; is its folder"),
+        ("leaves:f", r"its code raised SystemExit: 3 \(.*leaves\.py, line 2\)"),
+        ("attribute:f", r"its code raised AttributeError: .*attribute\.py, line 1\)"),
+        ("..my_scores:f", "its code raised TypeError"),
+        ("zeros:f", "its code raised (ValueError|SyntaxError): .*null bytes"),
     ]:
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=message) as caught:
             load(name)
+        assert "\n" not in str(caught.value)
     sys.modules.pop("my_scores")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import tyro
 import yaml
 
 from fastnas import strategies
+from fastnas.cli.arguments import parse_arguments
 from fastnas.cli.options import (
     DerivedOptions,
     SearchCommandOptions,
@@ -32,9 +34,12 @@ from fastnas.cli.places import PLACES, same_kind
 from fastnas.engine.options import WeightOptions
 from fastnas.engine.recipe import TrainingRecipe
 from fastnas.errors import UserError
+from fastnas.input_file import parse_yaml, path_of, read_text
 from fastnas.option_types import check_value, option_hints, reading
 from fastnas.strategies import Strategy
 from fastnas.strategies.registry import spec_of
+
+MOST_BYTES = 128 * 2**10  # of a YAML file; one with every option has 3,000, and a large one takes minutes to read
 
 # What may differ when a run is resumed.
 RESUMABLE = {
@@ -160,10 +165,13 @@ def differences(run: dict[str, dict[str, Any]], options: Configuration, movable:
 
 def _peek(arguments: Sequence[str], *names: str) -> argparse.Namespace:
     """The flags that decide how the others are read."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for name in names:
         parser.add_argument(f"--{name}")
-    return parser.parse_known_args(arguments)[0]
+    try:
+        return parser.parse_known_args(arguments)[0]
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error}.") from error
 
 
 def _option_files(kind: type[Configuration], arguments: Sequence[str]) -> list[OptionFile]:
@@ -175,13 +183,13 @@ def _option_files(kind: type[Configuration], arguments: Sequence[str]) -> list[O
             raise UserError(f"unknown preset {first.preset!r}: expected one of {', '.join(kind.preset_names())}.")
         files.append((f"preset {first.preset}", _read(kind.presets / f"{first.preset}.yaml", kind.groups)))
     if first.config is not None:
-        files.append((first.config, _read(Path(first.config).expanduser(), kind.groups)))
+        files.append((first.config, _read(path_of(first.config), kind.groups)))
     if first.resume is not None:
         if first.config or first.preset:
             raise UserError("--resume takes its options from the run: leave out --preset and --config.")
-        path = Path(first.resume, "config.yaml").expanduser()
-        if not path.exists():
-            raise UserError(f"nothing to resume in {first.resume}: it has no config.yaml; give a run directory.")
+        path = path_of(first.resume) / "config.yaml"
+        if not os.path.exists(path):
+            raise UserError(f"nothing to resume in {path.parent}: it has no config.yaml; give a run directory.")
         content = _read(path, kind.groups)
         content.get("run", {}).pop("stop_after", None)  # it concerned the process that stopped
         files.append((str(path), content))
@@ -193,26 +201,36 @@ def _parse_layers(
 ) -> AnyOptions:
     """`defaults`, then the options of files, then flags."""
     flags = [flag for origin, content in files for flag in _flags(origin, content, defaults)]
-    return tyro.cli(
+    return parse_arguments(
         type(defaults),
-        args=[*flags, *arguments],
+        [*flags, *arguments],
+        program,
+        description,
         default=defaults,
-        prog=program,
-        description=description,
         config=(tyro.conf.OmitArgPrefixes,),
     )
 
 
 def _read(path: Path, groups: Sequence[str]) -> dict[str, Any]:
+    """The options of a file by group: each a word, a number, True, False or None."""
+    text = read_text(path, f"config {path}", "give the path of a YAML file, as --print-config prints it", MOST_BYTES)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read config {path}: {error.strerror}; give the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"config {path} is not YAML: {str(error).splitlines()[0]}.") from error
+        content = parse_yaml(text)
+    except ValueError as error:
+        raise UserError(f"config {path} is not YAML: {error}; see what --print-config prints.") from error
     content = {} if content is None else content
     if not isinstance(content, dict) or not all(isinstance(group, dict) for group in content.values()):
         raise UserError(f"config {path}: expected groups ({', '.join(groups)}) of options, as --print-config prints.")
+    for group, options in content.items():
+        for name, value in options.items():
+            if not isinstance(value, str | bool | int | float | None):
+                raise UserError(
+                    f"config {path}: {name} of {group} is a {type(value).__name__}, expected a word or a number."
+                )
+            if isinstance(value, int) and abs(value) >= 2**63:
+                raise UserError(f"config {path}: {name} of {group} is larger than any number of 64 bits.")
+    if not isinstance(content.get("strategy", {}).get("name", ""), str):
+        raise UserError(f"config {path}: name of strategy is no word: expected one such as egnas.")
     return content
 
 

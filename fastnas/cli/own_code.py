@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
-
 from fastnas import spaces
-
-
-def add_space_flag(parser: argparse.ArgumentParser) -> None:
-    """Adds --space, which `import_space` acts on before any genotype is read."""
-    parser.add_argument(
-        "--space",
-        metavar="SPACE",
-        help="python:MODULE:OBJECT, a space of your own whose candidates the genotype names",
-    )
 
 
 def import_space(space: str | None) -> None:

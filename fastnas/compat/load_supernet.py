@@ -57,10 +57,13 @@ def load_supernet(state_dict: Mapping[str, Tensor], space: str | CellSpace, *, b
     """
     cells = _cell_space(space)
     found = _unwrapped(state_dict)
-    network = Supernet(cells, **_options(found), backend=backend)
+    options = _options(found)
+    with torch.device("meta"):  # a large network is built only if the weights are there
+        expected = Supernet(cells, **options)
+    names, shapes = _foreign_names(expected), expected.state_dict()
+    _check(found, {theirs: shapes[ours] for ours, theirs in names.items()}, cells)
+    network = Supernet(cells, **options, backend=backend)
     own = network.state_dict()
-    names = _foreign_names(network)
-    _check(found, {theirs: own[ours] for ours, theirs in names.items()}, cells)
     network.to(found["classifier.weight"].dtype)
     network.load_state_dict(own | {ours: found[theirs] for ours, theirs in names.items() if theirs in found})
     alphas = _tables(found, ALPHAS, tuple(network.alphas["normal"].shape))
@@ -191,6 +194,8 @@ def _unwrapped(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 f"{name!r} of the state dict is a {type(value).__name__}, expected a tensor: give the state dict "
                 "itself, for example checkpoint['state_dict']."
             )
+        if value.layout != torch.strided or value.is_quantized or value.is_complex():
+            raise UserError(f"{name!r} of the state dict is no plain tensor of numbers: save the weights as floats.")
     while wrapped := [prefix for prefix in WRAPPERS if any(name.startswith(prefix) for name in found)]:
         (prefix, *_) = wrapped
         if bare := [name for name in found if not name.startswith(prefix) and name not in APART]:
@@ -213,7 +218,13 @@ def _options(found: Mapping[str, Tensor]) -> dict[str, Any]:
             f"the state dict lacks {missing[0]!r}, so it is not that of a supernet of DARTS, PC-DARTS or EG-NAS "
             f"while searching; it has {_some(found) or 'no keys'}."
         )
-    indices = (re.match(r"cells\.(\d+)\.", name) for name in found)
+    for name, dimensions in ((first, 4), (last, 4), (preprocess, 4), ("classifier.weight", 2)):
+        if found[name].dim() != dimensions or not found[name].is_floating_point():
+            raise UserError(
+                f"{name!r} of the state dict is {found[name].dtype} {list(found[name].shape)}, expected a weight of "
+                f"{dimensions} dimensions in floating point."
+            )
+    indices = (re.match(r"cells\.([0-9]{1,7})\.", name) for name in found)
     layers = 1 + max(int(index[1]) for index in indices if index)
     out_channels = found[last].shape[0]
     width = found[preprocess].shape[0]  # of the first cell, which reduces if there are one or two
@@ -225,7 +236,7 @@ def _options(found: Mapping[str, Tensor]) -> dict[str, Any]:
         )
     # A factorized reduction has convolutions of half the width, but its normalisation has all of it.
     edge = [t.shape[0] for name, t in found.items() if name.startswith("cells.0._ops.0._ops.") and t.dim()]
-    if not edge or width % max(edge):
+    if not edge or not max(edge) or width % max(edge):
         raise UserError(
             f"the first edge has weights for {max(edge, default=0)} of {width} channels, expected one share of them "
             "for all candidates: the number of partial channels cannot be told."

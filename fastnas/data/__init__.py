@@ -9,9 +9,10 @@ Example:
 from __future__ import annotations
 
 import difflib
+import math
+import os
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from weakref import WeakValueDictionary
 
 import torch
@@ -22,6 +23,7 @@ from fastnas.data.cifar import open_cifar10, open_cifar100
 from fastnas.data.dali import DaliPipeline, is_installed
 from fastnas.data.digits import open_digits
 from fastnas.data.folder import open_folder
+from fastnas.data.image import MOST_PIXELS
 from fastnas.data.imagenet import open_imagenet
 from fastnas.data.npz import open_npz
 from fastnas.data.pipeline import Pipeline
@@ -42,6 +44,7 @@ SOURCES: dict[str, tuple[str, Callable[..., Source]]] = {
     "npz": ("FILE", open_npz),
     "imagenet": ("ROOT", open_imagenet),
 }
+MOST_SIDE = math.isqrt(MOST_PIXELS)
 SIZED = ("digits", "imagenet")  # have an image size of their own
 PIPELINES: dict[str, Callable[..., Pipeline]] = {
     "dali": DaliPipeline,
@@ -82,7 +85,7 @@ def open(
     """
     kind, _, location = spec.partition(":")
     if kind not in SOURCES:
-        meant = f"; did you mean folder:{spec}?" if Path(spec).is_dir() else _meant(kind, SOURCES)
+        meant = f"; did you mean folder:{spec}?" if os.path.isdir(spec) else _meant(kind, SOURCES)
         known = ", ".join(_form(name) for name in SOURCES)
         raise UserError(f"unknown data source '{spec}'{meant}; known are {known}")
     placeholder, open_source = SOURCES[kind]
@@ -90,8 +93,8 @@ def open(
         raise UserError(f"the data source '{spec}' lacks its path; write {_form(kind)}")
     if split not in ("train", "test"):
         raise UserError(f"unknown split '{split}'; give train or test")
-    if image_size is not None and image_size < 1:
-        raise UserError(f"image_size is {image_size}; give a number of pixels, 1 or more")
+    if image_size is not None and not 1 <= image_size <= MOST_SIDE:
+        raise UserError(f"image_size is {image_size}; give a number of pixels, 1 to {MOST_SIDE:,}")
     if evaluated_share is not None:
         if not 0 < evaluated_share <= 1:
             raise UserError(f"evaluated_share is {evaluated_share}; give a share of the shorter side, above 0 up to 1")

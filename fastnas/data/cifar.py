@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torchvision
@@ -13,6 +12,7 @@ from fastnas.data.image import resize, resized_side
 from fastnas.data.source import ArraySource, Statistics
 from fastnas.data.split import check_portion
 from fastnas.errors import UserError
+from fastnas.input_file import path_of
 
 CIFAR10: Statistics = ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 CIFAR100: Statistics = ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
@@ -75,7 +75,7 @@ def _open(
     download: bool,
     evaluated_share: float | None,
 ) -> CifarSource:
-    root = Path(location).expanduser()
+    root = path_of(location)
     try:
         files = dataset(root, train=split == "train", download=download)
     except (OSError, RuntimeError) as error:

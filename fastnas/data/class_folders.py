@@ -95,7 +95,9 @@ class ImageFiles:
             UserError: there is none, a folder cannot be read, or a link would count images twice.
         """
         files: list[Path] = []
-        self._collect(folder, files, folder)
+        waiting = [folder]  # a stack: a tree may be deeper than Python's calls
+        while waiting:
+            waiting += self._collect(waiting.pop(), files, folder)
         if not files:
             raise UserError(
                 f"the class folder {folder} holds no image ({', '.join(sorted(EXTENSIONS)[:12])}, …); add images or "
@@ -103,21 +105,21 @@ class ImageFiles:
             )
         return sorted(files)
 
-    def _collect(self, folder: Path, files: list[Path], class_folder: Path) -> None:
+    def _collect(self, folder: Path, files: list[Path], class_folder: Path) -> list[Path]:
+        """Adds the image files of one folder; returns the folders below it, the last one first."""
         try:
             self._check_new(folder)
             with os.scandir(folder) as entries:
                 found = sorted(entries, key=lambda entry: entry.name)
-            below = [entry for entry in found if not _is_hidden(entry.name) and entry.is_dir()]
+            below = [Path(entry.path) for entry in found if not _is_hidden(entry.name) and entry.is_dir()]
             files += [Path(entry.path) for entry in found if _is_image(entry)]
         except OSError as error:
             problem = unreadable_folder(folder, error)
             if self._left_out is None or folder == class_folder:
                 raise problem from error
             self._left_out.append(str(problem))
-            return
-        for entry in below:
-            self._collect(Path(entry.path), files, class_folder)
+            return []
+        return below[::-1]
 
     def _check_new(self, folder: Path) -> None:
         state = folder.stat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from fastnas.data.image import decode, encoded, resized_side, size_of
 from fastnas.data.source import Source, digest_of
 from fastnas.data.split import chosen
 from fastnas.errors import UserError
+from fastnas.input_file import path_of
 
 CHUNK = 32  # images a thread takes at once: small images decode faster than threads take turns
 
@@ -133,7 +135,7 @@ def open_folder(
     Raises:
         UserError: a folder is missing, unreadable or empty, a file is not an image, or sizes differ.
     """
-    root = Path(location).expanduser()
+    root = path_of(location)
     base = split_folder(root, split)
     classes = classes_of(base)
     left_out: list[str] = []
@@ -141,9 +143,11 @@ def open_folder(
     sizes: list[tuple[int, int]] = []
     labels: list[int] = []
     image_files = ImageFiles(base, left_out if skip_unreadable else None)
+    shorter_side = None if image_size is None else resized_side(image_size, evaluated_share)
+    size_of_file = functools.partial(_size_or_error if skip_unreadable else size_of, shorter_side=shorter_side)
     for label, folder in enumerate(classes.values()):
         found = image_files.of(folder)
-        for path, size in zip(found, _in_threads(_size_or_error if skip_unreadable else size_of, found), strict=True):
+        for path, size in zip(found, _in_threads(size_of_file, found), strict=True):
             if isinstance(size, UserError):
                 left_out.append(str(size))
                 continue
@@ -164,7 +168,7 @@ def open_folder(
         base=base,
         files=tuple(files),
         sizes=np.array(sizes),
-        shorter_side=None if image_size is None else resized_side(image_size, evaluated_share),
+        shorter_side=shorter_side,
         channels=3,
         image_size=common,
         augmentation=Augmentation(crop_padding=min(common) // 8, flip=True),
@@ -173,11 +177,11 @@ def open_folder(
     )
 
 
-def _size_or_error(path: Path) -> tuple[int, int] | UserError:
-    """Height and width of an image, or why it cannot be decoded, which is tried."""
+def _size_or_error(path: Path, shorter_side: int | None) -> tuple[int, int] | UserError:
+    """Height and width of an image, or why it cannot be decoded, which is tried, or resized."""
     try:
-        height, width, _ = decode(path).shape
-        return height, width
+        decode(path)
+        return size_of(path, shorter_side)
     except UserError as error:
         return error
 

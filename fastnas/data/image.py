@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from PIL import ExifTags, Image
 from torchvision.transforms.v2 import functional as transforms
 
+from fastnas.data.memory import free_memory
 from fastnas.errors import UserError
 
 # Formats that Pillow knows by name only, and those that hold pages, drawings or films.
@@ -21,6 +23,12 @@ EXTENSIONS = frozenset(
     if kind in Image.OPEN and kind not in NO_PICTURES
 )
 """The extensions of all files that Pillow reads as images."""
+
+MOST_PIXELS = 100_000_000
+"""Of an image file, and of one that is resized. A small file can claim any number of pixels."""
+# An image is read or refused: what Pillow warns of besides would be printed between the lines of a run.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 # What brings an image upright, by EXIF orientation. ImageOps.exif_transpose stumbles over damaged EXIF blocks.
 TURNS = {
@@ -39,24 +47,39 @@ ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
 TAIL = 64  # bytes; some programs write a little after the end
 
 
-def size_of(path: Path) -> tuple[int, int]:
+def size_of(path: Path, shorter_side: int | None = None) -> tuple[int, int]:
     """Height and width of an image file once it is upright, from its header.
 
     A file that seems to be cut off, or whose format does not tell, is decoded to find out.
 
+    Args:
+        path: the file.
+        shorter_side: what its shorter side will be resized to.
+
     Raises:
-        UserError: the file cannot be read, is not an image or is truncated.
+        UserError: the file cannot be read, is not an image or is truncated, or has more than `MOST_PIXELS` pixels, as
+            it is or resized.
     """
     try:
-        with path.open("rb") as file, Image.open(file) as image:
+        with path.open("rb") as file, _open(file) as image:
             if not _seems_complete(image, file):
                 image.load()
             width, height = image.size
             # Looking the orientation up takes time, and a square has the same size in all of them.
             on_its_side = width != height and _orientation(image) >= 5
-            return (width, height) if on_its_side else (height, width)
+            size = (width, height) if on_its_side else (height, width)
+            if shorter_side is not None:
+                check_fitted(size, shorter_side)
+            return size
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def _open(file: Any) -> Image.Image:
+    image = Image.open(file)
+    if image.width * image.height > MOST_PIXELS:
+        raise Image.DecompressionBombError
+    return image
 
 
 def _seems_complete(image: Image.Image, file: io.BufferedReader) -> bool:
@@ -93,12 +116,15 @@ def decode(path: Path, image_size: int | None = None, shorter_side: int | None =
 
 
 def _decode(file: Path | io.BytesIO, image_size: int | None = None, shorter_side: int | None = None) -> np.ndarray:
-    with Image.open(file) as image:
+    with _open(file) as image:
         rgb = _to_rgb(image)
         orientation = _orientation(image)
         if orientation > 1:
             rgb = rgb.transpose(TURNS[orientation])
-        return np.array(rgb if image_size is None else _fit(rgb, image_size, shorter_side or image_size))
+        if image_size is None:
+            return np.array(rgb)
+        check_fitted((rgb.height, rgb.width), shorter_side or image_size)
+        return np.array(_fit(rgb, image_size, shorter_side or image_size))
 
 
 def encoded(path: Path) -> np.ndarray:
@@ -154,6 +180,16 @@ def fitted_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
     return int(shorter_side * height / width), shorter_side
 
 
+def check_fitted(size: tuple[int, int], shorter_side: int) -> None:
+    """UserError where an image of this height and width, resized so, has too many pixels: 1×60000 does."""
+    height, width = fitted_size(size, shorter_side)
+    if height * width > MOST_PIXELS:
+        raise UserError(
+            f"it has {size[0]}×{size[1]} pixels (height × width), and with a shorter side of {shorter_side} it would "
+            f"have {height * width:,}, more than {MOST_PIXELS:,}; crop it first"
+        )
+
+
 def centre(size: tuple[int, int], image_size: int) -> tuple[int, int]:
     """Top and left of the middle square of `image_size` pixels, as torchvision rounds them."""
     height, width = size
@@ -172,8 +208,17 @@ def resize(images: np.ndarray, image_size: int, shorter_side: int | None = None)
         images: uint8 [N, H, W, C].
         image_size: pixels a side of the crop.
         shorter_side: what to resize the shorter side to, bilinear and antialiased; None for image_size.
+
+    Raises:
+        UserError: the resized images have more than `MOST_PIXELS` pixels, or all together more than the memory.
     """
-    count, _, _, channels = images.shape
+    count, height, width, channels = images.shape
+    check_fitted((height, width), shorter_side or image_size)
+    if (wanted := count * image_size**2 * channels) > (free := free_memory(torch.device("cpu"))):
+        raise UserError(
+            f"{count:,} images of {image_size}×{image_size}×{channels} take {wanted / 2**30:.1f} GiB, but "
+            f"{free / 2**30:.1f} GiB are free; give a smaller image_size (--image-size) or fewer images"
+        )
     result = np.empty((count, image_size, image_size, channels), dtype=np.uint8)  # [N, S, S, C]
     for start in range(0, count, 1000):  # in blocks: the float copy needs four times the memory
         block = torch.from_numpy(images[start : start + 1000]).permute(0, 3, 1, 2)  # [n, C, H, W]
@@ -215,6 +260,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _unreadable(path: Path, error: Exception) -> UserError:
     if isinstance(error, Image.UnidentifiedImageError):
         reason = "it is no image in a known format"
+    elif isinstance(error, Image.DecompressionBombError):
+        reason = f"it has more than {MOST_PIXELS:,} pixels"
     else:
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     return UserError(f"cannot read the image {path}: {reason}; replace or remove the file")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from fastnas.data.augmentation import Augmentation
 from fastnas.data.image import resize, resized_side
+from fastnas.data.memory import free_memory
 from fastnas.data.source import ArraySource
 from fastnas.errors import UserError
+from fastnas.input_file import check_file, path_of
 
 # (training images, training labels, test images, test labels): ours, then Keras's
 LAYOUTS = (("images", "labels", "test_images", "test_labels"), ("x_train", "y_train", "x_test", "y_test"))
@@ -44,7 +46,7 @@ def open_npz(
     Raises:
         UserError: the file or an array is missing, damaged, or not as described above.
     """
-    file = Path(location).expanduser()
+    file = path_of(location)
     with _load(file) as arrays:
         names = next((names for names in LAYOUTS if names[0] in arrays), LAYOUTS[0])
         images_name, labels_name = names[:2] if split == "train" else names[2:]
@@ -79,8 +81,7 @@ def open_npz(
 
 
 def _load(file: Path) -> np.lib.npyio.NpzFile:
-    if file.exists() and not file.is_file() and not file.is_dir():
-        raise UserError(f"cannot read {file}: it is no regular file; give a file written by numpy.savez")
+    check_file(file, str(file), "give a file written by numpy.savez")
     try:
         arrays = np.load(file, allow_pickle=False)
     except OSError as error:
@@ -96,19 +97,31 @@ def _array(file: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:
     if name not in arrays:
         found = ", ".join(arrays.files) or "nothing"
         raise UserError(f"{file} has no array '{name}'; found: {found}; expected: {EXPECTED}")
+    _check_memory(file, arrays, name)
     try:
         array = arrays[name]
     except MemoryError as error:
         raise UserError(f"{file}: '{name}' does not fit the memory; store fewer or smaller images") from error
     except (RuntimeError, NotImplementedError) as error:  # encryption, and compression that Python does not know
         raise UserError(f"{file}: '{name}' cannot be read ({error}); write the file with numpy.savez") from error
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error, SyntaxError) as error:
+    except Exception as error:  # damaged bytes make NumPy's reader raise nearly anything
         if "allow_pickle" in str(error):
             raise UserError(f"{file}: '{name}' holds Python objects, not numbers; save it as a plain array") from error
         raise UserError(f"{file}: '{name}' cannot be read ({error}); the file is damaged, write it again") from error
     if not isinstance(array, np.ndarray):  # some other file in the archive
         raise UserError(f"{file}: '{name}' is no array; write the file with numpy.savez")
     return array
+
+
+def _check_memory(file: Path, arrays: np.lib.npyio.NpzFile, name: str) -> None:
+    """An array that was compressed can be far larger than its file."""
+    members = arrays.zip.NameToInfo if arrays.zip is not None else {}
+    member = members.get(f"{name}.npy") or members.get(name)
+    if member is not None and member.file_size > (free := free_memory(torch.device("cpu"))):
+        raise UserError(
+            f"{file}: '{name}' does not fit the memory: it takes {member.file_size / 2**30:.1f} GiB, but "
+            f"{free / 2**30:.1f} GiB are free; store fewer or smaller images"
+        )
 
 
 def _images(file: Path, arrays: np.lib.npyio.NpzFile, name: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastnas.compat.load_supernet import load_betas, load_supernet
 from fastnas.engine.checkpoint import refusal
 from fastnas.errors import UserError
+from fastnas.input_file import check_file, path_of
 from fastnas.nn import Supernet
 
 
@@ -20,8 +21,13 @@ def load_initial_weights(network: Supernet, path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: the file cannot be read, holds no such state dict, or one of a supernet of another size.
     """
+    path = path_of(path)
     state = _read(path)
-    foreign = load_supernet(state, network.space, backend=network.backend)
+    try:
+        foreign = load_supernet(state, network.space, backend=network.backend)
+        betas = load_betas(state, network.space)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     names = ("channels", "layers", "num_classes", "in_channels", "partial_channels", "stem_name")
     differing = [
         f"{name.removesuffix('_name')} {getattr(foreign, name)} instead of {getattr(network, name)}"
@@ -34,13 +40,12 @@ def load_initial_weights(network: Supernet, path: Path) -> dict[str, Tensor]:
             "--stem as they were, and give images of that kind."
         )
     network.load_state_dict(foreign.state_dict())
-    return load_betas(state, network.space)
+    return betas
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     """The state dict in a file."""
-    if not path.is_file():
-        raise UserError(f"no file {path}: give a state dict that torch.save has written.")
+    check_file(path, f"the file {path}", "give a state dict that torch.save has written")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes make the reader fail in any way

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -13,8 +15,9 @@ from fastnas import data
 from fastnas.engine.checkpoint import Layout, check_layout, load_checkpoint
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
+from fastnas.input_file import path_of
 from fastnas.nn import DerivedNetwork
-from fastnas.nn.derived_file import DESCRIPTION, fill_network
+from fastnas.nn.derived_file import DESCRIPTION
 
 
 def load_trained(path: Path, backend: str = "auto") -> DerivedNetwork:
@@ -28,7 +31,8 @@ def load_trained(path: Path, backend: str = "auto") -> DerivedNetwork:
     Raises:
         UserError: there is no trained network, or its files are damaged; the message names the file.
     """
-    if path.is_dir() and not (path / DESCRIPTION).exists():
+    path = path_of(path)
+    if os.path.isdir(path) and not (path / DESCRIPTION).exists():
         if any(path.glob("seed-*")):
             raise UserError(f"{path} holds runs of several seeds: give one of them, such as {path / 'seed-1'}.")
         return _from_checkpoint(path, backend)
@@ -59,7 +63,9 @@ def _from_checkpoint(directory: Path, backend: str) -> DerivedNetwork:
     stem = next(iter(weights.values()), None)
     if not isinstance(stem, Tensor) or stem.dim() != 4:
         raise UserError(f"the checkpoint {path} holds no weights of a network: restore a copy, or train again.")
-    network = DerivedNetwork(
+    network = DerivedNetwork.of_weights(
+        weights,
+        directory,
         genotype_of(checkpoint, directory),
         channels=options["channels"],
         layers=options["layers"],
@@ -69,10 +75,9 @@ def _from_checkpoint(directory: Path, backend: str) -> DerivedNetwork:
         stem=options["stem"],
         backend=backend,
     )
-    fill_network(network, weights, directory)
     images = {name: checkpoint["images"][name] for name in ("classes", "image_size")}
     network.about = checkpoint.get("about") or {"images": images}  # old checkpoints have no more
-    return network.eval()
+    return network
 
 
 def genotype_of(checkpoint: dict[str, Any], directory: Path) -> Genotype:
@@ -98,8 +103,8 @@ def image_size_of(network: DerivedNetwork, side: int | None = None) -> tuple[int
     """(H, W): `side`, else the size of the training images, else the size that the stem is made for."""
     if side is not None:
         return side, side
-    known = network.about.get("images", {}).get("image_size")
-    if known:
+    known = _images_of(network).get("image_size")
+    if known is not None:
         height, width = known
         return height, width
     return (32, 32) if network.options["stem"] == "cifar" else (224, 224)
@@ -113,7 +118,7 @@ def open_source(
     Raises:
         UserError: the images or their classes do not fit the network.
     """
-    known = network.about.get("images", {})
+    known = _images_of(network)
     height, width = known.get("image_size", (None, None))
     if image_size is None and height == width:
         image_size = height
@@ -134,6 +139,36 @@ def open_source(
     if "mean" in known and "std" in known:
         source.published = (tuple(known["mean"]), tuple(known["std"]))
     return source
+
+
+_KNOWN: dict[str, Callable[[Any], bool]] = {
+    "classes": lambda value: _is_list(value, str),
+    "image_size": lambda value: _is_list(value, int) and len(value) == 2 and all(0 < side <= 10_000 for side in value),
+    "evaluated_share": lambda value: value is None or (isinstance(value, float | int) and 0 < value <= 1),
+    "mean": lambda value: _is_list(value, float | int) and all(map(math.isfinite, value)),
+    "std": lambda value: _is_list(value, float | int) and all(0 < each < math.inf for each in value),
+}
+
+
+def _images_of(network: DerivedNetwork) -> Mapping[str, Any]:
+    """What the description says of the images. UserError where that cannot be."""
+    images = network.about.get("images", {})
+    if not isinstance(images, Mapping):
+        raise UserError("the description of the network says no plain values of its images: save it again.")
+    for name, is_right in _KNOWN.items():
+        if name in images and not is_right(images[name]):
+            raise UserError(f"the description of the network says {images[name]!r} of {name}: save it again.")
+    if any(len(images[name]) != network.options["in_channels"] for name in ("mean", "std") if name in images):
+        raise UserError(
+            "the description of the network has mean and std of other channels than its images: save it again."
+        )
+    return images
+
+
+def _is_list(value: Any, kind: Any) -> bool:
+    return isinstance(value, list | tuple) and all(
+        isinstance(each, kind) and not isinstance(each, bool) for each in value
+    )
 
 
 def _named(classes: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from fastnas.errors import UserError
 from fastnas.evaluators.base import Evaluation, Evaluator
 from fastnas.evaluators.clock import stopwatch
-from fastnas.python_object import load_object
+from fastnas.python_object import load_object, reason_of
 from fastnas.spaces.encoding import Code, Encoding
 
 
@@ -28,13 +28,19 @@ class Function(Evaluator):
         return [self._one(code) for code in codes]
 
     def _one(self, code: Code) -> Evaluation:
-        with stopwatch() as clock:
-            answer = self.function(self.encoding.decode(code))
+        genotype = self.encoding.decode(code)
+        try:
+            with stopwatch() as clock:
+                answer = self.function(genotype)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
+            raise UserError(f"the evaluator's function raised {reason_of(error)}") from error
         values = dict(answer) if isinstance(answer, Mapping) else {"accuracy": answer}
         try:
             numbers = {str(name): float(value) for name, value in values.items()}
             accuracy, seconds = numbers.pop("accuracy"), numbers.pop("seconds", clock.seconds)
-        except (KeyError, OverflowError, TypeError, ValueError) as error:
+        except Exception as error:  # whatever the answer's own conversion raises
             raise UserError(
                 f"the evaluator's function returned {answer!r}: expected the accuracy, or a mapping with 'accuracy'."
             ) from error

@@ -6,6 +6,9 @@ from __future__ import annotations
 import csv
 import functools
 import gzip
+import io
+import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +16,14 @@ import numpy as np
 
 from fastnas.errors import UserError
 from fastnas.evaluators.base import Evaluation, Evaluator
+from fastnas.input_file import MOST_BYTES, cannot_read, check_file, path_of
 from fastnas.spaces.encoding import Code, encoding_of
 from fastnas.spaces.nb201 import SPACE, NB201Genotype
 
 SEARCH_EPOCHS = 12
 COSTS = {"parameters": "params_m", "macs": "mflops", "latency": "latency_ms_edge_gpu"}  # in millions and milliseconds
+NUMBERS = ("valid_acc_12_epochs", "test_acc_200_epochs_mean", "train_s_per_epoch", *COSTS.values())
+ADVICE = "give the CSV file of NAS-Bench-201"
 
 
 class NB201(Evaluator):
@@ -30,33 +36,28 @@ class NB201(Evaluator):
             %, `train_s_per_epoch` on all training images, `params_m`, `mflops`, `latency_ms_edge_gpu`.
 
     Raises:
-        UserError: no such file, a column is missing, or not all cells of the space are there.
+        UserError: no such file, a column is missing, a value is no number of its range, or the cells of the space are
+            not there, each once.
     """
 
     encoding = encoding_of(SPACE)
     clock = "simulated"
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = path_of(path)
         self._columns = _read(self.path)
-
-    def _row(self, code: Code) -> int:
-        row = 0
-        for value in code:
-            row = row * len(SPACE.candidates) + value
-        return row
 
     def evaluate(self, codes: Sequence[Code]) -> list[Evaluation]:
         columns = self._columns
         evaluations = []
-        for row in map(self._row, codes):
+        for row in map(_row, codes):
             seconds = SEARCH_EPOCHS * 0.5 * float(columns["train_s_per_epoch"][row])
             costs = {name: float(columns[column][row]) for name, column in COSTS.items()}
             evaluations.append(Evaluation(float(columns["valid_acc_12_epochs"][row]) / 100, seconds, costs))
         return evaluations
 
     def judge(self, code: Code) -> float:
-        return float(self._columns["test_acc_200_epochs_mean"][self._row(code)]) / 100
+        return float(self._columns["test_acc_200_epochs_mean"][_row(code)]) / 100
 
     @property
     def best(self) -> float:
@@ -67,28 +68,64 @@ class NB201(Evaluator):
 @functools.cache
 def _read(path: Path) -> dict[str, np.ndarray]:
     """Columns by name, [15625] each, in the order of the codes."""
-    wanted = ("valid_acc_12_epochs", "test_acc_200_epochs_mean", "train_s_per_epoch", *COSTS.values())
+    rows = csv.reader(io.StringIO(_text(path), newline=""))
     try:
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the table {path}: {error}; give the CSV file of NAS-Bench-201.") from error
-    if missing := [name for name in ("arch", *wanted) if not rows or name not in rows[0]]:
-        raise UserError(f"the table {path} has no column {missing[0]!r}: give the CSV file of NAS-Bench-201.")
-    size = len(SPACE.candidates) ** len(SPACE.edges)
-    columns = {name: np.full(size, np.nan) for name in wanted}  # [15625]
-    places = [len(SPACE.candidates) ** power for power in reversed(range(len(SPACE.edges)))]
-    for line, row in enumerate(rows, start=2):
-        code = encoding_of(SPACE).encode(NB201Genotype.from_string(row["arch"]))
-        index = sum(value * place for value, place in zip(code, places, strict=True))
-        for name in wanted:
-            try:
-                columns[name][index] = float(row[name])
-            except ValueError as error:
-                raise UserError(
-                    f"the table {path}, line {line}: {name} is {row[name]!r}, expected a number."
-                ) from error
-    if unknown := int(np.isnan(columns["train_s_per_epoch"]).sum()):
+        header = next(rows, [])
+        wanted = {name: column for column, name in enumerate(header) if name in NUMBERS}
+        if missing := [name for name in ("arch", *NUMBERS) if name not in header]:
+            raise UserError(f"the table {path} has no column {missing[0]!r}: {ADVICE}.")
+        size = len(SPACE.candidates) ** len(SPACE.edges)
+        columns = {name: np.full(size, np.nan) for name in wanted}  # [15625]
+        known = np.zeros(size, dtype=bool)  # [15625]
+        for row in filter(None, rows):
+            place = f"the table {path}, line {rows.line_num}"
+            if len(row) != len(header):
+                raise UserError(f"{place} has {len(row)} values for {len(header)} columns: {ADVICE}.")
+            cell = _row(_code(row[header.index("arch")], place))
+            if known[cell]:
+                raise UserError(f"{place} has a cell for the second time: {ADVICE}.")
+            known[cell] = True
+            for name, column in wanted.items():
+                columns[name][cell] = _number(name, row[column], place)
+    except csv.Error as error:
+        raise UserError(f"the table {path}, line {rows.line_num} is no CSV ({error}): {ADVICE}.") from error
+    if unknown := int((~known).sum()):
         raise UserError(f"the table {path} lacks {unknown} of the {size} cells of NAS-Bench-201: give the whole one.")
     return columns
+
+
+def _text(path: Path) -> str:
+    check_file(path, f"the table {path}", ADVICE)
+    try:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise UserError(f"the table {path} has more than {MOST_BYTES:,} bytes, which no such table has: {ADVICE}.")
+        return content.decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise cannot_read(f"the table {path}", error, ADVICE) from error
+
+
+def _row(code: Code) -> int:
+    return functools.reduce(lambda row, value: row * len(SPACE.candidates) + value, code, 0)
+
+
+def _code(text: str, place: str) -> Code:
+    try:
+        return encoding_of(SPACE).encode(NB201Genotype.from_string(text))
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+
+
+def _number(name: str, text: str, place: str) -> float:
+    """A number of the table: an accuracy in %, a time, a cost."""
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise UserError(f"{place}: {name} is {text!r}, expected a number.") from error
+    if "acc" in name and not 0 <= value <= 100:
+        raise UserError(f"{place}: {name} is {text}, expected 0 to 100.")
+    if not (math.isfinite(value) and value >= 0) or (name == "train_s_per_epoch" and value == 0):
+        raise UserError(f"{place}: {name} is {text}, expected a finite number above 0.")
+    return value

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
+from fastnas.input_file import path_of
 from fastnas.nn.derived_cell import DerivedCell
-from fastnas.nn.derived_file import fill_network, load_network, save_network
+from fastnas.nn.derived_file import check_weights, load_network, save_network
 from fastnas.nn.fused.node import States, can_fuse, joined
+from fastnas.nn.limits import check_operations, check_sizes
 from fastnas.nn.mixed_op import resolve_backend
 from fastnas.nn.stem import make_stem
 
@@ -92,8 +94,8 @@ class DerivedNetwork(nn.Module):
         genotype, options: what the network was built from.
 
     Raises:
-        UserError: a number that is not positive, an odd `channels` with the ImageNet stem, an unknown `stem` or
-            `backend`, or a `drop_path` outside [0, 1).
+        UserError: a number that is not positive or beyond any network (1,000,000; 20,000 operations in all cells), an
+            odd `channels` with the ImageNet stem, an unknown `stem` or `backend`, or a `drop_path` outside [0, 1).
     """
 
     def __init__(
@@ -112,9 +114,10 @@ class DerivedNetwork(nn.Module):
         super().__init__()
         self._drop_path: Tensor
         numbers = {"channels": channels, "layers": layers, "num_classes": num_classes, "in_channels": in_channels}
-        for name, value in numbers.items():
-            if value < 1:
-                raise UserError(f"{name} is {value}, expected at least 1.")
+        check_sizes(numbers)
+        layout = genotype.layout(layers)
+        sizes = {kind: sum(map(len, genotype.pairs(kind))) for kind in genotype.kinds}
+        check_operations(layers, sum(sizes[kind] for kind in layout))
         # A tensor, because torch.compile would compile again for every new number.
         self.register_buffer("_drop_path", torch.zeros(()), persistent=False)
         self.drop_path_prob = drop_path
@@ -132,7 +135,7 @@ class DerivedNetwork(nn.Module):
         self.cells = nn.ModuleList()
         channels_in = (self.stem.out_channels, self.stem.out_channels)
         reduction_before = self.stem.reduces
-        for index, kind in enumerate(genotype.layout(layers)):
+        for index, kind in enumerate(layout):
             reduction = kind.endswith("reduce")
             channels = 2 * channels if reduction else channels
             self.cells.append(DerivedCell(genotype, kind, channels_in, channels, reduction_before, backend))
@@ -201,7 +204,7 @@ class DerivedNetwork(nn.Module):
         Raises:
             UserError: the files cannot be written.
         """
-        return save_network(self, Path(path), dict(self.about if about is None else about))
+        return save_network(self, path_of(path), dict(self.about if about is None else about))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], backend: str = "auto") -> Self:
@@ -214,8 +217,26 @@ class DerivedNetwork(nn.Module):
         Raises:
             UserError: a file is missing, damaged or not that of a derived network; the message names it.
         """
-        genotype, options, about, weights = load_network(Path(path))
-        network = cls(genotype, **options, backend=backend)
-        fill_network(network, weights, Path(path))
+        path = path_of(path)
+        genotype, options, about, weights = load_network(path)
+        network = cls.of_weights(weights, path, genotype, **options, backend=backend)
         network.about = about
+        return network
+
+    @classmethod
+    def of_weights(cls, weights: dict[str, Tensor], path: Path, *arguments: Any, **options: Any) -> Self:
+        """A network with these weights, in evaluation mode.
+
+        Args:
+            weights: its state dict.
+            path: where they are from, for the message.
+            arguments, options: of the network.
+
+        Raises:
+            UserError: the weights are of another network. It is not built then, however large it would be.
+        """
+        with torch.device("meta"):
+            check_weights(cls(*arguments, **options), weights, path)
+        network = cls(*arguments, **options)
+        network.load_state_dict(weights)
         return network.eval()

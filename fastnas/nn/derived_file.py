@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from fastnas.atomic_file import replace_files
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
+from fastnas.input_file import cannot_read, check_file, read_json
 from fastnas.version import __version__
 
 KIND = "fastnas.nn.DerivedNetwork"
@@ -59,16 +62,10 @@ def _description_of(path: Path) -> Path:
 
 def load_network(path: Path) -> tuple[Genotype, dict[str, Any], dict[str, Any], dict[str, Tensor]]:
     """Genotype, options, what `about` holds, and the weights."""
-    path = path / DESCRIPTION if path.is_dir() else _description_of(path)
-    try:
-        description = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise UserError(
-            f"cannot read the network {str(path)!r}: {error.strerror or error}; give the JSON file that "
-            "DerivedNetwork.save wrote, or its folder."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{str(path)!r} is not JSON ({error}): save the network again.") from error
+    path = path / DESCRIPTION if os.path.isdir(path) else _description_of(path)
+    description = read_json(
+        path, f"the network {str(path)!r}", "give the JSON file that DerivedNetwork.save wrote, or its folder"
+    )
     if not isinstance(description, dict) or description.get("kind") != KIND:
         raise UserError(
             f"{str(path)!r} does not describe a network of fastnas: give a file that DerivedNetwork.save wrote."
@@ -81,7 +78,7 @@ def load_network(path: Path) -> tuple[Genotype, dict[str, Any], dict[str, Any], 
     options, about, weights = (description.get(name) for name in ("options", "about", "weights"))
     if not isinstance(options, dict) or {name: type(value) for name, value in options.items()} != _OPTIONS:
         raise UserError(f"{str(path)!r}: expected the options {', '.join(_OPTIONS)}; save the network again.")
-    if not isinstance(about, dict) or not isinstance(weights, str) or Path(weights).name != weights:
+    if not isinstance(about, dict) or not isinstance(weights, str) or not weights or Path(weights).name != weights:
         raise UserError(f"{str(path)!r} names no weights file beside it: save the network again.")
     try:
         genotype = Genotype.from_dict(description.get("genotype", {}))
@@ -95,30 +92,34 @@ def load_network(path: Path) -> tuple[Genotype, dict[str, Any], dict[str, Any], 
     return genotype, options, about, tensors
 
 
-def fill_network(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Loads the weights. Raises UserError, naming the first difference, if they belong to another network."""
+def check_weights(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Raises UserError, naming the first difference, if the weights belong to another network; it may be on "meta"."""
     expected = network.state_dict()
     for name in [*expected, *weights]:
         have, want = weights.get(name), expected.get(name)
-        if have is None or want is None or have.shape != want.shape:
-            shapes = (f"{list(tensor.shape)}" if tensor is not None else "absent" for tensor in (have, want))
+        if _described(have) != _described(want):
             raise UserError(
-                f"the weights of {str(path)!r} are of another network: {name} is {next(shapes)}, expected "
-                f"{next(shapes)}; keep the description and the weights of one network together."
+                f"the weights of {str(path)!r} are of another network: {name} is {_described(have)}, expected "
+                f"{_described(want)}; keep the description and the weights of one network together."
             )
-    network.load_state_dict(weights)
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Tensor) or value.layout != torch.strided:
+        return "absent" if value is None else f"a {type(value).__name__}"
+    kind = "" if value.is_floating_point() else f" of {str(value.dtype).removeprefix('torch.')}"
+    return f"{list(value.shape)}{kind}"
 
 
 def _read_weights(path: Path, digest: Any) -> dict[str, Tensor]:
     """digest: of the file, as its description has it; None in descriptions of before."""
+    advice = "keep them beside the description"
+    check_file(path, f"the weights {str(path)!r}", advice)
     try:
         content = path.read_bytes()
         tensors = load(content)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(
-            f"cannot read the weights {str(path)!r}: {reason}; keep them beside the description."
-        ) from error
+        raise cannot_read(f"the weights {str(path)!r}", error, advice) from error
     except (SafetensorError, ValueError, RuntimeError) as error:
         reason = str(error).split("\n", 1)[0]
         raise UserError(f"{str(path)!r} is damaged or no safetensors file ({reason}): copy it again.") from error

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastnas.errors import UserError
 from fastnas.nn.batch_norm import BatchNorm
+from fastnas.nn.limits import check_operations, check_sizes
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.primitives import Norm, ReLUConvNorm, make_primitive
 from fastnas.nn.stem import CIFARStem
@@ -95,7 +96,7 @@ def nb201_body(
         Cells and residual blocks, the normalisation and ReLU after them, and the channels of their output.
 
     Raises:
-        UserError: `layers` cannot be divided by 3.
+        UserError: `layers` cannot be divided by 3, or a number is below 1 or beyond any network.
     """
     return _stages(lambda width: NB201Cell(space, width, partial_channels, norm, backend), channels, layers)
 
@@ -127,7 +128,7 @@ class NB201Network(nn.Module):
         in_channels: channels of the images.
 
     Raises:
-        UserError: `layers` cannot be divided by 3.
+        UserError: `layers` cannot be divided by 3, or a number is below 1 or beyond any network.
     """
 
     def __init__(
@@ -139,6 +140,9 @@ class NB201Network(nn.Module):
         in_channels: int = 3,
     ) -> None:
         super().__init__()
+        sizes = {"channels": channels, "layers": layers, "num_classes": num_classes, "in_channels": in_channels}
+        check_sizes(sizes)
+        check_operations(layers, layers * len(genotype.operations))
         self.stem = CIFARStem(in_channels, channels)
         build = functools.partial(DerivedNB201Cell, genotype)
         self.cells, self.last, width = _stages(build, channels, layers)

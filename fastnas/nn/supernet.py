@@ -14,6 +14,7 @@ from fastnas.errors import UserError
 from fastnas.genotype import AnyGenotype
 from fastnas.nn.batch_norm import BatchNorm, individual_statistics
 from fastnas.nn.cell import SearchCell
+from fastnas.nn.limits import check_operations, check_sizes
 from fastnas.nn.mixed_op import resolve_backend
 from fastnas.nn.nb201 import nb201_body
 from fastnas.nn.primitives import Norm
@@ -51,8 +52,9 @@ class Supernet(nn.Module):
             optimizer of ω.
 
     Raises:
-        UserError: an unknown space, backend or stem, a number below 1, channels that `partial_channels` does not
-            divide, or odd channels with the ImageNet stem.
+        UserError: an unknown space, backend or stem, a number below 1 or beyond any network (1,000,000; 20,000
+            candidates in all cells), channels that `partial_channels` does not divide, or odd channels with the
+            ImageNet stem.
     """
 
     def __init__(
@@ -78,10 +80,9 @@ class Supernet(nn.Module):
             "stem": stem,
         }
         numbers = {"channels": channels, "layers": layers, "num_classes": num_classes, "in_channels": in_channels}
-        for name, value in {**numbers, "partial_channels": partial_channels}.items():
-            if value < 1:
-                raise UserError(f"{name} is {value}, expected at least 1.")
+        check_sizes({**numbers, "partial_channels": partial_channels})
         self.space = find(space)
+        check_operations(layers, layers * len(self.space.edges) * len(self.space.candidates))
         self.backend = resolve_backend(backend)
         self.channels = channels
         self.stem_name = stem

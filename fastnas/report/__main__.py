@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
 from rich.console import Console
 
+from fastnas.cli.arguments import parse_arguments
 from fastnas.cli.command import command, print_text
-from fastnas.cli.own_code import add_space_flag, import_space
+from fastnas.cli.own_code import import_space
+from fastnas.option_types import Options
 from fastnas.report.comparison import write_comparison
 from fastnas.report.page import write_report
 from fastnas.report.results import RUNS_FILE
 from fastnas.report.seeds import write_seeds_report
+
+PROGRAM = "fastnas.report"
+DESCRIPTION = "Writes report.html into a run directory, from the files that are there."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(Options):
+    """What is reported."""
+
+    run_dir: tyro.conf.Positional[Path]
+    """The folder that a search, a training or a comparison wrote."""
+    space: str | None = None
+    """python:MODULE:OBJECT: a space of your own whose candidates the genotype names."""
 
 
 def _write(folder: Path) -> Path:
     """Writes the page of a search, a training or a comparison; for several seeds, theirs too."""
     if (folder / RUNS_FILE).is_file():
         return write_comparison(folder)
-    seeds = {int(name): path for path in folder.glob("seed-*") if (name := path.name.removeprefix("seed-")).isdigit()}
+    names = {path: path.name.removeprefix("seed-") for path in folder.glob("seed-*")}
+    seeds = {int(name): path for path, name in names.items() if name.isdecimal() and len(name) <= 10}
     for path in seeds.values():
         write_report(path)
     return write_seeds_report(folder, dict(sorted(seeds.items()))) if seeds else write_report(folder)
@@ -29,15 +46,7 @@ def _write(folder: Path) -> Path:
 @command
 def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, or 2 after an error of the user."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fastnas.report",
-        description="Writes report.html into a run directory, from the files that are there.",
-    )
-    parser.add_argument(
-        "run_dir", type=Path, metavar="RUN_DIR", help="the folder that a search, a training or a comparison wrote"
-    )
-    add_space_flag(parser)
-    options = parser.parse_args(arguments)
+    options = parse_arguments(ReportOptions, arguments, f"python -m {PROGRAM}", DESCRIPTION)
     import_space(options.space)
     print_text(console, str(_write(options.run_dir)))
     return 0

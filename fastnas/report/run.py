@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-import yaml
-
 from fastnas.errors import UserError
 from fastnas.genotype import AnyGenotype, Genotype
+from fastnas.input_file import check_file, parse_yaml, read_text
 from fastnas.spaces.nb201 import NB201Genotype
 
 Record = dict[str, Any]
@@ -158,8 +158,8 @@ def read_run(run_dir: str | Path) -> Run:
         UserError: ``run_dir`` is not a directory.
     """
     path = Path(run_dir)
-    if not path.is_dir():
-        found = "is a file" if path.exists() else "does not exist"
+    if not os.path.isdir(path):
+        found = "is a file" if os.path.exists(path) else "does not exist"
         raise UserError(f"run directory {str(path)!r} {found}; give the folder that a search or a training wrote")
     problems: list[str] = []
     config = _read_config(path / "config.yaml", problems)
@@ -219,13 +219,13 @@ def _current_phases(seconds: Record) -> Record:
 
 
 def _read_config(path: Path, problems: list[str]) -> Record:
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         problems.append("config.yaml is missing, so the settings are not known.")
         return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        problems.append(f"config.yaml could not be read: {' '.join(str(error).split())}")
+    try:
+        config = parse_yaml(read_text(path, str(path), "copy them again"))
+    except (UserError, ValueError) as error:
+        problems.append(f"config.yaml could not be read: {error}")
         return {}
     if not isinstance(config, dict):
         problems.append("config.yaml holds no options.")
@@ -234,12 +234,13 @@ def _read_config(path: Path, problems: list[str]) -> Record:
 
 
 def _read_records(path: Path, problems: list[str]) -> Iterator[Record]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    if not path.exists():
         problems.append("metrics.jsonl is missing: nothing was measured yet.")
         return
-    except OSError as error:
+    try:
+        check_file(path, str(path), "copy them again")
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except (UserError, OSError) as error:
         problems.append(f"metrics.jsonl could not be read: {error}")
         return
     lines = text.split("\n")
@@ -247,7 +248,7 @@ def _read_records(path: Path, problems: list[str]) -> Iterator[Record]:
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line) if line.strip() else None
-        except ValueError:
+        except (ValueError, RecursionError):
             # A process that is killed while writing leaves half of the last line: expected, so it is no problem.
             damaged += number < len(lines)
             continue

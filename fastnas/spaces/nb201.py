@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
@@ -18,6 +17,7 @@ from torch import Tensor
 from fastnas.atomic_file import replace_file
 from fastnas.errors import UserError
 from fastnas.genotype import CellKind, Pair
+from fastnas.input_file import path_of, read_json
 from fastnas.spaces.cell_space import CellSpace
 
 CANDIDATES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -91,15 +91,12 @@ class NB201Genotype:
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Writes the cell to `path`, completely or not at all. Raises UserError if it cannot be written."""
-        replace_file(Path(path), self.to_text() + "\n", "genotype")
+        replace_file(path_of(path), self.to_text() + "\n", "genotype")
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Self:
         """Reads what `to_json` wrote. Raises UserError if the file cannot be read or holds something else."""
-        try:
-            data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"cannot read the cell {str(path)!r}: {error}; give the path of its JSON file.") from error
+        data = read_json(path_of(path), f"the cell {str(path)!r}", "give the path of its JSON file")
         return cls.from_dict(data if isinstance(data, dict) else {})
 
 

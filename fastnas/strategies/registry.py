@@ -5,9 +5,8 @@ from __future__ import annotations
 import difflib
 from typing import Any, TypeVar
 
-import yaml
-
 from fastnas.errors import UserError
+from fastnas.input_file import parse_yaml
 from fastnas.option_types import option_hints, reading
 from fastnas.python_object import PREFIX, load_object
 from fastnas.strategies.base import Strategy
@@ -84,5 +83,8 @@ def parse(text: str) -> Strategy:
             raise UserError(
                 f"{word!r} is not an option of {name}: expected OPTION=VALUE with one of {', '.join(hints)}."
             )
-        options[option] = reading(yaml.safe_load(value), hints[option])
+        try:
+            options[option] = reading(parse_yaml(value), hints[option])
+        except ValueError as error:
+            raise UserError(f"{word!r} is not an option of {name}: {error}; give a word or a number.") from error
     return create(name, **options)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from PIL import Image
 from sample_sources import DALI, every_kind, needs_dali, pixels, write_folder
 
 from fastnas import data
-from fastnas.data.image import decode
+from fastnas.data.image import decode, encoded, size_of
 from fastnas.errors import UserError
 
 
@@ -208,3 +210,51 @@ def test_an_unreadable_folder_within_a_class_can_be_skipped(root: Path, monkeypa
     source = data.open(f"folder:{root}", skip_unreadable=True)
     assert len(source) == 8
     assert source.left_out[0].startswith(f"cannot read the folder {root}/cat/kittens: Permission denied")
+
+
+def test_images_with_too_many_pixels_are_named(root: Path) -> None:
+    path = root / "cat" / "large.png"
+    Image.new("1", (12_000, 9_000)).save(path)
+    for read in (size_of, decode, encoded):
+        with pytest.raises(UserError, match=rf"{path}: it has more than 100,000,000 pixels; replace or remove"):
+            read(path)
+    with pytest.raises(UserError, match=r"large\.png: it has more than 100,000,000 pixels"):
+        data.open(f"folder:{root}", image_size=8)
+    Image.new("1", (10_000, 9_500)).save(path)  # more than Pillow likes, fewer than are too many
+    assert size_of(path) == (9_500, 10_000)
+
+
+def test_a_strip_of_pixels_is_not_enlarged_endlessly(root: Path) -> None:
+    Image.new("RGB", (60_000, 1)).save(root / "cat" / "strip.png")
+    for folder in (root / "bee", root / "cat"):
+        for number in range(4):
+            Image.new("RGB", (12, 12)).save(folder / f"{number}.png")
+    with pytest.raises(UserError, match=r"strip\.png: it has 1×60000 pixels .* would have 245,760,000, more than"):
+        data.open(f"folder:{root}", image_size=64)
+    with pytest.raises(UserError, match=r"strip\.png: it has 1×60000"):
+        decode(root / "cat" / "strip.png", 64)
+    source = data.open(f"folder:{root}", image_size=64, skip_unreadable=True)
+    assert len(source) == 8
+    assert "strip.png: it has 1×60000 pixels" in source.left_out[0]
+    assert data.open(f"folder:{root}", image_size=8).image(8).shape == (8, 8, 3)
+
+
+def test_a_tree_deeper_than_calls_go(root: Path) -> None:
+    deep = root / "cat" / "/".join("d" * 300)
+    deep.mkdir(parents=True)
+    Image.fromarray(pixels(1)).save(deep / "z.png")
+    before = sys.getrecursionlimit()
+    try:
+        sys.setrecursionlimit(len(inspect.stack(0)) + 200)
+        assert data.open(f"folder:{root}").files[-1] == deep / "z.png"
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def test_a_link_to_its_own_folder(root: Path) -> None:
+    (root / "self").symlink_to(".")
+    with pytest.raises(UserError, match=r"the link .*self leads to .*, whose images would count twice"):
+        data.open(f"folder:{root}")
+    (root / "self").unlink()
+    (root / "self").symlink_to("self")
+    assert len(data.open(f"folder:{root}")) == 8

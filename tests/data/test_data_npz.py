@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fastnas import data
+from fastnas.data import npz
 from fastnas.errors import UserError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
@@ -123,7 +124,7 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_folder_instead_of_file(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Is a directory"):
+    with pytest.raises(UserError, match="it is a folder"):
         data.open(f"npz:{tmp_path}")
 
 
@@ -178,3 +179,22 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.npz")
     with pytest.raises(UserError, match="no regular file"):
         data.open(f"npz:{tmp_path / 'pipe.npz'}")
+
+
+def test_an_array_that_was_compressed_and_exceeds_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez_compressed(tmp_path / "set.npz", images=np.zeros((1000, 8, 8, 3), np.uint8), labels=np.zeros(1000, int))
+    monkeypatch.setattr(npz, "free_memory", lambda device: 100_000)
+    with pytest.raises(UserError, match=r"'images' does not fit the memory: it takes 0.0 GiB, but 0.0 GiB are free"):
+        data.open(f"npz:{tmp_path / 'set.npz'}")
+
+
+def test_images_that_cannot_be_resized(tmp_path: Path) -> None:
+    spec = saved(tmp_path, images=np.zeros((2, 1, 60_000, 3), np.uint8), labels=np.arange(2))
+    with pytest.raises(UserError, match=r"it has 1×60000 pixels .* shorter side of 64 it would have 245,760,000"):
+        data.open(spec, image_size=64)
+    for side in (0, 10_001):
+        with pytest.raises(UserError, match=f"image_size is {side}; give a number of pixels, 1 to 10,000"):
+            data.open(spec, image_size=side)
+    spec = saved(tmp_path, images=np.zeros((100_000, 1, 1, 1), np.uint8), labels=np.zeros(100_000, int))
+    with pytest.raises(UserError, match=r"100,000 images of 10000×10000×1 take 9313\.2 GiB, but .* GiB are free"):
+        data.open(spec, image_size=10_000)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,6 +22,12 @@ from fastnas.search import prepare
 
 SIZES = ["--channels", "8", "--layers", "3", "--partial-channels", "4"]
 DATA = shlex.split("--data digits --limit 120 --batch-size 16 --image-size 8 --epochs 2 --device cpu --warm-up")
+
+OTHERS = {  # without the stem, just enough for the sizes of a supernet to be read off
+    "cells.0.preprocess1.op.1.weight": torch.ones(8, 24, 1, 1),
+    "cells.0._ops.0._ops.0.x": torch.ones(2),
+    "classifier.weight": torch.ones(10, 128),
+}
 
 
 @pytest.fixture
@@ -96,7 +103,21 @@ def test_what_does_not_fit_is_refused(
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "no file "), (b"junk", "holds no state dict that can be read"), ([1], "holds a list, expected a state")],
+    [
+        (None, "cannot read the file .*: No such file"),
+        (b"junk", "holds no state dict that can be read"),
+        ([1], "holds a list, expected a state"),
+        ({0: torch.ones(1)}, "the key 0 of the state dict is a int"),
+        ({"best": np.float64(97.1)}, r"it holds a NumPy value, .*save its state dict alone"),
+        ({"best": Path("x")}, r"it holds an object, pathlib\.\w+, where only tensors"),
+        ({"stem.0.weight": torch.ones(()), **OTHERS}, r"'stem\.0\.weight' of the state dict is torch\.float32 \[\]"),
+        ({"stem.0.weight": torch.ones(3, 3, 3, 3).to_sparse(), **OTHERS}, "is no plain tensor"),
+        ({"stem.0.weight": torch.ones(24, 3, 3, 3, dtype=torch.int8), **OTHERS}, r"is torch\.int8 \[24"),
+        (
+            {"stem.0.weight": torch.ones(24, 3, 3, 3), **OTHERS, "cells.999999.x": torch.ones(1)},
+            "expected at most 20,000",
+        ),
+    ],
 )
 def test_files_that_hold_none_are_named(
     begin: Callable[..., Search], tmp_path: Path, content: Any, message: str
@@ -106,5 +127,7 @@ def test_files_that_hold_none_are_named(
         path.write_bytes(content)
     elif content is not None:
         torch.save(content, path)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as caught:
         begin("--strategy", "darts", "--initial-weights", str(path))
+    assert str(path) in str(caught.value)
+    assert "\x1b" not in repr(str(caught.value))

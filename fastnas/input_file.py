@@ -1,0 +1,133 @@
+"""Files that a user gave. A pipe would never end, and a file of the wrong kind may be larger than the memory: what is
+opened is checked first, and every reason not to read it becomes one line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fastnas.errors import UserError
+
+MOST_BYTES = 64 * 2**20
+"""Of a file of text. The largest that fastnas writes, the metrics of a long run, is far below."""
+
+
+def path_of(text: str | os.PathLike[str]) -> Path:
+    """The path that a user wrote, with `~` for the home folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~name of nobody: a file may be called so
+        return Path(text)
+
+
+def check_file(path: Path, name: str, advice: str) -> None:
+    """Makes sure that `path` can be opened without waiting for anybody.
+
+    Args:
+        path: where it should be.
+        name: the thing, for the message: "config mine.yaml".
+        advice: what to do, the end of the message.
+
+    Raises:
+        UserError: there is nothing, or it is no regular file.
+    """
+    try:
+        path.stat()
+    except (OSError, ValueError) as error:
+        raise cannot_read(name, error, advice) from error
+    if path.is_dir():
+        raise UserError(f"cannot read {name}: it is a folder; {advice}.")
+    if not path.is_file():
+        raise UserError(f"cannot read {name}: it is a pipe or a device, no regular file; {advice}.")
+
+
+def cannot_read(name: str, error: Exception, advice: str) -> UserError:
+    """What to raise where opening or reading has failed."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return UserError(f"cannot read {name}: {reason}; {advice}.")
+
+
+def read_text(path: Path, name: str, advice: str, most_bytes: int = MOST_BYTES) -> str:
+    """The whole file, UTF-8, without the byte order mark that some editors write. Arguments as in `check_file`.
+
+    Raises:
+        UserError: no regular file, one that cannot be read, is longer than `most_bytes` or is no UTF-8.
+    """
+    check_file(path, name, advice)
+    try:
+        with path.open("rb") as file:
+            content = file.read(most_bytes + 1)
+    except OSError as error:
+        raise cannot_read(name, error, advice) from error
+    if len(content) > most_bytes:
+        raise UserError(f"cannot read {name}: it has more than {most_bytes:,} bytes, the most that is read; {advice}.")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"cannot read {name}: it is no UTF-8 text (byte {error.start + 1}); {advice}.") from error
+
+
+def read_json(path: Path, name: str, advice: str) -> Any:
+    """What a JSON file holds. Arguments as in `check_file`.
+
+    Raises:
+        UserError: as `read_text`, or it is not JSON; the message ends with the advice.
+    """
+    text = read_text(path, name, advice)
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise UserError(f"{name} is nested too deeply; {advice}.") from error
+    except ValueError as error:
+        raise UserError(f"{name} is not JSON ({error}); {advice}.") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write options: numbers, words, yes and no. Dates and numbers to the base of 60 are words."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError(f"line {self.peek_event().start_mark.line + 1} has an alias (*), which may grow endlessly")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        result = super().construct_mapping(node, deep=deep)
+        if len(result) < len(node.value):
+            raise ValueError(f"line {node.start_mark.line + 1} begins a mapping that has a key twice")
+        return result
+
+    def construct_number(self, node: yaml.ScalarNode) -> str | int | float:
+        if ":" in node.value:
+            return str(node.value)
+        if node.tag.endswith(":int"):
+            return self.construct_yaml_int(node)
+        return self.construct_yaml_float(node)
+
+
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_number)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in pairs if not tag.endswith((":timestamp", ":merge"))]
+    for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def parse_yaml(text: str) -> Any:
+    """What a text of YAML says, in plain values: words, numbers, True, False, None, lists and mappings.
+
+    Raises:
+        ValueError: it is not YAML, has a key twice, an alias, or a tag of its own; the message is one line.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        place = f" (line {error.problem_mark.line + 1})" if error.problem_mark else ""
+        raise ValueError(f"{error.problem or error.context}{place}") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except Exception as error:  # what a tag makes of a value that does not suit it
+        raise ValueError((str(error) or type(error).__name__).split("\n", 1)[0]) from error
