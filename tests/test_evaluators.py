@@ -195,6 +195,22 @@ def test_short_training_repeats_and_leaves_random_numbers_alone():
         ShortTraining(CELLS, build, pipeline(first, True), pipeline(second, False), epochs=0)
 
 
+def test_short_training_refuses_batches_that_cannot_be_normalised():
+    source = data.open("digits", limit=20, image_size=4)
+
+    def pipeline(batch_size):
+        return data.pipeline(source, "tensor", batch_size=batch_size)
+
+    def build(genotype):
+        return derived_network(genotype, channels=4, layers=3, num_classes=10, in_channels=1)
+
+    ShortTraining(CELLS, build, pipeline(2), pipeline(2))
+    state = torch.get_rng_state()
+    with pytest.raises(UserError, match=r"a batch of one image of 4×4 pixels .*: give --batch-size 2 or more"):
+        ShortTraining(CELLS, build, pipeline(1), pipeline(2))
+    assert torch.equal(state, torch.get_rng_state())
+
+
 def test_short_training_learns():
     source = data.open("digits", limit=400, image_size=8)
     first, second = source.search_split(0.5)

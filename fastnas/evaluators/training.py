@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from fastnas.errors import UserError
 from fastnas.evaluators.base import Evaluation, Evaluator
 from fastnas.evaluators.clock import stopwatch
 from fastnas.evaluators.costs import Costs
+from fastnas.nn.batch_norm import check_one_image
 from fastnas.spaces.encoding import Code, Encoding
 
 
@@ -49,6 +51,11 @@ class ShortTraining(Evaluator):
         self.encoding, self.build = encoding, build
         self.training, self.validation = training, validation
         self.epochs, self.seed, self.costs = epochs, seed, costs
+        if training.batch_size == 1:
+            source = training.source
+            with torch.random.fork_rng(devices=[]):
+                network = build(encoding.decode(encoding.sample(Random(0))))
+            check_one_image(network, (source.channels, *source.image_size), "give --batch-size 2 or more")
 
     def evaluate(self, codes: Sequence[Code]) -> list[Evaluation]:
         evaluations = []
