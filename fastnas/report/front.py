@@ -37,14 +37,17 @@ def front_charts(run: Run) -> Iterator[Chart]:
     cost = _cost(run)
     if cost is None:
         return
-    *former, last = ((front["epoch"] + 1, points) for front in run.fronts if (points := _points(front, cost)))
+    known = [(front["epoch"] + 1, points) for front in run.fronts if (points := _points(front, cost))]
+    if not known:
+        return
+    *former, last = known
     stride = max(1, len(former) // FORMER)
     shown = [*former[::-1][::stride][:FORMER][::-1], last]
     name = COSTS.get(cost, cost)
     chart = Chart("front", f"Accuracy against {name.partition(' (')[0]}", size=(900.0, 300.0))
     chart.note = (
-        "Each point is an architecture that no other one of the population beats in both. Ringed: the most accurate, "
-        "which is the genotype of the run." + (" Pale: the fronts of earlier epochs." if former else "")
+        "Each point is an architecture that no other one of the population beats in both. Ringed: the most accurate one."
+        + (" Pale: the fronts of earlier epochs." if former else "")
     )
     chart.label(name, "accuracy (%)")
     chart.grid()
@@ -65,7 +68,7 @@ def front_charts(run: Run) -> Iterator[Chart]:
         limits(min(values) - room, max(values) + room)
     best = max(last[1], key=lambda point: (point[1], -point[0]))
     chart.axes.plot(*best, "o", color=colour("contrast"), markersize=11, fillstyle="none", markeredgewidth=1.6)
-    chart.direct_labels([(best[1], f"chosen {best[1]:.1f} %", "contrast")])
+    chart.direct_labels([(best[1], f"most accurate {best[1]:.1f} %", "contrast")])
     chart.hover_columns([x for x, _ in last[1]], [f"{_number(x)} {name}\n{y:.2f} %" for x, y in last[1]])
     yield chart
 
