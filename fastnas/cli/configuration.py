@@ -67,7 +67,7 @@ class Configuration:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by group, as config.yaml holds them."""
-        return {name: _plain_values(getattr(self, name)) for name in self.groups}
+        return {name: plain_values(getattr(self, name)) for name in self.groups}
 
     def to_yaml(self, resolved: Mapping[str, Mapping[str, Any]] | None = None) -> str:
         """What was asked for, as config.yaml holds it.
@@ -115,8 +115,20 @@ AnyOptions = TypeVar("AnyOptions", bound=Configuration)
 OptionFile = tuple[str, dict[str, Any]]  # where the options come from, and the options by group
 
 
-def parse_search(arguments: Sequence[str], program: str, description: str) -> SearchOptions:
+def parse_search(
+    arguments: Sequence[str],
+    program: str,
+    description: str,
+    keywords: Mapping[str, Any] | None = None,
+    strategy: Strategy | None = None,
+) -> SearchOptions:
     """Options of `fastnas.search`.
+
+    Args:
+        arguments: flags.
+        program, description: for --help.
+        keywords: options by name, as Python gives them; they override files and flags of `arguments`.
+        strategy: instead of the one that flags or files name; its options are the defaults.
 
     Raises:
         UserError: a preset, file, group or option that does not exist.
@@ -125,7 +137,10 @@ def parse_search(arguments: Sequence[str], program: str, description: str) -> Se
     files = _option_files(SearchOptions, arguments)
     names = [content["strategy"]["name"] for _, content in files if "name" in content.get("strategy", {})]
     name = _peek(arguments, "strategy").strategy or (names[-1] if names else SearchCommandOptions.strategy)
-    strategy = strategies.create(name)
+    if strategy is None:
+        strategy = strategies.create(name)
+    else:
+        name = spec_of(strategy)
     groups = {
         "run": SearchRunOptions,
         "data": SearchDataOptions,
@@ -134,15 +149,17 @@ def parse_search(arguments: Sequence[str], program: str, description: str) -> Se
     }
     published = {name: options(**strategy.published_defaults.get(name, {})) for name, options in groups.items()}
     defaults = SearchOptions(command=SearchCommandOptions(strategy=name), strategy=strategy, **published)
-    return _parse_layers(defaults, files, arguments, program, description)
+    return _parse_layers(defaults, files, arguments, program, description, keywords)
 
 
-def parse_train(arguments: Sequence[str], program: str, description: str) -> TrainOptions:
-    """Options of `fastnas.train`; raises what `parse_search` raises."""
+def parse_train(
+    arguments: Sequence[str], program: str, description: str, keywords: Mapping[str, Any] | None = None
+) -> TrainOptions:
+    """Options of `fastnas.train`; takes and raises what `parse_search` does."""
     defaults = TrainOptions(
         TrainCommandOptions(), DerivedOptions(), TrainDataOptions(), TrainingRecipe(), TrainRunOptions()
     )
-    return _parse_layers(defaults, _option_files(TrainOptions, arguments), arguments, program, description)
+    return _parse_layers(defaults, _option_files(TrainOptions, arguments), arguments, program, description, keywords)
 
 
 def differences(run: dict[str, dict[str, Any]], options: Configuration, movable: bool) -> list[str]:
@@ -197,10 +214,17 @@ def _option_files(kind: type[Configuration], arguments: Sequence[str]) -> list[O
 
 
 def _parse_layers(
-    defaults: AnyOptions, files: Sequence[OptionFile], arguments: Sequence[str], program: str, description: str
+    defaults: AnyOptions,
+    files: Sequence[OptionFile],
+    arguments: Sequence[str],
+    program: str,
+    description: str,
+    keywords: Mapping[str, Any] | None = None,
 ) -> AnyOptions:
-    """`defaults`, then the options of files, then flags."""
+    """`defaults`, then the options of files, then flags, then keywords."""
     flags = [flag for origin, content in files for flag in _flags(origin, content, defaults)]
+    if keywords is not None:
+        arguments = [*arguments, *_flags(program, _grouped(program, keywords, defaults), defaults)]
     return parse_arguments(
         type(defaults),
         [*flags, *arguments],
@@ -238,7 +262,7 @@ def _flags(origin: str, content: dict[str, Any], defaults: Configuration) -> lis
     """A file's options as flags; options of another strategy than the chosen one are left out."""
     flags: list[str] = []
     for group, options in content.items():
-        _check_known(f"{origin}: group", group, defaults.groups)
+        check_known(f"{origin}: group", group, defaults.groups)
         target = getattr(defaults, group)
         if group == "strategy":
             options = dict(options)
@@ -246,7 +270,7 @@ def _flags(origin: str, content: dict[str, Any], defaults: Configuration) -> lis
                 continue
         hints = option_hints(type(target))
         for name, value in options.items():
-            _check_known(f"{origin}: option of {group}", name, list(hints))
+            check_known(f"{origin}: option of {group}", name, list(hints))
             value = reading(value, hints[name])
             check_value(f"{origin}: {name}", value, hints[name])
             flag = name.replace("_", "-")
@@ -257,7 +281,18 @@ def _flags(origin: str, content: dict[str, Any], defaults: Configuration) -> lis
     return flags
 
 
-def _check_known(what: str, name: str, known: Sequence[str]) -> None:
+def _grouped(origin: str, keywords: Mapping[str, Any], defaults: Configuration) -> dict[str, dict[str, Any]]:
+    """Keywords by the group that has an option of this name. UserError for one that no group has."""
+    group_of = {name: group for group in defaults.groups for name in option_hints(type(getattr(defaults, group)))}
+    content: dict[str, dict[str, Any]] = {}
+    for name, value in keywords.items():
+        check_known(f"{origin}: option", name, list(group_of))
+        content.setdefault(group_of[name], {})[name] = value
+    return content
+
+
+def check_known(what: str, name: str, known: Sequence[str]) -> None:
+    """UserError, with what may have been meant, for a name that is not known."""
     if name in known:
         return
     near = difflib.get_close_matches(str(name), known, n=1)
@@ -281,6 +316,7 @@ def to_text(asked: Mapping[str, Mapping[str, Any]], resolved: Mapping[str, Mappi
     return "\n".join(lines) + "\n"
 
 
-def _plain_values(options: Any) -> dict[str, Any]:
+def plain_values(options: Any) -> dict[str, Any]:
+    """What a dataclass is made of, with paths as texts."""
     values = {item.name: getattr(options, item.name) for item in dataclasses.fields(options) if item.init}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}

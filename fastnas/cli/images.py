@@ -57,6 +57,8 @@ def open_train_sources(options: TrainOptions) -> TrainSources:
         except UserError as error:
             raise UserError(f"{error}. Or train without a test: --test none, perhaps with --validation 0.1.") from error
         data.check_same_classes(source, test)
+        if test.training is None:  # images in memory, which know no others
+            test.training = lambda: source
         if test.image_size != source.image_size:
             raise UserError(
                 f"the test images are {test.image_size}, the training images {source.image_size} (height, width): "

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from fastnas.cli.command import print_text
+from fastnas.cli.phase_bar import phase_bar
 from fastnas.engine.loop import Loop
 
 VALIDATED = {"supernet": "supernet", "cell": "found cell by shared weights"}
+OnEpoch: TypeAlias = Callable[[dict[str, Any]], object]
+OnStep: TypeAlias = Callable[[dict[str, Any]], object]
+
 LISTED = 10  # files that were left out
 HEADER = (
     f"{'epoch':>7} {'rate':>7} {'train loss':>11} {'acc':>6} {'valid loss':>11} {'acc':>6} "
@@ -108,29 +110,7 @@ def shown(
     line: Callable[[dict[str, Any], int], str] = epoch_line,
 ) -> Iterator[None]:
     """Shows the progress of `loop` on `console` while the context is open: `line` of every epoch under `header`."""
-    bar = Progress(
-        TextColumn("{task.description:>10}"),
-        BarColumn(bar_width=32),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    task = bar.add_task("starting", total=None)
-    phase = ""
-    drawn = 0.0
     explained: set[str] = set()
-
-    def show(name: str, done: int, total: int) -> None:
-        nonlocal phase, drawn
-        now = time.perf_counter()
-        if name != phase:
-            bar.reset(task, description=name, total=total)
-        elif done < total and now - drawn < 0.1:
-            return
-        phase, drawn = name, now
-        bar.update(task, completed=done, total=total)
 
     def explain(words: str) -> None:
         if words not in explained:
@@ -147,11 +127,30 @@ def shown(
             for words in update_legend(record):
                 explain(words)
 
-    loop.show = show
     loop.log.listeners.append(write)
     print_text(console, header, style="bold")
-    with bar:
+    with phase_bar(console) as show:
+        loop.show = show
         yield
+
+
+def call_back(loop: Loop, on_epoch: OnEpoch | None, on_step: OnStep | None) -> None:
+    """Tells functions of the user what happens in `loop`; after `shown`, whose bar goes on."""
+    if on_epoch is not None:
+
+        def tell(record: dict[str, Any]) -> None:
+            if record["event"] == "epoch":
+                on_epoch({"seed": loop.seed, **record})
+
+        loop.log.listeners.append(tell)
+    if on_step is not None:
+        draw = loop.show
+
+        def show(phase: str, done: int, total: int) -> None:
+            draw(phase, done, total)
+            on_step({"seed": loop.seed, "epoch": loop.epoch, "phase": phase, "step": done - 1, "steps": total})
+
+        loop.show = show
 
 
 def _number(value: float | None, form: str) -> str:

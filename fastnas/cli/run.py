@@ -6,7 +6,7 @@ import datetime
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import yaml
@@ -22,6 +22,14 @@ from fastnas.engine.checkpoint import check_layout, load_checkpoint
 from fastnas.engine.loop import Loop
 from fastnas.env import environment
 from fastnas.errors import UserError
+
+Arguments: TypeAlias = Sequence[str] | str
+"""How a run was asked for: the words after the name of a command, or a call in Python."""
+
+
+def command_of(program: str, arguments: Arguments) -> list[str]:
+    """The words of a command; a call in Python is a single one."""
+    return [arguments] if isinstance(arguments, str) else ["python", "-m", program, *arguments]
 
 
 def resume_from(directory: Path, options: Configuration) -> dict[str, Any]:
@@ -56,7 +64,7 @@ def record_start(
     loop: Loop,
     options: Configuration,
     program: str,
-    arguments: Sequence[str],
+    arguments: Arguments,
     *,
     device: torch.device,
     network: dict[str, Any],
@@ -67,7 +75,7 @@ def record_start(
     loop.log.write(
         "run",
         **more,
-        argv=["python", "-m", program, *arguments],
+        argv=command_of(program, arguments),
         directory=str(loop.directory.absolute()),
         resumed=loop.resumed,
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -8,7 +8,9 @@ from rich.console import Console
 
 from fastnas.cli.command import command_line, print_text
 from fastnas.cli.progress import VALIDATED, print_left_out
+from fastnas.cli.run import Arguments
 from fastnas.counting import count_macs, count_parameters
+from fastnas.engine.loop import Loop
 from fastnas.engine.retrain import Retrain, TrainOutcome
 from fastnas.engine.search import Outcome, Search
 from fastnas.report import print_genotype
@@ -33,7 +35,9 @@ def print_search_header(search: Search, console: Console) -> None:
     _print_resumed(search, console)
 
 
-def print_search_summary(search: Search, outcome: Outcome, report: Path, console: Console) -> None:
+def print_search_summary(
+    search: Search, outcome: Outcome, report: Path, arguments: Arguments, console: Console
+) -> None:
     if outcome.status == "finished":
         console.print()
         print_genotype(outcome.genotype, console)
@@ -57,7 +61,7 @@ def print_search_summary(search: Search, outcome: Outcome, report: Path, console
             )
         print_text(console, f"genotype  {search.directory / 'genotype.json'}")
     else:
-        _print_unfinished(outcome, "fastnas.search", search.directory, console)
+        _print_unfinished(outcome, "fastnas.search", search, search.directory, arguments, console)
     print_report(report, console)
 
 
@@ -81,10 +85,12 @@ def print_train_header(retrain: Retrain, seed: int, console: Console) -> None:
     print_left_out(source.left_out, console)
 
 
-def print_train_summary(outcome: TrainOutcome, run: Path, report: Path, console: Console) -> None:
+def print_train_summary(
+    retrain: Retrain, outcome: TrainOutcome, run: Path, report: Path, arguments: Arguments, console: Console
+) -> None:
     """run: the directory to resume, which may hold several seeds."""
     if outcome.status != "finished":
-        _print_unfinished(outcome, "fastnas.train", run, console)
+        _print_unfinished(outcome, "fastnas.train", retrain, run, arguments, console)
     elif outcome.test is not None:
         assert outcome.selected_epoch is not None
         top5 = f" (top-5 {outcome.test.top5:.2%})" if len(outcome.test.per_class) > 5 else ""
@@ -112,6 +118,12 @@ def _print_resumed(loop: Search | Retrain, console: Console) -> None:
             )
 
 
-def _print_unfinished(outcome: Outcome | TrainOutcome, program: str, run: Path, console: Console) -> None:
-    again = command_line(program, "--resume", str(run))
+def _print_unfinished(
+    outcome: Outcome | TrainOutcome, program: str, loop: Loop, run: Path, arguments: Arguments, console: Console
+) -> None:
+    if isinstance(arguments, str):
+        images = "data=data, " if str(loop.options["data"]["data"]).startswith("memory:") else ""
+        again = f"{program.replace('fastnas', 'fastnas.api')}({images}resume={str(run)!r})"
+    else:
+        again = command_line(program, "--resume", str(run))
     print_text(console, f"{outcome.status} after {outcome.epoch} epochs; continue with: {again}")

@@ -23,6 +23,7 @@ from fastnas.data.cifar import open_cifar10, open_cifar100
 from fastnas.data.dali import DaliPipeline, is_installed
 from fastnas.data.digits import open_digits
 from fastnas.data.folder import open_folder
+from fastnas.data.held import KIND, Held, HeldData, hold, open_held
 from fastnas.data.image import MOST_PIXELS
 from fastnas.data.imagenet import open_imagenet
 from fastnas.data.npz import open_npz
@@ -33,7 +34,7 @@ from fastnas.data.tensor import TensorPipeline, fits, serves
 from fastnas.data.torchvision import TorchvisionPipeline
 from fastnas.errors import UserError
 
-__all__ = ["Augmentation", "Pipeline", "Source", "check_same_classes", "open", "pipeline"]
+__all__ = ["Augmentation", "Held", "HeldData", "Pipeline", "Source", "check_same_classes", "hold", "open", "pipeline"]
 
 # kind: (what follows the colon, how it is opened)
 SOURCES: dict[str, tuple[str, Callable[..., Source]]] = {
@@ -69,7 +70,8 @@ def open(
     """Opens a set of images.
 
     Args:
-        spec: `digits`, `cifar10:ROOT`, `cifar100:ROOT`, `folder:ROOT`, `imagenet:ROOT` or `npz:FILE`.
+        spec: `digits`, `cifar10:ROOT`, `cifar100:ROOT`, `folder:ROOT`, `imagenet:ROOT`, `npz:FILE`, or the name of
+            images that `hold` has made known.
         split: "train" or "test".
         image_size: pixels a side. Images are resized (shorter side) and cropped (centre) to it; None keeps their size.
         evaluated_share: side of the centre crop, as share of the resized shorter side, in (0, 1]: 0.875 resizes to 256
@@ -84,11 +86,11 @@ def open(
         UserError: the spec, an option or the data cannot be used; the message names the file or folder.
     """
     kind, _, location = spec.partition(":")
-    if kind not in SOURCES:
+    if kind not in (*SOURCES, KIND):
         meant = f"; did you mean folder:{spec}?" if os.path.isdir(spec) else _meant(kind, SOURCES)
         known = ", ".join(_form(name) for name in SOURCES)
         raise UserError(f"unknown data source '{spec}'{meant}; known are {known}")
-    placeholder, open_source = SOURCES[kind]
+    placeholder, open_source = SOURCES.get(kind, ("", None))
     if placeholder and not location:
         raise UserError(f"the data source '{spec}' lacks its path; write {_form(kind)}")
     if split not in ("train", "test"):
@@ -102,11 +104,14 @@ def open(
             raise UserError(
                 f"evaluated_share is {evaluated_share}, but {spec} keeps its size; give image_size (--image-size), too"
             )
-    more = {"skip_unreadable": skip_unreadable} if kind in ("folder", "imagenet") else {}
-    source = open_source(location, split, image_size, download, evaluated_share, **more)
+    if open_source is None:
+        source = open_held(spec, split, image_size, evaluated_share)
+    else:
+        more = {"skip_unreadable": skip_unreadable} if kind in ("folder", "imagenet") else {}
+        source = open_source(location, split, image_size, download, evaluated_share, **more)
     if split == "train":
         _TRAINING[spec, image_size, evaluated_share, skip_unreadable] = source
-    else:
+    elif open_source is not None:
         source.training = partial(_training, spec, image_size, evaluated_share, skip_unreadable)
     if limit is not None and limit < len(source.classes):
         raise UserError(

@@ -242,6 +242,13 @@ def _orientation(image: Image.Image) -> int:
     return orientation if orientation in TURNS else 1
 
 
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """An opened image as uint8 [H, W, C]: grey as one channel, anything else as RGB. ValueError for float pixels."""
+    if image.mode in ("1", "L") and "transparency" not in image.info:
+        return np.array(image.convert("L"))[..., None]
+    return np.array(_to_rgb(image))
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits a channel")

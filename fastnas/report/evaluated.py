@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from fastnas.report.page import DASH, data_name, data_tile, fill, size_tile, write_page
 from fastnas.report.run import is_number, mapping
-from fastnas.report.sections import code, columns, note
+from fastnas.report.sections import code, columns, note, typed
 from fastnas.report.tables import data_table, key_table
 from fastnas.report.training import classes_of, has_top5
 
@@ -58,7 +57,7 @@ def _render(result: Mapping[str, Any], command: Sequence[str]) -> str:
         ("classes", "Classes", classes_of(test, [str(name) for name in classes])),
         ("latency", "Latency", _latency(result)),
         ("settings", "Settings", columns(key_table("Settings", settings), key_table("Environment", environment))),
-        ("repeat", "Repeat", note("The command that measured this and wrote the page.") + code(shlex.join(command))),
+        ("repeat", "Repeat", note("The command that measured this and wrote the page.") + code(typed(command))),
     ]
     lead = f"{escape(str(network))} · {escape(str(mapping(result['environment']).get('device', '')))}"
     return fill(heading, heading, lead, tiles, parts, again="python -m fastnas.evaluate")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -14,6 +14,9 @@ from fastnas.report.cell_graph import KIND_NAMES, draw_cell
 from fastnas.report.chart import Chart
 from fastnas.report.run import Record, Run
 from fastnas.report.tables import key_table, scroll
+
+IN_MEMORY = "memory:"
+"""How the names of images begin that a Python program held."""
 
 NO_GENOTYPE = "There is no genotype yet: the first one is written after the first epoch."
 
@@ -77,7 +80,7 @@ def columns(left: str, right: str) -> str:
 
 def recipes(run: Run) -> str:
     """The commands that repeat the run and that train its genotype."""
-    repeat = code(shlex.join(run.command)) if run.command else missing("The run's command was not recorded.")
+    repeat = code(typed(run.command)) if run.command else missing("The run's command was not recorded.")
     parts = [("Repeat this run", "The command that started it.", repeat)]
     path = run.path / "genotype.json"
     if run.genotype is None or run.genotype_origin != path.name:
@@ -150,6 +153,11 @@ def _plain(value: Any) -> str:
 
 def _table(caption: str, rows: Iterable[tuple[str, str]]) -> str:
     return key_table(caption, rows) or missing("Not recorded yet.")
+
+
+def typed(command: Sequence[str]) -> str:
+    """The words of a command as a shell takes them; a single one is a call in Python."""
+    return command[0] if len(command) == 1 else shlex.join(command)
 
 
 def code(text: str, wrap: bool = True) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from fastnas.engine.evaluation import pairs_of
 from fastnas.genotype import Genotype
 from fastnas.report.run import Record, Run, is_number, mapping
-from fastnas.report.sections import code, missing, note
+from fastnas.report.sections import IN_MEMORY, code, missing, note, typed
 from fastnas.report.tables import data_table, scroll
 
 RESULTS = Path(__file__).parents[1] / "published_results.json"
@@ -199,11 +198,11 @@ def recipes(run: Run) -> str:
     else:
         spec = str(run.data.get("spec") or "SPEC")
         python = f"from fastnas.nn import DerivedNetwork\n\nnetwork = DerivedNetwork.load({str(network)!r})"
-        for title, words in (
-            ("Evaluate it", ["fastnas.evaluate", str(run.path), "--data", spec]),
-            ("Export it", ["fastnas.export", str(run.path), "--onnx", "network.onnx"]),
-        ):
-            parts.append((title, "", code(shlex.join(["python", "-m", *words]))))
+        evaluate = ["python", "-m", "fastnas.evaluate", str(run.path), "--data", spec]
+        if spec.startswith(IN_MEMORY):
+            evaluate = [f"fastnas.api.evaluate({str(run.path)!r}, data)"]
+        export = ["python", "-m", "fastnas.export", str(run.path), "--onnx", "network.onnx"]
+        parts += [("Evaluate it", "", code(typed(evaluate))), ("Export it", "", code(typed(export)))]
         parts.append(("Use it in Python", "", code(python, wrap=False)))
     return "".join(_recipe(*part) for part in parts)
 
@@ -214,7 +213,7 @@ def repeat_all(run: Run) -> str:
 
 
 def _command(run: Run) -> str:
-    return code(shlex.join(run.command)) if run.command else missing("The run's command was not recorded.")
+    return code(typed(run.command)) if run.command else missing("The run's command was not recorded.")
 
 
 def _recipe(title: str, text: str, body: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from typing import Any, TypeVar
 
 from fastnas.errors import UserError
@@ -56,8 +57,14 @@ def find(name: str) -> type[Strategy]:
 
 
 def spec_of(strategy: Strategy) -> str:
-    """What `find` takes to find the class of a strategy again, in a process that has not imported it yet."""
-    return _origins.get(type(strategy), strategy.name)
+    """What `find` takes to find the class of a strategy again, in a process that has not imported it yet.
+
+    A class that is neither registered nor in a module of its own is found only where it is given, under its name."""
+    kind = type(strategy)
+    if kind in _origins or STRATEGIES.get(strategy.name) is kind or kind.__module__ == "__main__":
+        return _origins.get(kind, strategy.name)
+    importable = getattr(sys.modules.get(kind.__module__), kind.__qualname__, None) is kind
+    return f"{PREFIX}{kind.__module__}:{kind.__qualname__}" if importable else strategy.name
 
 
 def create(name: str, **options: Any) -> Strategy:

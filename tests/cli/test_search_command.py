@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastnas import search
+from fastnas import api, search
 from fastnas.errors import UserError
 
 
 def test_no_arguments_run_the_demo_and_say_so(capsys, monkeypatch):
     seen = []
 
-    def stop(options, arguments, directory):
+    def stop(options, arguments, console):
         seen.append(options)
         raise UserError("enough")
 
-    monkeypatch.setattr(search, "prepare", stop)
+    monkeypatch.setattr(api, "run_search", stop)
     assert search.main([]) == 2
     assert "running the demo preset" in capsys.readouterr().out
     assert seen[0].data.data == "digits"
