@@ -58,6 +58,13 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
+def instruction_sets() -> list[str]:
+    """Those that the CPU kernels can use on this machine, as FASTNAS_ISA names them, the narrowest first."""
+    names = {"portable": "portable", "AVX2": "avx2", "AVX-512": "avx512"}
+    best = list(names).index(_C.best_cpu_capability())
+    return list(names.values())[: best + 1]
+
+
 def report() -> str:
     """The text of `python -m fastnas.env`."""
     build = _C.build_info()

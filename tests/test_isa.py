@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from fastnas._library import _C
+from fastnas.env import instruction_sets
 
 NAMES = {"portable": "portable", "avx2": "AVX2", "avx512": "AVX-512"}
 
@@ -29,6 +30,12 @@ def test_a_process_uses_what_the_variable_names(value: str) -> None:
     else:
         assert result.returncode == 1
         assert f"FASTNAS_ISA is {value}, but this processor or this build lacks it" in result.stderr
+
+
+def test_the_instruction_sets_of_this_machine_are_those_that_it_takes() -> None:
+    sets = instruction_sets()
+    assert sets == [value for value in NAMES if run(value).returncode == 0]
+    assert NAMES[sets[-1]] == _C.best_cpu_capability()
 
 
 def test_unknown_values_are_an_error() -> None:
