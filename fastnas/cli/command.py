@@ -11,8 +11,10 @@ import functools
 import shlex
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from types import FrameType
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.text import Text
@@ -55,7 +57,7 @@ def run_command(body: Body) -> Main:
 def _main(body: Body, in_files: bool) -> Main:
     @functools.wraps(body)
     def main(arguments: Sequence[str] | None = None) -> int:
-        with safe_output() as output:
+        with safe_output() as output, interrupted_once() as stay_deaf:
             try:
                 status = body(list(sys.argv[1:] if arguments is None else arguments), Console())
             except UserError as error:
@@ -67,14 +69,14 @@ def _main(body: Body, in_files: bool) -> Main:
                 print_error(f"out of memory: {' '.join(str(error).split())}; take smaller images, batches or networks.")
                 return USER_ERROR
             except KeyboardInterrupt:
-                # Whoever presses Ctrl-C again and again still gets an end without a traceback.
-                with interrupts_ignored(forever=arguments is None):
-                    print_text(Console(stderr=True), "interrupted")
-                return INTERRUPTED
+                print_text(Console(stderr=True), "interrupted")
+                status = INTERRUPTED
             except SystemExit as end:
                 if end.code or not (lost := output.take_loss()):
                     raise
                 sys.exit(_report_loss(lost))
+            if arguments is None and status == INTERRUPTED:  # a process that has nothing left to do
+                stay_deaf()
             if lost := output.take_loss():
                 reported = _report_loss(lost, "; the results are in the files of the run" if in_files else "")
                 return status if in_files else status or reported
@@ -105,18 +107,31 @@ def print_document(text: str) -> None:
 
 
 @contextlib.contextmanager
-def interrupts_ignored(forever: bool = False) -> Iterator[None]:
-    """Ctrl-C does nothing while the context is open, or, in a process that is about to end, from then on."""
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # only the main thread hears signals
-        yield
+def interrupted_once() -> Iterator[Callable[[], None]]:
+    """While the context is open, the first Ctrl-C is a KeyboardInterrupt, and those that follow are ignored: the
+    command is about to end, and another exception would come out of whatever is being closed, as a traceback.
+
+    Yields:
+        What makes it stay so when the context is closed.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
+        yield lambda: None
         return
+    after: Any = signal.signal(signal.SIGINT, _interrupt_once)
+
+    def stay_deaf() -> None:
+        nonlocal after
+        after = signal.SIG_IGN
+
     try:
-        yield
+        yield stay_deaf
     finally:
-        if not forever:
-            signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, after)
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def print_text(console: Console, *parts: str | tuple[str, str], style: str = "") -> None:

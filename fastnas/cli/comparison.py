@@ -7,7 +7,6 @@ import functools
 import json
 import multiprocessing
 import os
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from fastnas.atomic_file import cannot_write, replace_file, synchronise
 from fastnas.cli.command import print_text
 from fastnas.cli.options import CompareOptions
 from fastnas.cli.run_directory import CHECKPOINT, WRITTEN, refuse_foreign
+from fastnas.engine.interrupt import deferred_interrupts
 from fastnas.errors import UserError
 from fastnas.evaluators import Evaluator, function
 from fastnas.report.comparison import Summary, summarise
@@ -171,14 +171,10 @@ def _results(options: CompareOptions, missing: dict[str, list[int]]) -> Iterator
             yield _work(arguments)
         return
     context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
-    # The workers inherit what is blocked here, so that Ctrl-C, which all of them hear, never stops one as it starts.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
-    try:
-        pool = context.Pool(min(processes, len(work)), _begin, (options,))
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
-    with pool:  # leaving it ends the processes
-        yield from pool.imap_unordered(_work, work)
+    with contextlib.ExitStack() as stack:
+        with deferred_interrupts():
+            pool = stack.enter_context(context.Pool(min(processes, len(work)), _begin, (options,)))
+        yield from pool.imap_unordered(_work, work)  # leaving the stack ends the processes
 
 
 def _append(path: Path, results: Sequence[Result]) -> None:

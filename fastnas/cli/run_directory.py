@@ -20,10 +20,9 @@ RECORDS = "metrics.jsonl"
 RUN_EVENT = b'{"event": "run"'
 """How the first record of a run, and of every process that goes on with it, begins."""
 WRITTEN = (
-    "config.yaml", "genotype.json", RECORDS, "report.html", "network.json", "network.safetensors", "results.json",
-    "tensorboard",
+    "config.yaml", "genotype.json", "report.html", "network.json", "network.safetensors", "results.json", "tensorboard",
 )  # fmt: skip
-"""What a run writes beside its checkpoint."""
+"""What a run writes beside its checkpoint and its records."""
 
 # Folders that earlier versions made around a file that they were writing.
 _FORMER_TEMPORARY = (".genotype-????????", ".report.????????")
@@ -118,17 +117,27 @@ def create_directory(directory: Path) -> list[Path]:
 def refuse_taken(directory: Path) -> None:
     """UserError if a new run would write over something: another run, or files of somebody else.
 
-    A run that ended before its first checkpoint has left nothing to keep, and is begun anew.
+    A run that ended before its first checkpoint has left nothing to keep: what it has written is removed.
     """
     if any(directory.glob(CHECKPOINT)) or any(directory.glob(f"seed-*/{CHECKPOINT}")):
         raise UserError(f"{directory} holds a run already: continue it with --resume, or give another --out.")
-    refuse_foreign(directory, WRITTEN, own=_has_begun(directory))
+    own = _has_begun(directory)
+    refuse_foreign(directory, WRITTEN, own)
+    if own:
+        # The records, by which the files are known as those of a run, go last.
+        for folder in (directory, *directory.glob("seed-*")):
+            for name in WRITTEN:
+                _remove(folder / name)
+        for folder in (*directory.glob("seed-*"), directory):
+            _remove(folder / RECORDS)
 
 
 def refuse_foreign(directory: Path, names: Sequence[str], own: bool) -> None:
     """UserError if files of these names are there, unless they are those of an `own` run."""
     found = [name for name in names if (directory / name).exists() or (directory / name).is_symlink()]
-    found = [name for name in found if name != RECORDS or (directory / name).stat().st_size]
+    records = directory / RECORDS
+    if records.is_symlink() or (records.exists() and (not records.is_file() or records.stat().st_size)):
+        found.append(RECORDS)
     if found and not own:
         raise UserError(
             f"{directory} holds {', '.join(found)}, which no run of fastnas has written and a run would replace: give "
@@ -157,6 +166,13 @@ def _has_begun(directory: Path) -> bool:
         except OSError:
             continue
     return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, Self
+
+
+@contextlib.contextmanager
+def deferred_interrupts() -> Iterator[None]:
+    """Ctrl-C waits until the context is closed. Processes that are started in it never hear it: a terminal sends it to
+    all, and whoever started them ends them."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread hears signals
+        yield
+        return
+    heard: list[int] = []
+    resource_tracker.ensure_running()  # as it starts, it lets through what is blocked
+    handler = signal.signal(signal.SIGINT, lambda number, frame: heard.append(number))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # which new processes inherit
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGINT, handler)
+    if heard:
+        signal.raise_signal(signal.SIGINT)
 
 
 class Interrupted(Exception):  # noqa: N818 (a request, not an error)
@@ -33,9 +57,13 @@ class InterruptGuard:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            if signal.getsignal(number) == self._handle:  # else the handler before has chosen another one
+                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested is not None and number == signal.SIGINT:
+            before = self._previous[number]
+            if callable(before):
+                before(number, frame)
             raise KeyboardInterrupt
         self.requested = signal.Signals(number).name

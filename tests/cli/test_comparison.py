@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,6 +138,93 @@ def test_means_deviations_and_curves_are_those_of_the_runs(tmp_path):
     assert "70.00 ± 10.00" in page
     assert "x:&lt;y&gt;" in page
     assert "<y>" not in page
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def refused(command, directory: Path, capsys) -> str:
+    before = contents(directory)
+    capsys.readouterr()
+    assert command(directory.name, "--strategies", "random", "--runs", "3") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert len(error) < 600
+    assert contents(directory) == before
+    return error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (None, "holds runs.jsonl but no comparison.json, which says what evaluator and budget the runs had"),
+        (b"", "comparison.json is damaged"),
+        (b"{", "comparison.json is damaged"),
+        (b"\xff\xfe\x00", "comparison.json is damaged"),
+        (b"[" * 100_000, "comparison.json is damaged"),
+        (b"[1]", "comparison.json holds no options of a comparison"),
+        (b'{"mine": 1}', "comparison.json holds no options of a comparison"),
+        (b'{"clock": 3, "evaluator": 3, "budget": null}', "had clock=3, not"),
+    ],
+)
+def test_options_that_are_lost_or_damaged_mix_no_budgets(command, tmp_path, capsys, options, message):
+    assert command("run", "--strategies", "random", "--runs", "2") == 0
+    (tmp_path / "run" / "comparison.json").unlink()
+    if options is not None:
+        (tmp_path / "run" / "comparison.json").write_bytes(options)
+    assert message in refused(command, tmp_path / "run", capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda line: b"{}", "it is not that of a run"),
+        (lambda line: b"\xff", "it is not that of a run"),
+        (lambda line: b"[" * 100_000, "it is not that of a run"),
+        (lambda line: line.replace(b'"seed"', b'"sead"'), "it is not that of a run"),
+        (lambda line: line.replace(b'"seconds": ', b'"seconds": "x", "": '), "it is not that of a run"),
+        (lambda line: re.sub(rb'"accuracy": [\d.]+', b'"accuracy": NaN', line), "finite"),
+        (lambda line: line.replace(b'"seed": 0', b'"seed": "0"'), "seed is a str"),
+        (lambda line: line.replace(b'"curve": [[', b'"curve": [[{}, '), "curve holds something else than points"),
+    ],
+)
+def test_runs_that_are_damaged_are_named_by_their_line(command, tmp_path, capsys, change, message):
+    assert command("run", "--strategies", "random", "--runs", "2") == 0
+    path = tmp_path / "run" / "runs.jsonl"
+    first, second = path.read_bytes().splitlines()
+    path.write_bytes(change(first) + b"\n" + second + b"\n")
+    error = refused(command, tmp_path / "run", capsys)
+    assert "runs.jsonl, line 1 is damaged" in error
+    assert message in error
+
+
+@pytest.mark.parametrize("name", ["report.html", "runs.jsonl", "comparison.json", "checkpoint.pt", "config.yaml"])
+def test_files_of_somebody_else_stay(command, tmp_path, capsys, name):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).write_text('{"mine": 1}\n')
+    assert name in refused(command, tmp_path / "run", capsys)
+
+
+def test_a_full_disk_keeps_whole_runs(command, tmp_path, monkeypatch, capsys):
+    assert command("whole", "--strategies", "random", "--runs", "3") == 0
+    real, calls = os.fsync, 0
+
+    def full(descriptor):
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise OSError(28, "No space left on device")
+        real(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert command("full", "--strategies", "random", "--runs", "3") == 2
+    assert "cannot write the runs" in capsys.readouterr().err
+    kept = lines(tmp_path / "full")
+    assert kept == lines(tmp_path / "whole")[: len(kept)]
+    assert command("full", "--strategies", "random", "--runs", "3") == 0
+    assert lines(tmp_path / "full") == lines(tmp_path / "whole")
 
 
 def test_directories_without_runs_are_explained(tmp_path):

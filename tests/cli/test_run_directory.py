@@ -99,6 +99,9 @@ def test_a_folder_with_other_things_in_it_is_fine(command: str, project: Path) -
 def test_a_run_that_ended_before_its_first_checkpoint_is_begun_anew(command: str, project: Path) -> None:
     assert run(command, "--out", "out") == 0
     (project / "out" / "checkpoint.pt").unlink()
+    assert (project / "out" / "report.html").exists()
+    with run_directory(None, "out", "x", None):  # and ends again, before it has written anything
+        assert [path.name for path in (project / "out").iterdir()] == [".fastnas.lock"]
     assert run(command, "--out", "out") == 0
 
 
