@@ -76,20 +76,20 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             raise UserError(f"the table {path} has no column {missing[0]!r}: {ADVICE}.")
         size = len(SPACE.candidates) ** len(SPACE.edges)
         columns = {name: np.full(size, np.nan) for name in wanted}  # [15625]
-        known = np.zeros(size, dtype=bool)  # [15625]
+        lines = np.zeros(size, dtype=np.int64)  # [15625], where each cell is; 0 for nowhere
         for row in filter(None, rows):
             place = f"the table {path}, line {rows.line_num}"
             if len(row) != len(header):
                 raise UserError(f"{place} has {len(row)} values for {len(header)} columns: {ADVICE}.")
             cell = _row(_code(row[header.index("arch")], place))
-            if known[cell]:
-                raise UserError(f"{place} has a cell for the second time: {ADVICE}.")
-            known[cell] = True
+            if lines[cell]:
+                raise UserError(f"{place} has the cell of line {lines[cell]} for the second time: {ADVICE}.")
+            lines[cell] = rows.line_num
             for name, column in wanted.items():
                 columns[name][cell] = _number(name, row[column], place)
     except csv.Error as error:
         raise UserError(f"the table {path}, line {rows.line_num} is no CSV ({error}): {ADVICE}.") from error
-    if unknown := int((~known).sum()):
+    if unknown := int((lines == 0).sum()):
         raise UserError(f"the table {path} lacks {unknown} of the {size} cells of NAS-Bench-201: give the whole one.")
     return columns
 
