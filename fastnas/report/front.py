@@ -46,7 +46,7 @@ def front_charts(run: Run) -> Iterator[Chart]:
     name = COSTS.get(cost, cost)
     chart = Chart("front", f"Accuracy against {name.partition(' (')[0]}", size=(900.0, 300.0))
     chart.note = (
-        "Each point is an architecture that no other one of the population beats in both. Ringed: the most accurate one."
+        "Each point is an architecture that none of the population beats in both. Ringed: the most accurate one."
         + (" Pale: the fronts of earlier epochs." if former else "")
     )
     chart.label(name, "accuracy (%)")

@@ -7,14 +7,18 @@ import os
 import re
 import shlex
 from contextlib import contextmanager
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 from rich.console import Console
 
 from fastnas import compare
 from fastnas.cli import comparison
+from fastnas.cli.options import CompareOptions
 from fastnas.errors import UserError
 from fastnas.evaluators.clock import Stopwatch
 from fastnas.report.comparison import Result, read_results, summarise, write_comparison
@@ -225,6 +229,43 @@ def test_a_full_disk_keeps_whole_runs(command, tmp_path, monkeypatch, capsys):
     assert kept == lines(tmp_path / "whole")[: len(kept)]
     assert command("full", "--strategies", "random", "--runs", "3") == 0
     assert lines(tmp_path / "full") == lines(tmp_path / "whole")
+
+
+def page_of(folder: Path, results: list[Result], **options: object) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "runs.jsonl").write_text("".join(json.dumps(vars(r)) + "\n" for r in results))
+    (folder / "comparison.json").write_text(
+        json.dumps({"clock": "real", "evaluator": "python:m:f", "budget": 30} | options)
+    )
+    return write_comparison(folder).read_text()
+
+
+def test_the_page_names_the_best_architectures_and_repeats_by_its_command(tmp_path):
+    results = [replace(result("a", 3, [0.5]), genotype={"n": 1}), replace(result("a", 4, [0.7]), genotype={"n": 2})]
+    results += [replace(result("b:x=1,y=2", 3, [0.9]), genotype={"n": 3})]
+    page = page_of(tmp_path / "my runs", results, space="egnas", limit=None)
+    assert re.findall(r"<summary>(.*?): .*?<code>(.*?)</code>", page) == [
+        ("b:x=1,y=2", "{&quot;n&quot;: 3}"), ("a", "{&quot;n&quot;: 2}"),
+    ]  # fmt: skip
+    command = re.search(r"<code>(python -m fastnas.compare .*?)</code>", page)
+    assert command is not None
+    words = shlex.split(unescape(command[1]))[3:]
+    options = tyro.cli(CompareOptions, args=words)
+    assert (options.strategies, options.evaluator, options.space) == ("a,b:x=1,y=2", "python:m:f", "egnas")
+    assert (options.budget, options.runs, options.seed, options.out) == (30, 2, 3, tmp_path / "my runs")
+    assert "<h1>Comparison of b:x=1,y=2 and a on f</h1>" in page
+
+
+def test_columns_differ_and_clocks_have_their_names(tmp_path):
+    judged = replace(result("a", 0, [0.5]), judged=0.25, curve=[(10.0, 0.5, 0.25)])
+    for results, columns in (([result("a", 0, [0.5])], 5), ([judged], 6)):
+        titles = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', page_of(tmp_path, results))
+        assert len(set(titles)) == len(titles) == columns
+    page = page_of(tmp_path, [result("a", 0, [0.5])])
+    assert "seconds that the evaluator reports" in page
+    assert "real seconds" not in page
+    assert "real seconds" in page_of(tmp_path, [result("a", 0, [0.5])], evaluator="training:digits")
+    assert "simulated seconds" in page_of(tmp_path, [result("a", 0, [0.5])], evaluator="nb201:x", clock="simulated")
 
 
 def test_directories_without_runs_are_explained(tmp_path):

@@ -1,4 +1,4 @@
-"""What a search says it has found, in the terminal, in metrics.jsonl and in config.yaml: whose accuracy each number is."""
+"""What a search says it has found: whose accuracy each number is, on the terminal and in its files."""
 
 from __future__ import annotations
 

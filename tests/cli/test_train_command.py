@@ -45,6 +45,10 @@ def test_several_seeds_are_summed_up(tmp_path: Path, capsys: Any) -> None:
     assert "over 2 seeds" in capsys.readouterr().out
     page = (out / "report.html").read_text()
     assert all(f'href="seed-{seed}/report.html"' in page for seed in (3, 5))
+    assert re.search(r"<h1>\w+ cell on digits, \d+ epochs?, 2 seeds</h1>", page)
+    assert f"--seeds 3,5 --out {out}</code>" in page
+    assert "recipe.learning_rate" in page
+    assert "top-5" in page
     assert (out / "seed-3" / "report.html").exists()
     (out / "report.html").unlink()
     from fastnas.report.__main__ import main
@@ -153,6 +157,11 @@ def test_evaluate_repeats_the_test_of_the_run(run: Path, tmp_path: Path, capsys:
     assert [(each["batch"], each["runs"]) for each in found["latency"]] == [(1, 3), (64, 3)]
     assert all(0 < each["median"] <= each["p95"] for each in found["latency"])
     assert found["peak_memory_mb"] > 0
+    page = (run / "evaluation.html").read_text()
+    assert f"python -m fastnas.evaluate {run} --data digits" in page
+    assert "Confusion matrix" in page
+    assert evaluate.main([str(run), *flags[:4], "--runs", "0", "--report", str(tmp_path / "page.html")]) == 0
+    assert "Confusion matrix" in (tmp_path / "page.html").read_text()
     text = " ".join(capsys.readouterr().out.split())
     assert f"top-1 {tested['top1']:.2%}" in text
     assert f"{found['parameters']:,} parameters" in text

@@ -93,7 +93,7 @@ def test_a_nan_stops_the_run_and_keeps_the_checkpoint(small):
 
     search.strategy.before_step = poison
     with pytest.raises(
-        DivergedError, match=r"loss became nan at epoch 2, step 1 \(learning rate 0\.025\).*checkpoint\.pt"
+        DivergedError, match=r"loss became nan at epoch 3, step 2 \(learning rate 0\.025\).*checkpoint\.pt"
     ):
         search.run()
     again = small("nan")
