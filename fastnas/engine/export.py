@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastnas import standalone
 from fastnas.atomic_file import replace_file
 from fastnas.errors import UserError
-from fastnas.nn import DerivedNetwork, standalone
+from fastnas.nn import DerivedNetwork
 from fastnas.primitive_names import BUILT_IN
 from fastnas.version import __version__
 
@@ -97,7 +98,7 @@ def export_onnx(network: DerivedNetwork, path: Path, image_size: tuple[int, int]
 
 
 def write_standalone(network: DerivedNetwork, path: Path) -> None:
-    """Writes the Python file that loads what `network.save` writes, in plain PyTorch: `fastnas.nn.standalone`.
+    """Writes the Python file that loads what `network.save` writes, in plain PyTorch: `fastnas.standalone`.
 
     Raises:
         UserError: the network has candidates of the user's own, or the file cannot be written.

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
 from fastnas.input_file import path_of
+from fastnas.limits import check_operations, check_sizes
 from fastnas.nn.derived_cell import DerivedCell
 from fastnas.nn.derived_file import check_weights, load_network, save_network
 from fastnas.nn.fused.node import States, can_fuse, joined
-from fastnas.nn.limits import check_operations, check_sizes
 from fastnas.nn.mixed_op import resolve_backend
 from fastnas.nn.stem import make_stem
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
+from fastnas.limits import check_operations, check_sizes
 from fastnas.nn.batch_norm import BatchNorm
-from fastnas.nn.limits import check_operations, check_sizes
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.primitives import Norm, ReLUConvNorm, make_primitive
 from fastnas.nn.stem import CIFARStem

@@ -3,7 +3,7 @@
 `PRIMITIVES` maps a name to a constructor with one signature for all, `(channels, stride, norm)`. Every candidate maps
 `[B, C, H, W]` to `[B, C, ceil(H / stride), ceil(W / stride)]`, so the outputs of all candidates of an edge can be added
 at any image size. No convolution has a bias: a normalisation follows each. The modules are those of
-`fastnas.nn.standalone`; here two of them are guarded against a fault of oneDNN that concerns training only.
+`fastnas.standalone`; here two of them are guarded against a fault of oneDNN that concerns training only.
 
 Source: Liu, Simonyan, Yang, "DARTS: Differentiable Architecture Search", ICLR 2019, section 3.1 and appendix A.
 `sep_conv_7x7` and `conv_7x1_1x7` come from Zoph et al., "Learning Transferable Architectures", CVPR 2018 (NASNet),
@@ -16,11 +16,10 @@ from collections.abc import Callable
 
 from torch import nn
 
-from fastnas import onednn
+from fastnas import onednn, standalone
 from fastnas.errors import UserError
-from fastnas.nn import standalone
-from fastnas.nn.standalone import Conv7x1And1x7, DepthwiseStage, DilatedConv, Norm, SeparableConv, Zero
 from fastnas.primitive_names import check_primitive, register_name
+from fastnas.standalone import Conv7x1And1x7, DepthwiseStage, DilatedConv, Norm, SeparableConv, Zero
 
 __all__ = [
     "PRIMITIVES",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import nn
 
+from fastnas import standalone
 from fastnas.errors import UserError
-from fastnas.nn import standalone
-from fastnas.nn.standalone import CIFARStem, Norm
+from fastnas.standalone import CIFARStem, Norm
 
 __all__ = ["STEMS", "CIFARStem", "ImageNetStem", "make_stem"]
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from fastnas.errors import UserError
 from fastnas.genotype import AnyGenotype
+from fastnas.limits import check_operations, check_sizes
 from fastnas.nn.batch_norm import BatchNorm, individual_statistics
 from fastnas.nn.cell import SearchCell
-from fastnas.nn.limits import check_operations, check_sizes
 from fastnas.nn.mixed_op import resolve_backend
 from fastnas.nn.nb201 import nb201_body
 from fastnas.nn.primitives import Norm

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fastnas import Genotype, data
-from fastnas.nn import DerivedNetwork, Supernet, register_primitive, standalone
+from fastnas import Genotype, data, standalone
+from fastnas.nn import DerivedNetwork, Supernet, register_primitive
 from fastnas.ops import normalization_table
 from fastnas.primitive_names import BUILT_IN
 
