@@ -76,7 +76,7 @@ def test_tables_that_cannot_be_used_are_explained(table, tmp_path):
         "word": (text.replace(",50,", ",many,", 1), "line 2: valid_acc_12_epochs is 'many'"),
         "twice": (text + text.split("\n")[1] + "\n", "line 15627 has the cell of line 2 for the second time"),
         "ends": (text.rsplit(",", 3)[0], "line 15626 has 4 values for 7 columns"),
-        "cell": (text.replace("|none~0|", "|nothing~0|", 1), "line 2: .* is not a cell of NAS-Bench-201"),
+        "cell": (text.replace("|none~0|", "|nothing~0|", 1), "line 2: .* is no cell of NAS-Bench-201"),
         "above": (text.replace(",50,", ",150,", 1), "line 2: valid_acc_12_epochs is 150, expected 0 to 100"),
         "nan": (text.replace(",60,", ",nan,", 1), "line 2: test_acc_200_epochs_mean is nan"),
         "time": (text.replace(",10,", ",0,", 1), "line 2: train_s_per_epoch is 0, expected a finite number above 0"),
