@@ -1,4 +1,4 @@
-# make demo      a search on scanned digits, about two minutes after installation
+# make demo      a search on scanned digits, about two minutes after installation; without a GPU it builds for the CPU only
 # make test      linters and all tests; those of networks once more as an older processor runs them
 # make test-isa  all tests with each instruction set that this processor has
 # make lint      formats, types, import rules
@@ -26,10 +26,15 @@ CTEST := $(BIN)/ctest --test-dir build/emulate --output-on-failure --quiet
 # Python is not instrumented, so the sanitizer has to be there before it; so does the library that throws exceptions.
 PRELOAD = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file-name=libstdc++.so)
 SANITIZE_TESTS ?= tests/ops
+# Empty where no NVIDIA driver is loaded; the last one is that of Windows' Linux.
+DRIVER := $(wildcard /proc/driver/nvidia/version /dev/nvidiactl /dev/dxg)
+SAY := $(PYTHON) .ci/with_progress.py
+PIP := $(BIN)/pip install --progress-bar raw --disable-pip-version-check
+INSTALL := $(PIP) --verbose --no-build-isolation -c constraints.txt
 
 .PHONY: demo test test-isa emulation emulate cpu-check cuda-check sanitize lint format bench env install clean
 
-demo: install
+demo: $(if $(DRIVER),.venv/installed,.venv/installed-cpu)
 	$(BIN)/python -m fastnas.search
 
 test: lint emulation
@@ -95,15 +100,26 @@ env: install
 
 install: .venv/installed
 
-# torch and the build tools come first: fastnas is then built against the torch of this environment.
-.venv/tools: constraints.txt
+# Only a pip of today says in lines how far a download is.
+.venv/pip:
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch torchvision
-	$(BIN)/pip install --quiet --disable-pip-version-check "setuptools>=77" "cmake>=3.26" ninja "pybind11>=3.0,<4"
+	$(BIN)/pip install --quiet --disable-pip-version-check "pip>=24.1"
 	touch $@
 
+# torch and the build tools come first: fastnas is then built against the torch of this environment.
+.venv/tools: .venv/pip constraints.txt
+	@$(SAY) "installing torch and torchvision into .venv" $(PIP) -c constraints.txt torch torchvision
+	@$(SAY) "installing the build tools" $(PIP) "setuptools>=77" "cmake>=3.26" ninja "pybind11>=3.0,<4"
+	touch $@
+
+# It serves the demo as well.
 .venv/installed: .venv/tools pyproject.toml $(SOURCES)
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e ".[dev,dali]"
+	@$(SAY) "building fastnas, and installing what it needs" $(INSTALL) -e ".[dev,dali]"
+	touch .venv/installed-cpu $@
+
+.venv/installed-cpu: .venv/tools pyproject.toml $(SOURCES)
+	@echo "no NVIDIA driver is loaded, so the demo builds for the CPU only; make install builds everything"
+	@FASTNAS_CUDA=$${FASTNAS_CUDA:-0} $(SAY) "building fastnas, and installing what it needs" $(INSTALL) -e .
 	touch $@
 
 clean:

@@ -43,7 +43,6 @@ from fastnas.cli.keywords import (
     named_data,
     options_of,
     own_strategy,
-    parse,
     space_name,
     without_none,
 )
@@ -54,10 +53,12 @@ from fastnas.cli.results import SearchResult, TrainedNetwork, TrainResult, recor
 from fastnas.cli.run import Arguments, is_finished, write_config
 from fastnas.cli.run_directory import locked_directory, run_directory
 from fastnas.cli.run_lock import RunLock
+from fastnas.cli.search_run import read_search
 from fastnas.cli.searching import prepare as prepare_search
 from fastnas.cli.summary import (
     print_report,
     print_search_header,
+    print_search_run,
     print_search_summary,
     print_train_header,
     print_train_summary,
@@ -122,7 +123,7 @@ def search(
     given = flags(preset=preset, config=config, resume=resume, strategy=None if own else strategy)
     with named_data(data, {**insisted, **options, **without_none(space=space_name(space))}) as keywords:
         check_same_images(resume, keywords)
-        parsed = parse(lambda: parse_search(given, "fastnas.api.search", "", keywords, own))
+        parsed = parse_search(given, "fastnas.api.search", "", keywords, own)
         return run_search(parsed, call, _console(progress), on_epoch, on_step)
 
 
@@ -174,7 +175,7 @@ def train(
     space = None if isinstance(space, CellSpace) else space  # whose candidates are known
     with named_data(data, options | without_none(test=test, space=space)) as keywords:
         check_same_images(resume, keywords)
-        parsed = parse(lambda: parse_train(given, "fastnas.api.train", "", keywords))
+        parsed = parse_train(given, "fastnas.api.train", "", keywords)
         return run_train(parsed, call, _console(progress), on_epoch, on_step, found)
 
 
@@ -257,7 +258,8 @@ def run_train(
     genotype: Genotype | None = None,
 ) -> TrainResult:
     """Trains a network for every seed, as `run_search` searches. genotype: None for the one that the options name."""
-    label = Path(options.network.genotype or GENOTYPE).stem
+    named = options.command.search_run or Path(options.network.genotype or GENOTYPE)
+    label = named.resolve().stem
     with run_directory(options.command.resume, options.run.out, f"train-{label}", options.data.data) as lock:
         return _train_in(lock, options, arguments, console, on_epoch, on_step, genotype)
 
@@ -279,6 +281,8 @@ def _train_in(
     if given not in (None, genotype):
         raise UserError(f"the run in {directory} began with another genotype: leave it out, or start a new run.")
     sources = open_train_sources(options)
+    if options.command.search_run is not None:
+        print_search_run(read_search(options.command.search_run), options, sources, console)
     trained: list[TrainedNetwork] = []
     for seed, folder in folders.items():
         if is_finished(folder):  # its test images were read once, and are not read again

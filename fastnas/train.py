@@ -15,6 +15,7 @@ __all__ = ["main", "prepare"]
 
 DESCRIPTION = """Trains the network of a genotype from random weights, and tests it once, at the end.
 
+  python -m fastnas.train --from runs/flowers
   python -m fastnas.train --preset darts-cifar10 --genotype DARTS_V2 --data cifar10:./data --download
 
 Options come from the defaults, then --preset, then --config, then the flags below."""

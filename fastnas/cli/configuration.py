@@ -31,6 +31,7 @@ from fastnas.cli.options import (
     TrainRunOptions,
 )
 from fastnas.cli.places import PLACES, same_kind
+from fastnas.cli.search_run import read_search
 from fastnas.engine.options import WeightOptions
 from fastnas.engine.recipe import TrainingRecipe
 from fastnas.errors import UserError
@@ -51,6 +52,9 @@ RESUMABLE = {
     ("data", "workers"),
     ("data", "prefetch"),
 }
+
+# What an option was for runs that did not know it yet: searches took all images of a source without a test split.
+FORMERLY = {("data", "test"): "none"}
 
 
 class Configuration:
@@ -171,7 +175,8 @@ def differences(run: dict[str, dict[str, Any]], options: Configuration, movable:
         defaults = {field.name: field.default for field in dataclasses.fields(getattr(options, group))}
         for name in {**run[group], **now}:
             # An option that the run did not know yet was what it is by default.
-            before, after = run[group].get(name, defaults.get(name)), now.get(name)
+            formerly = FORMERLY.get((group, name), defaults.get(name))
+            before, after = run[group].get(name, formerly), now.get(name)
             if before == after or (group, name) in RESUMABLE:
                 continue
             if (group, name) in (("data", place) for place in PLACES) and same_kind(before, after, movable):
@@ -193,11 +198,19 @@ def _peek(arguments: Sequence[str], *names: str) -> argparse.Namespace:
 
 def _option_files(kind: type[Configuration], arguments: Sequence[str]) -> list[OptionFile]:
     """What --preset, --config and --resume name, in the order in which each overrides the one before."""
-    first = _peek(arguments, "preset", "config", "resume")
+    first = _peek(arguments, "preset", "config", "resume", "from")
     files: list[OptionFile] = []
-    if first.preset is not None:
-        if first.preset not in kind.preset_names():
-            raise UserError(f"unknown preset {first.preset!r}: expected one of {', '.join(kind.preset_names())}.")
+    search_run = getattr(first, "from") if kind is TrainOptions else None
+    if first.preset is not None and first.preset not in kind.preset_names():
+        raise UserError(f"unknown preset {first.preset!r}: expected one of {', '.join(kind.preset_names())}.")
+    if search_run is not None:
+        if first.resume is not None:
+            raise UserError("--resume takes its options from the run: leave out --from.")
+        found = read_search(Path(search_run))
+        preset = first.preset or found.preset
+        recipe = _read(kind.presets / f"{preset}.yaml", kind.groups)
+        files += [(search_run, found.options()), (f"preset {preset}", recipe), (search_run, found.fitted(recipe))]
+    elif first.preset is not None:
         files.append((f"preset {first.preset}", _read(kind.presets / f"{first.preset}.yaml", kind.groups)))
     if first.config is not None:
         files.append((first.config, _read(path_of(first.config), kind.groups)))
@@ -209,6 +222,8 @@ def _option_files(kind: type[Configuration], arguments: Sequence[str]) -> list[O
             raise UserError(f"nothing to resume in {path.parent}: it has no config.yaml; give a run directory.")
         content = _read(path, kind.groups)
         content.get("run", {}).pop("stop_after", None)  # it concerned the process that stopped
+        for group, name in FORMERLY:
+            content.setdefault(group, {}).setdefault(name, FORMERLY[group, name])
         files.append((str(path), content))
     return files
 

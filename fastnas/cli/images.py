@@ -19,13 +19,21 @@ def open_search_source(options: SearchDataOptions) -> data.Source:
     """Opens the images of a search. UserError if they or the options cannot be used."""
     if options.data is None:
         raise UserError("no images: give --data, for example --data folder:./images, or --preset demo.")
-    return data.open(
+    source = data.open(
         options.data,
         image_size=options.image_size,
         download=options.download,
         limit=options.limit,
         skip_unreadable=options.skip_unreadable,
+        test_share=options.test_share,
     )
+    _check_share(source, options)
+    return source
+
+
+def _check_share(source: data.Source, options: DataOptions) -> None:
+    if options.test != "same" and options.test_share is not None and source.test_share is None:
+        raise UserError(f"--test {options.test} would divide {source.spec}, which has a test split: leave --test out.")
 
 
 @dataclass(frozen=True)
@@ -47,13 +55,14 @@ def open_train_sources(options: TrainOptions) -> TrainSources:
         raise UserError("--select best_valid needs held-out images: give --validation, for example 0.1.")
     if options.run.select == "best_test" and wanted.test == "none":
         raise UserError("--select best_test needs test images: leave out --test none.")
-    names = ("image_size", "download", "evaluated_share", "skip_unreadable")
+    names = ("image_size", "download", "evaluated_share", "skip_unreadable", "test_share")
     how: dict[str, Any] = {name: getattr(wanted, name) for name in names}
     source = data.open(wanted.data, limit=wanted.limit, **how)
+    _check_share(source, wanted)
     test = None
     if wanted.test != "none":
         try:
-            test = data.open(wanted.data if wanted.test == "same" else wanted.test, "test", **how)
+            test = data.open(wanted.test if wanted.test_share is None else wanted.data, "test", **how)
         except UserError as error:
             raise UserError(f"{error}. Or train without a test: --test none, perhaps with --validation 0.1.") from error
         data.check_same_classes(source, test)

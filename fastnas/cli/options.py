@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from fastnas.data import Augmentation
+from fastnas.data.split import share_of_test
 from fastnas.engine.options import listed, ordered
 from fastnas.errors import UserError
 from fastnas.option_types import (
@@ -29,6 +32,8 @@ from fastnas.option_types import (
     SideOrZero,
     Turn,
 )
+
+_From = Annotated[Path | None, tyro.conf.arg(name="from")]  # a field cannot have this name
 
 # --- where the options come from ---
 
@@ -58,13 +63,16 @@ class SearchCommandOptions(CommandOptions):
     """Search strategy. Its options are listed in a group of their own."""
 
 
+@ordered
 @dataclass(frozen=True, kw_only=True)
 class TrainCommandOptions(CommandOptions):
     """Where the options come from."""
 
     preset: str | None = None
-    """darts-cifar10, pc-darts-cifar10, p-darts-cifar10, egnas-cifar10, egnas-cifar100, darts-imagenet or
+    """demo, darts-cifar10, pc-darts-cifar10, p-darts-cifar10, egnas-cifar10, egnas-cifar100, darts-imagenet or
     egnas-imagenet: the recipe of a paper."""
+    search_run: _From = listed(None, after=None)
+    """Run directory of a search: its genotype is trained on its images, by the recipe that belongs to its strategy."""
     resume: Path | None = None
     """Run directory to continue, exactly where its checkpoints stand."""
 
@@ -127,6 +135,9 @@ class DataOptions(Options):
 
     data: str | None = None
     """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE."""
+    test: str = "same"
+    """Images for the test: same (the test split of --data; where it has none, 0.2), a share such as 0.2 of each class
+    of --data, another source such as folder:ROOT, or none."""
     pipeline: Literal["auto", "dali", "tensor", "torchvision"] = "auto"
     """tensor: the whole set in memory; dali: NVIDIA DALI; torchvision: a DataLoader; auto: the first possible one."""
     batch_size: Count
@@ -153,6 +164,11 @@ class DataOptions(Options):
     download: bool = False
     """Download cifar10 or cifar100 if missing."""
 
+    @property
+    def test_share(self) -> float | None:
+        """What is kept for the test of images without a test split; None for nothing. UserError for no share."""
+        return share_of_test(self.test)
+
     def augmentation(self, own: Augmentation) -> Augmentation:
         """The augmentation of training images: that of the source (`own`), except for what these options say."""
         asked: dict[str, Any] = {"crop_padding": self.crop_padding, "flip": self.flip, "cutout": self.cutout}
@@ -166,6 +182,9 @@ class SearchDataOptions(DataOptions):
 
     data: str | None = None
     """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE; always the training split."""
+    test: str = "same"
+    """Images that the search leaves for the test of the trained network: same (the test split of --data; where it has
+    none, 0.2), a share such as 0.2 of each class of --data, or none."""
     batch_size: Count = 256
     """Images per weight step."""
     split: ShareBetween = listed(0.5, after="batch_size")
@@ -181,8 +200,9 @@ class TrainDataOptions(DataOptions):
 
     data: str | None = None
     """digits, cifar10:ROOT, cifar100:ROOT, folder:ROOT, imagenet:ROOT or npz:FILE; its training split is trained on."""
-    test: str = listed("same", after="data")
-    """Images for the test at the end: same (the test split of --data), another source such as folder:ROOT, or none."""
+    test: str = "same"
+    """Images for the test at the end: same (the test split of --data; where it has none, 0.2), a share such as 0.2 of
+    each class of --data, another source such as folder:ROOT, or none."""
     validation: ShareBelowOne = listed(0.0, after="test")
     """Share of each class's training images that are held out, to be evaluated after every epoch."""
     batch_size: Count = 96

@@ -103,6 +103,8 @@ def prepare(options: SearchOptions, arguments: Arguments = (), directory: Path |
             "weight_images": len(weight_half),
             "alpha_images": len(alpha_half),
             "left_out": list(source.left_out),
+            "test_images": source.kept_for_test,
+            "test_share": source.test_share,
             "augmentation": dataclasses.asdict(augmentation),
         },
     )

@@ -7,12 +7,17 @@ from pathlib import Path
 from rich.console import Console
 
 from fastnas.cli.command import command_line, print_text
+from fastnas.cli.configuration import TrainOptions
+from fastnas.cli.images import TrainSources
 from fastnas.cli.progress import VALIDATED, print_left_out
 from fastnas.cli.run import Arguments
+from fastnas.cli.search_run import SearchRun
 from fastnas.counting import count_macs, count_parameters
+from fastnas.data import Source
 from fastnas.engine.loop import Loop
 from fastnas.engine.retrain import Retrain, TrainOutcome
 from fastnas.engine.search import Outcome, Search
+from fastnas.genotype import Genotype
 from fastnas.report import print_genotype
 
 
@@ -31,6 +36,7 @@ def print_search_header(search: Search, console: Console) -> None:
         f"supernet {network.space.name}, {count_parameters(network):,} parameters, {network.backend} on "
         f"{search.device}; run directory {search.directory}",
     )
+    _print_kept(source, console)
     print_left_out(source.left_out, console)
     _print_resumed(search, console)
 
@@ -60,9 +66,31 @@ def print_search_summary(
                 f"parameters, {size['macs'] / 1e6:,.1f} M multiply-adds, not trained yet",
             )
         print_text(console, f"genotype  {search.directory / 'genotype.json'}")
+        if isinstance(outcome.genotype, Genotype):
+            print_text(console, f"next      {command_line('fastnas.train', '--from', str(search.directory))}")
     else:
         _print_unfinished(outcome, "fastnas.search", search, search.directory, arguments, console)
     print_report(report, console)
+
+
+def print_search_run(search: SearchRun, options: TrainOptions, sources: TrainSources, console: Console) -> None:
+    """What a training has taken from a search. UserError if its images are not the same any more."""
+    warning = search.check(sources.train, sources.test)
+    preset = options.command.preset or search.preset
+    print_text(console, f"from {search.path}: its genotype and images, and the recipe {preset}")
+    if search.run.status != "finished":
+        print_text(console, f"that search is {search.run.status}: its genotype is not final", style="yellow")
+    if warning is not None:
+        print_text(console, warning, style="yellow")
+
+
+def _print_kept(source: Source, console: Console) -> None:
+    if source.kept_for_test:
+        print_text(
+            console,
+            f"{source.spec} has no test split: {source.kept_for_test:,} of its images, {source.test_share:.0%} of "
+            "each class and always the same ones, are kept for the test of the trained network",
+        )
 
 
 def print_train_header(retrain: Retrain, seed: int, console: Console) -> None:
@@ -81,6 +109,7 @@ def print_train_header(retrain: Retrain, seed: int, console: Console) -> None:
         f"{count_parameters(network):,} parameters, {macs / 1e6:.1f} M multiply-adds, {network.backend} on "
         f"{retrain.device}; run directory {retrain.directory}",
     )
+    _print_kept(source, console)
     _print_resumed(retrain, console)
     print_left_out(source.left_out, console)
 

@@ -129,6 +129,7 @@ def prepare(
             "valid_images": len(sources.valid_indices),
             "test": None if sources.test is None else sources.test.spec,
             "test_images": 0 if sources.test is None else len(sources.test),
+            "test_share": None if sources.test is None else sources.test.test_share,
         },
     )
     genotype.to_json(directory / GENOTYPE)
@@ -138,7 +139,10 @@ def prepare(
 def load_genotype(options: TrainOptions) -> Genotype:
     """What --genotype names. UserError if there is none, or none that can be read."""
     if options.network.genotype is None:
-        raise UserError("no genotype: give --genotype, the name of a published one or the path of a JSON file.")
+        raise UserError(
+            "no genotype: give --from and the directory of a search, or --genotype and the name of a published one or "
+            "the path of a JSON file."
+        )
     return Genotype.load(options.network.genotype)
 
 

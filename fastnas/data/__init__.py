@@ -13,6 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
 import torch
@@ -46,6 +47,7 @@ SOURCES: dict[str, tuple[str, Callable[..., Source]]] = {
     "imagenet": ("ROOT", open_imagenet),
 }
 MOST_SIDE = math.isqrt(MOST_PIXELS)
+DIVISIBLE = ("folder", "imagenet", "npz")  # may have no test split of their own
 SIZED = ("digits", "imagenet")  # have an image size of their own
 PIPELINES: dict[str, Callable[..., Pipeline]] = {
     "dali": DaliPipeline,
@@ -54,7 +56,8 @@ PIPELINES: dict[str, Callable[..., Pipeline]] = {
 }
 
 # Training splits in use, so that a test split finds their statistics instead of measuring them again.
-_TRAINING: WeakValueDictionary[tuple[str, int | None, float | None, bool], Source] = WeakValueDictionary()
+_How: TypeAlias = tuple[str, int | None, float | None, bool, float | None]
+_TRAINING: WeakValueDictionary[_How, Source] = WeakValueDictionary()
 
 
 def open(
@@ -66,6 +69,7 @@ def open(
     evaluated_share: float | None = None,
     limit: int | None = None,
     skip_unreadable: bool = False,
+    test_share: float | None = None,
 ) -> Source:
     """Opens a set of images.
 
@@ -81,6 +85,10 @@ def open(
         limit: at most this many images, spread evenly over the classes, the same ones every time; None for all.
         skip_unreadable: leave out image files that cannot be read instead of raising; `source.left_out` names them. To
             find them, every file is decoded once. Arrays are not affected.
+        test_share: where the data have no test split (a folder without train and test, an npz file without test
+            arrays), this share of each class, in (0, 1), becomes one, and `split="train"` is the rest. Which images
+            these are depends on the images and on the share alone: the same ones in every search, training and
+            evaluation. None: no split is made. `source.test_share` says whether it was.
 
     Raises:
         UserError: the spec, an option or the data cannot be used; the message names the file or folder.
@@ -104,15 +112,20 @@ def open(
             raise UserError(
                 f"evaluated_share is {evaluated_share}, but {spec} keeps its size; give image_size (--image-size), too"
             )
+    if test_share is not None and not 0 < test_share < 1:
+        raise UserError(f"test_share is {test_share}; give a share of the images, above 0 and below 1")
+    how = (spec, image_size, evaluated_share, skip_unreadable, test_share)
     if open_source is None:
         source = open_held(spec, split, image_size, evaluated_share)
     else:
-        more = {"skip_unreadable": skip_unreadable} if kind in ("folder", "imagenet") else {}
+        more: dict[str, Any] = {"skip_unreadable": skip_unreadable} if kind in ("folder", "imagenet") else {}
+        if kind in DIVISIBLE:
+            more["test_share"] = test_share
         source = open_source(location, split, image_size, download, evaluated_share, **more)
     if split == "train":
-        _TRAINING[spec, image_size, evaluated_share, skip_unreadable] = source
+        _TRAINING[how] = source
     elif open_source is not None:
-        source.training = partial(_training, spec, image_size, evaluated_share, skip_unreadable)
+        source.training = partial(_training, how)
     if limit is not None and limit < len(source.classes):
         raise UserError(
             f"limit is {limit}, but {spec} has {len(source.classes)} classes; give at least one image for each class"
@@ -202,9 +215,16 @@ def _fastest(source: Source, device: torch.device, augmentation: Augmentation | 
     return "dali" if is_installed() else "torchvision"
 
 
-def _training(spec: str, image_size: int | None, evaluated_share: float | None, skip_unreadable: bool) -> Source:
-    return _TRAINING.get((spec, image_size, evaluated_share, skip_unreadable)) or open(
-        spec, image_size=image_size, evaluated_share=evaluated_share, skip_unreadable=skip_unreadable
+def _training(how: _How) -> Source:
+    if (source := _TRAINING.get(how)) is not None:
+        return source
+    spec, image_size, evaluated_share, skip_unreadable, test_share = how
+    return open(
+        spec,
+        image_size=image_size,
+        evaluated_share=evaluated_share,
+        skip_unreadable=skip_unreadable,
+        test_share=test_share,
     )
 
 

@@ -15,8 +15,14 @@ TEST_FOLDERS = ("test", "testing", "val", "valid", "validation", "eval", "dev")
 SERVICE_FOLDERS = frozenset({"@eadir", "$recycle.bin", "system volume information"})  # of file servers and Windows
 
 
-def split_folder(root: Path, split: str) -> Path:
-    """ROOT itself, or its subfolder of the split where ROOT is divided into splits.
+def split_folder(root: Path, split: str, divisible: bool = False) -> tuple[Path, bool]:
+    """ROOT itself, or its subfolder of the split where ROOT is divided into splits; and whether there is no test split,
+    so that this folder holds the images of both.
+
+    Args:
+        root: the folder.
+        split: "train" or "test".
+        divisible: whether the test split may be a part of the training images.
 
     Raises:
         UserError: the split is missing, or ROOT is not a folder.
@@ -26,15 +32,15 @@ def split_folder(root: Path, split: str) -> Path:
     # A class may be called "train", so that name alone does not make a split, unless there is nothing else.
     divided = (trains and tests) or (folders and set(folders) <= {*TRAIN_FOLDERS, *TEST_FOLDERS})
     if not divided:
-        if split == "test":
+        if split == "test" and not divisible:
             raise UserError(f"{root} has no test images; put them in {root / 'test'}, the others in {root / 'train'}")
-        return root
-    wanted = trains if split == "train" else tests
+        return root, True
+    wanted = trains if split == "train" or (divisible and not tests) else tests
     if not wanted:
         expected = "train" if split == "train" else "test (or val)"
         found = ", ".join(sorted(folder.name for folder in folders.values()))
         raise UserError(f"{root} has only {found}; the {split} split needs the subfolder {expected}")
-    return wanted[0]
+    return wanted[0], not tests
 
 
 def classes_of(base: Path) -> dict[str, Path]:

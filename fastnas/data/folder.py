@@ -18,7 +18,7 @@ from fastnas.data.augmentation import Augmentation
 from fastnas.data.class_folders import ImageFiles, classes_of, split_folder
 from fastnas.data.image import decode, encoded, resized_side, size_of
 from fastnas.data.source import Source, digest_of
-from fastnas.data.split import chosen
+from fastnas.data.split import chosen, kept_for_test
 from fastnas.errors import UserError
 from fastnas.input_file import path_of
 
@@ -114,6 +114,7 @@ def open_folder(
     download: bool = False,
     evaluated_share: float | None = None,
     skip_unreadable: bool = False,
+    test_share: float | None = None,
 ) -> FolderSource:
     """Opens ROOT/<class>/**/*.jpg (or another image format), or ROOT/train/<class>/… and ROOT/test/<class>/….
 
@@ -131,22 +132,32 @@ def open_folder(
         download: not needed.
         evaluated_share: see `fastnas.data.open`.
         skip_unreadable: decode every file here, and leave out those that cannot be decoded (`left_out` names them).
+        test_share: see `fastnas.data.open`.
 
     Raises:
         UserError: a folder is missing, unreadable or empty, a file is not an image, or sizes differ.
     """
     root = path_of(location)
-    base = split_folder(root, split)
+    base, undivided = split_folder(root, split, test_share is not None)
+    share = test_share if undivided else None
     classes = classes_of(base)
     left_out: list[str] = []
     files: list[Path] = []
     sizes: list[tuple[int, int]] = []
     labels: list[int] = []
+    others: list[Path] = []  # of the split that is not opened
+    kept = 0
     image_files = ImageFiles(base, left_out if skip_unreadable else None)
     shorter_side = None if image_size is None else resized_side(image_size, evaluated_share)
     size_of_file = functools.partial(_size_or_error if skip_unreadable else size_of, shorter_side=shorter_side)
-    for label, folder in enumerate(classes.values()):
+    for label, (name, folder) in enumerate(classes.items()):
         found = image_files.of(folder)
+        if share is not None:  # before files are left out, so that those are the same with and without broken ones
+            in_test = kept_for_test([_key(path, folder) for path in found], share, name)  # [n]
+            kept += int(in_test.sum())
+            wanted = in_test == (split == "test")  # [n]
+            others += [path for path, mine in zip(found, wanted, strict=True) if not mine]
+            found = [path for path, mine in zip(found, wanted, strict=True) if mine]
         for path, size in zip(found, _in_threads(size_of_file, found), strict=True):
             if isinstance(size, UserError):
                 left_out.append(str(size))
@@ -158,6 +169,10 @@ def open_folder(
             raise UserError(f"no image of the class folder {folder} can be read; the last error: {left_out[-1]}")
     if image_size is None:
         _check_common_size(files, sizes)
+        # A size that only the other part has would be found out after hours.
+        for path, other in zip(others, _in_threads(_size_or_none, others), strict=True):
+            if other is not None and other != sizes[0]:
+                raise _other_size(path, other, str(files[0]), sizes[0])
     common = sizes[0] if image_size is None else (image_size, image_size)
     return FolderSource(
         spec=f"folder:{location}",
@@ -174,7 +189,14 @@ def open_folder(
         augmentation=Augmentation(crop_padding=min(common) // 8, flip=True),
         evaluated_share=evaluated_share,
         left_out=tuple(left_out),
+        test_share=share,
+        kept_for_test=kept if split == "train" else 0,
     )
+
+
+def _key(path: Path, folder: Path) -> bytes:
+    """The name below the class folder, the same on every system."""
+    return unicodedata.normalize("NFC", path.relative_to(folder).as_posix()).encode("utf-8", "surrogateescape")
 
 
 def _size_or_error(path: Path, shorter_side: int | None) -> tuple[int, int] | UserError:
@@ -206,6 +228,13 @@ def _digest_of_file(path: Path, end: int | None = None) -> str:
 
 def _unreadable(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot read the image {path}: {error.strerror}; restore it, or leave it out")
+
+
+def _size_or_none(path: Path) -> tuple[int, int] | None:
+    try:
+        return size_of(path)
+    except UserError:  # named when its own split is opened
+        return None
 
 
 def _changed(path: Path) -> UserError:

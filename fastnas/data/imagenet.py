@@ -21,6 +21,7 @@ def open_imagenet(
     download: bool = False,
     evaluated_share: float | None = None,
     skip_unreadable: bool = False,
+    test_share: float | None = None,
 ) -> FolderSource:
     """Opens ROOT/train/<class>/*.JPEG and ROOT/val/<class>/*.JPEG, as torchvision and the original scripts have them.
 
@@ -35,13 +36,14 @@ def open_imagenet(
         download: not needed; image-net.org asks for an account.
         evaluated_share: see `fastnas.data.open`; 224/256 if None.
         skip_unreadable: decode every file here, and leave out those that cannot be decoded (`left_out` names them).
+        test_share: see `fastnas.data.open`.
 
     Raises:
         UserError: as `open_folder`.
     """
     share = evaluated_share or EVALUATED_SHARE
     return replace(
-        open_folder(location, split, image_size or 224, evaluated_share=share, skip_unreadable=skip_unreadable),
+        open_folder(location, split, image_size or 224, False, share, skip_unreadable, test_share),
         spec=f"imagenet:{location}",
         augmentation=AUGMENTATION,
         published=IMAGENET,

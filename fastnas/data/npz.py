@@ -13,6 +13,7 @@ from fastnas.data.augmentation import Augmentation
 from fastnas.data.image import resize, resized_side
 from fastnas.data.memory import free_memory
 from fastnas.data.source import ArraySource
+from fastnas.data.split import kept_for_test
 from fastnas.errors import UserError
 from fastnas.input_file import check_file, path_of
 
@@ -28,6 +29,7 @@ def open_npz(
     image_size: int | None = None,
     download: bool = False,
     evaluated_share: float | None = None,
+    test_share: float | None = None,
 ) -> ArraySource:
     """Opens a file written by `numpy.savez` or `numpy.savez_compressed`.
 
@@ -41,7 +43,7 @@ def open_npz(
         split: "train" or "test".
         image_size: if given, images are resized (shorter side) and cropped (centre) to this many pixels a side.
         download: not needed.
-        evaluated_share: see `fastnas.data.open`.
+        evaluated_share, test_share: see `fastnas.data.open`.
 
     Raises:
         UserError: the file or an array is missing, damaged, or not as described above.
@@ -49,7 +51,8 @@ def open_npz(
     file = path_of(location)
     with _load(file) as arrays:
         names = next((names for names in LAYOUTS if names[0] in arrays), LAYOUTS[0])
-        images_name, labels_name = names[:2] if split == "train" else names[2:]
+        share = None if names[2] in arrays else test_share
+        images_name, labels_name = names[:2] if split == "train" or share is not None else names[2:]
         images = _images(file, arrays, images_name)  # [N, H, W, C]
         labels = _labels(file, arrays, labels_name)  # [N]
         classes = _classes(file, arrays, names[1])
@@ -60,6 +63,11 @@ def open_npz(
             f"{file}: '{labels_name}' holds the label {labels.max()}, but there are {len(classes)} classes; "
             f"labels must lie in 0..{len(classes) - 1}"
         )
+    kept = 0
+    if share is not None:
+        in_test = _in_test(images, labels, classes, share)  # [N]
+        kept = int(in_test.sum())
+        images, labels = (array[in_test == (split == "test")] for array in (images, labels))
     originals = None
     if image_size is not None:
         originals = images  # [N, H', W', C]
@@ -77,7 +85,18 @@ def open_npz(
         image_size=(height, width),
         augmentation=Augmentation(crop_padding=min(height, width) // 8, flip=channels == 3),
         evaluated_share=evaluated_share,
+        test_share=share,
+        kept_for_test=kept if split == "train" else 0,
     )
+
+
+def _in_test(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], share: float) -> np.ndarray:
+    """Which images are kept for the test: [N, H, W, C], [N] → bool [N]. Equal ones stay together if they can."""
+    mask = np.zeros(len(images), dtype=bool)  # [N]
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)  # [n]
+        mask[members] = kept_for_test([images[member].tobytes() for member in members], share, classes[label])
+    return mask
 
 
 def _load(file: Path) -> np.lib.npyio.NpzFile:

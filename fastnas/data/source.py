@@ -38,6 +38,9 @@ class Source(ABC):
         evaluated_share: side of the centre crop that is evaluated, as share of the resized shorter side; None: images
             are not resized, or evaluated up to their borders.
         left_out: files that could not be read and were to be skipped, each with the reason.
+        test_share: share of the images of each class that the test split is, or was, cut from the training images,
+            where the data have no test split of their own; None where they have, or none was wanted.
+        kept_for_test: so many images were kept from this training split.
     """
 
     spec: str
@@ -52,6 +55,8 @@ class Source(ABC):
     training: Callable[[], Source] | None = None
     evaluated_share: float | None = None
     left_out: tuple[str, ...] = ()
+    test_share: float | None = None
+    kept_for_test: int = 0
     _measured: Statistics | None = field(init=False, default=None)
 
     def __len__(self) -> int:

@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastnas.errors import UserError
+
+TEST_SHARE = 0.2
+"""What becomes the test split where the data have none."""
+
+
+def share_of_test(test: str) -> float | None:
+    """The share of `--test`: its own number, `TEST_SHARE` for "same", None for other images or for no test.
+
+    Raises:
+        UserError: a number that is no share.
+    """
+    if test == "same":
+        return TEST_SHARE
+    try:
+        share = float(test)
+    except ValueError:
+        return None
+    if not 0 < share < 1:
+        raise UserError(f"test is {test}, expected a share above 0 and below 1, such as {TEST_SHARE}, or none.")
+    return share
 
 
 def rank_in_class(labels: np.ndarray) -> np.ndarray:
@@ -33,6 +54,33 @@ def balanced(labels: np.ndarray, limit: int) -> np.ndarray:
     """
     by_turn = np.lexsort((labels, rank_in_class(labels)))  # [N]
     return np.sort(by_turn[:limit])
+
+
+def kept_for_test(keys: Sequence[bytes], share: float, name: str) -> np.ndarray:
+    """Which images of a class are kept for the test where the data have no test split: bool [n].
+
+    They depend on the images and on `share` alone: those whose keys have the smallest digests. So every command takes
+    the same ones, in whatever order it finds them, and an image that is added later moves at most one other.
+
+    Args:
+        keys: what tells the images of the class apart, such as their file names.
+        share: of the images, in (0, 1); rounded, but at least one image.
+        name: of the class, for the error.
+
+    Raises:
+        UserError: none would be left to train on.
+    """
+    count = max(1, round(len(keys) * share))
+    if count >= len(keys):
+        number = f"{len(keys)} image{'s' if len(keys) > 1 else ''}"
+        raise UserError(
+            f"class '{name}' has {number}, of which the test takes {count}, so none is left to train on; add images, "
+            "give a test split, or leave out the test (--test none)"
+        )
+    order = sorted(range(len(keys)), key=lambda place: (hashlib.blake2b(keys[place], digest_size=16).digest(), place))
+    mask = np.zeros(len(keys), dtype=bool)  # [n]
+    mask[order[:count]] = True
+    return mask
 
 
 def check_portion(portion: float) -> None:

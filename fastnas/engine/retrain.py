@@ -234,6 +234,7 @@ class Retrain(Loop):
             "evaluated_share": source.evaluated_share,
             "mean": list(mean),
             "std": list(std),
+            "test_share": source.test_share,
         }
         return {"images": images, "seed": self.seed}
 

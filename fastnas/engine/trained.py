@@ -123,7 +123,14 @@ def open_source(
     if image_size is None and height == width:
         image_size = height
     share = known.get("evaluated_share") if image_size else None
-    source = data.open(spec, split, image_size=image_size, evaluated_share=share, limit=limit)
+    source = data.open(
+        spec,
+        split,
+        image_size=image_size,
+        evaluated_share=share,
+        limit=limit,
+        test_share=known.get("test_share"),
+    )
     classes = known.get("classes")
     if classes is not None and list(source.classes) != list(classes):
         raise UserError(

@@ -85,12 +85,11 @@ def recipes(run: Run) -> str:
     path = run.path / "genotype.json"
     if run.genotype is None or run.genotype_origin != path.name:
         retrain = missing("genotype.json is not there yet; the commands that use it appear with it.")
-        parts.append(("Retrain this genotype", "", retrain))
+        parts.append(("Train this genotype", "", retrain))
     elif isinstance(run.genotype, Genotype):
-        spec = run.data.get("spec")
-        command = ["python", "-m", "fastnas.train", "--genotype", str(path), "--data", str(spec or "SPEC")]
-        notes = [] if spec else ["SPEC stands for the images, such as cifar10:ROOT: this run recorded none."]
-        parts.append(("Retrain this genotype", " ".join(notes), code(shlex.join(command))))
+        command = ["python", "-m", "fastnas.train", "--from", str(run.path)]
+        remark = "On the images of the search, by the recipe that belongs to its strategy."
+        parts.append(("Train this genotype", remark, code(shlex.join(command))))
         parts.append(("Use it in Python", "", code(_snippet(run, str(path)), wrap=False)))
     else:
         parts.append(("Use it in Python", "", code(_nb201_snippet(run, str(path)), wrap=False)))

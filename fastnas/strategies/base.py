@@ -38,6 +38,10 @@ class Strategy(Options):
     """Published options outside the strategy, by group: {"weights": {"epochs": 50}}. Presets, files and flags override
     them."""
 
+    retraining: ClassVar[str] = "darts"
+    """Whose recipe trains what was found: the presets of `fastnas.train` that begin with darts, pc-darts, p-darts or
+    egnas."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if cls.plain_step and not (cls.logits is Strategy.logits and cls.penalty is Strategy.penalty):

@@ -97,6 +97,7 @@ class EGNAS(Strategy):
     name: ClassVar[str] = "egnas"
     default_space: ClassVar[str] = "egnas"
     plain_step: ClassVar[bool] = True
+    retraining: ClassVar[str] = "egnas"
 
     variant: Literal["paper", "official", "official_imagenet"] = "paper"
     """The paper as printed, or one of its two released programs, quirks included."""

@@ -86,6 +86,7 @@ class PDARTS(GradientStrategy):
     """P-DARTS. The epochs are those of all three stages together, the layers those of the first."""
 
     name: ClassVar[str] = "p-darts"
+    retraining: ClassVar[str] = "p-darts"
     published_defaults: ClassVar = {
         "weights": {"epochs": 75, "learning_rate": 0.025, "learning_rate_min": 0.0},
         "data": {"batch_size": 96},

@@ -32,6 +32,7 @@ class PCDARTS(GradientStrategy):
     """PC-DARTS: one Adam updates α and β, first order; candidates are ranked by softmax(α)·softmax(β)."""
 
     name: ClassVar[str] = "pc-darts"
+    retraining: ClassVar[str] = "pc-darts"
     published_defaults: ClassVar = {
         "weights": {"epochs": 50, "learning_rate": 0.1, "learning_rate_min": 0.0},
         "data": {"batch_size": 256},

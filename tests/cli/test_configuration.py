@@ -90,7 +90,7 @@ def test_options_check_themselves():
 
 SEARCH = {
     "network": "space channels layers partial_channels stem backend initial_weights",
-    "data": "data pipeline batch_size split image_size limit crop_padding flip cutout workers prefetch "
+    "data": "data test pipeline batch_size split image_size limit crop_padding flip cutout workers prefetch "
     "skip_unreadable check_images download",
     "weights": "epochs learning_rate learning_rate_min learning_rate_warm_up legacy_scheduler momentum nesterov "
     "weight_decay clip",

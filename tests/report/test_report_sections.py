@@ -37,21 +37,11 @@ def code_blocks(page: Page) -> dict[str, str]:
     return {title: unescape(code) for title, code in blocks}
 
 
-def test_the_retrain_command_names_genotype_and_data(tmp_path: Path) -> None:
+def test_the_training_command_names_the_run(tmp_path: Path) -> None:
     directory = tmp_path / "my run"
     events, genotype = run_events(directory, epochs=1, warm_up=3)
-    events[0]["data"]["spec"] = "folder:some images"
-    command = code_blocks(report(write_run(directory, events, genotype)))["Retrain this genotype"]
-    expected = [
-        "python",
-        "-m",
-        "fastnas.train",
-        "--genotype",
-        str(directory / "genotype.json"),
-        "--data",
-        "folder:some images",
-    ]
-    assert shlex.split(command) == expected
+    command = code_blocks(report(write_run(directory, events, genotype)))["Train this genotype"]
+    assert shlex.split(command) == ["python", "-m", "fastnas.train", "--from", str(directory)]
 
 
 @pytest.mark.parametrize(
