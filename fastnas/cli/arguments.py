@@ -47,12 +47,12 @@ def _mistake(text: str) -> str:
     """What tyro says below the title of its box, and the flag that may have been meant, without what --help says."""
     lines = [re.sub(r"^[│\s]+|[│\s]+$", "", re.sub(r"\x1b\[[0-9;]*m", "", line)) for line in text.splitlines()]
     parts: list[list[str]] = [[]]
-    for line in filter(None, lines):
+    for line in filter(None, lines[1:]):  # without the title
         if re.fullmatch(r"[-─╭╮╰╯╴╶]+", line):
             parts.append([])
         else:
             parts[-1].append(line)
-    said = next((part for part in parts[1:] if part), parts[0] or ["the arguments cannot be read"])
+    said = next(filter(None, parts), ["the arguments cannot be read"])
     if said[0].startswith("Missing from"):
         flags = [line.split(" ", 1)[0] for line in said if line.startswith("--")]
         return f"missing: {', '.join(flags)}"

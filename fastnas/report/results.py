@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 
 from fastnas.errors import UserError
+from fastnas.input_file import read_json, read_text
 from fastnas.report.run import is_number
 
 RUNS_FILE = "runs.jsonl"
 OPTIONS_FILE = "comparison.json"
+MOST_BYTES = 2**30  # of the runs
 
 
 @dataclass(frozen=True)
@@ -83,10 +85,7 @@ def read_results(directory: Path) -> list[Result]:
     """
     path = directory / RUNS_FILE
     results: dict[tuple[str, int], Result] = {}
-    try:
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; make it readable.") from error
+    lines = read_text(path, str(path), "make it readable", MOST_BYTES).split("\n") if path.exists() else []
     for number, line in enumerate(lines):
         if not line.strip():
             continue
@@ -109,12 +108,9 @@ def read_results(directory: Path) -> list[Result]:
 def read_options(directory: Path) -> dict[str, Any]:
     """What all runs of a comparison have in common. UserError if the file cannot be read or is damaged."""
     path = directory / OPTIONS_FILE
-    try:
-        options = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}; restore it, or give another --out.") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({str(error)[:100]}): restore it, or give another --out.") from error
-    if not isinstance(options, dict) or not {"clock", "evaluator", "budget"} <= set(options):
+    options = read_json(path, str(path), "restore it, or give another --out")
+    if not isinstance(options, dict) or not all(isinstance(options.get(name), str) for name in ("clock", "evaluator")):
         raise UserError(f"{path} holds no options of a comparison: restore it, or give another --out.")
+    if not is_number(options.get("budget")) or options["budget"] <= 0:
+        raise UserError(f"{path} says no budget, a number of seconds: restore it, or give another --out.")
     return options

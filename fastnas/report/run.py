@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from fastnas.input_file import check_file, parse_yaml, read_text
 from fastnas.spaces.nb201 import NB201Genotype
 
 Record = dict[str, Any]
+LARGEST = 1e30  # of a number; charts of larger ones, and sums of their squares, are no numbers
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ def mapping(value: object) -> Record:
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether ``value`` is a finite int or float."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether ``value`` is an int or float that can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 
 def read_run(run_dir: str | Path) -> Run:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fastnas import compare, evaluate, export, search, train
+from fastnas.cli.arguments import _mistake
 from fastnas.report.__main__ import main as report_main
 
 
@@ -42,6 +43,16 @@ def test_a_mistake_is_one_line(main: Any, arguments: Sequence[str], message: str
     assert captured.err.startswith(f"error: {message}")
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+def test_terminals_draw_boxes_of_two_kinds(capsys: Any) -> None:
+    lines = ("Unrecognized options: --epoch", "Perhaps you meant:", "    --epochs INT", "For full helptext, run x")
+    round_box = ["╭─ Unrecognized options ──╮", *(f"│ {line:<30} │" for line in lines), "╰──────────╯"]
+    for at in (3, 2):
+        round_box.insert(at if at == 2 else 5, "│ ───────── │")
+    plain = [" Unrecognized options ", " ------- ", f"  {lines[0]}  ", "  -----", *lines[1:3], "  -----", lines[3]]
+    for box in (round_box, plain):
+        assert _mistake("\n".join(box)) == "unrecognized options: --epoch; did you mean --epochs?"
 
 
 def test_help_is_no_mistake(capsys: Any) -> None:

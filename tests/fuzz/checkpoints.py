@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +20,20 @@ from fastnas.engine.trained import load_trained
 from fastnas.nn import DerivedNetwork
 from fastnas.report.__main__ import main as report
 
-SEARCH = [
-    "search",
-    "--data",
-    "digits",
-    "--limit",
-    "80",
-    "--image-size",
-    "8",
-    "--channels",
-    "4",
-    "--layers",
-    "3",
-    "--batch-size",
-    "20",
-    "--epochs",
-    "2",
-]
-SEARCH += ["--strategy", "darts", "--stop-after", "1", "--device", "cpu", "--out"]
+SEARCH = shlex.split(
+    "--data digits --limit 80 --image-size 8 --channels 4 --layers 1 --batch-size 20 --epochs 2 --strategy darts "
+    "--stop-after 1 --device cpu --out"
+)
 SIZES = {"channels": 2, "layers": 3, "stem": "cifar"}
 
 
 def _prepare(folder: Path) -> None:
     """A search that was stopped, and the checkpoint of a training."""
-    subprocess.run(
-        [sys.executable, "-m", "fastnas", *SEARCH, str(folder / "search")], check=True, stdout=subprocess.DEVNULL
-    )
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os._exit(search.main([*SEARCH, str(folder / "search")]))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     (folder / "train").mkdir()
     genotype = Genotype.published("DARTS_V2")
     genotype.to_json(folder / "train" / "genotype.json")
