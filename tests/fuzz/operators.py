@@ -17,6 +17,7 @@ import secrets
 import selectors
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -105,7 +106,10 @@ def run(deadline: float, seed: int) -> dict[str, int]:
     """
     counts = Counter({"result": 0, "refused": 0})
     command = [sys.executable, __file__, "--worker", str(deadline - time.monotonic()), "--seed", str(seed)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
+    with (
+        tempfile.TemporaryFile("w+") as errors,  # a pipe that nobody reads would fill up
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as worker,
+    ):
         number = -1
         for line in _lines(worker):
             word, _, rest = line.partition(" ")
@@ -116,10 +120,10 @@ def run(deadline: float, seed: int) -> dict[str, int]:
             else:
                 worker.kill()
                 raise AssertionError(_report(seed, number, line))
-        status = worker.wait()
-        errors = worker.stderr.read() if worker.stderr else ""
-    if status != 0:
-        raise AssertionError(_report(seed, number, f"the process ended with {status}: {errors[-2000:]}"))
+        if worker.wait() != 0:
+            errors.seek(0)
+            what = f"the process ended with {worker.returncode}: {errors.read()[-2000:]}"
+            raise AssertionError(_report(seed, number, what))
     return dict(counts)
 
 
