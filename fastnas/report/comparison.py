@@ -102,7 +102,7 @@ def _render(results: list[Result], options: dict[str, Any], directory: Path) -> 
         ("result", "Result", _table(summaries, score, judged)),
         ("curves", "Best so far", sections.charts(_charts(results, tints, budget, clock, score))),
         ("best", "Best architectures", _best(results, score)),
-        ("settings", "Settings", key_table("Settings", [(name, str(value)) for name, value in options.items()])),
+        ("settings", "Settings", key_table("Settings", [(k, str(v)) for k, v in options.items() if v is not None])),
         ("repeat", "Repeat", _repeat(results, options, directory)),
     ]
     leader = summaries[0]

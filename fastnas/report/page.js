@@ -13,6 +13,12 @@ document.addEventListener("pointermove", (event) => {
   readout.style.left = `${Math.min(event.clientX + 14, innerWidth - readout.offsetWidth - 8)}px`;
   readout.style.top = `${Math.min(event.clientY + 16, innerHeight - readout.offsetHeight - 8)}px`;
 });
+// Browsers break lines after hyphens: a flag of a command stays whole, and the copied text is the same.
+for (const code of document.querySelectorAll("pre.wrap code")) {
+  const words = code.textContent.split(/( +)/).map((text) => Object.assign(document.createElement("span"), { textContent: text }));
+  for (const word of words) word.className = word.textContent.trim() && "word";
+  code.replaceChildren(...words);
+}
 for (const block of document.querySelectorAll(".copy")) {
   const button = document.createElement("button");
   button.type = "button";
