@@ -43,7 +43,6 @@ from fastnas.cli.keywords import (
     named_data,
     options_of,
     own_strategy,
-    parse,
     space_name,
     without_none,
 )
@@ -124,7 +123,7 @@ def search(
     given = flags(preset=preset, config=config, resume=resume, strategy=None if own else strategy)
     with named_data(data, {**insisted, **options, **without_none(space=space_name(space))}) as keywords:
         check_same_images(resume, keywords)
-        parsed = parse(lambda: parse_search(given, "fastnas.api.search", "", keywords, own))
+        parsed = parse_search(given, "fastnas.api.search", "", keywords, own)
         return run_search(parsed, call, _console(progress), on_epoch, on_step)
 
 
@@ -176,7 +175,7 @@ def train(
     space = None if isinstance(space, CellSpace) else space  # whose candidates are known
     with named_data(data, options | without_none(test=test, space=space)) as keywords:
         check_same_images(resume, keywords)
-        parsed = parse(lambda: parse_train(given, "fastnas.api.train", "", keywords))
+        parsed = parse_train(given, "fastnas.api.train", "", keywords)
         return run_train(parsed, call, _console(progress), on_epoch, on_step, found)
 
 
