@@ -309,15 +309,6 @@ class Loop(ABC):
             )
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """`load_state_dict` that refuses what is kept for parameters of other shapes, which torch takes as it comes."""
-    optimizer.load_state_dict(state)
-    for parameter, kept in optimizer.state.items():
-        for name, value in kept.items():
-            if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                raise ValueError(f"{name} of the optimizer is {list(value.shape)}, expected {list(parameter.shape)}")
-
-
 def peak_memory_mb(device: torch.device) -> float:
     """Largest memory so far in MiB: allocated on a GPU, else resident in the process."""
     if device.type == "cuda":

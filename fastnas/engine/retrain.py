@@ -17,10 +17,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fastnas.data import Pipeline
 from fastnas.engine.checkpoint import check_layout
 from fastnas.engine.evaluation import Evaluation, evaluate
-from fastnas.engine.loop import Loop, Status, load_optimizer, peak_memory_mb
+from fastnas.engine.loop import Loop, Status, peak_memory_mb
 from fastnas.engine.recipe import TrainingRecipe
 from fastnas.nn import DerivedNetwork
 from fastnas.nn.derived_file import DESCRIPTION
+from fastnas.optimizer_state import load_optimizer
 
 
 @dataclass(frozen=True)

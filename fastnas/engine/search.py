@@ -15,11 +15,12 @@ from torch import Tensor
 from fastnas.data import Pipeline
 from fastnas.engine.checkpoint import check_layout
 from fastnas.engine.cuda_graph import Graphs
-from fastnas.engine.loop import Loop, Meter, Status, load_optimizer, peak_memory_mb
+from fastnas.engine.loop import Loop, Meter, Status, peak_memory_mb
 from fastnas.engine.options import WeightOptions
 from fastnas.engine.sizes import derived_sizes
 from fastnas.genotype import AnyGenotype
 from fastnas.nn import Supernet
+from fastnas.optimizer_state import load_optimizer
 from fastnas.strategies.base import Strategy
 
 

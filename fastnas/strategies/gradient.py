@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastnas.errors import UserError
 from fastnas.nn.batch_norm import check_one_image
 from fastnas.nn.supernet import OpWeights
+from fastnas.optimizer_state import load_optimizer
 from fastnas.option_types import CountOrZero, NotNegative, ShareBelowOne
 from fastnas.strategies.base import Strategy
 from fastnas.strategies.context import SearchContext
@@ -130,7 +131,7 @@ class GradientStrategy(Strategy):
         return {"alpha_optimizer": self.alpha_optimizer.state_dict(), "extra": extra}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.alpha_optimizer.load_state_dict(state["alpha_optimizer"])
+        load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
         with torch.no_grad():
             extra = self.alpha_parameters[len(self._search.network.alphas) :]
             for parameter, value in zip(extra, state["extra"], strict=True):

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fastnas.optimizer_state import load_optimizer
 from fastnas.spaces.encoding import Code, Encoding
 from fastnas.strategies.controller import Policy, codes_tensor
 from fastnas.strategies.discrete import DiscreteStrategy, Individual
@@ -77,5 +78,5 @@ class PolicyStrategy(DiscreteStrategy):
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         self.policy.load_state_dict(state["policy"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.baseline = list(state["baseline"])

@@ -7,6 +7,7 @@ Whatever else it raises is a failure.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import os
@@ -64,6 +65,8 @@ class Case:
 
 
 Kind = Callable[[Case], str]
+Prepare = Callable[[Path], None]
+ALL = range(10**9)
 
 
 @cache
@@ -121,57 +124,63 @@ def command(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> t
     return status, out.getvalue()
 
 
-def run_kind(kind: Kind, deadline: float, seed: int, prepare: Callable[[Path], None] | None = None) -> dict[str, int]:
+def run_kind(
+    kind: Kind, deadline: float, seed: int, prepare: Prepare | None = None, numbers: range = ALL
+) -> dict[str, int]:
     """Cases of a seed until `deadline`, of time.monotonic(): how many gave a "result", how many were "refused".
 
     Args:
         kind: what a case is.
         deadline, seed: see above.
         prepare: makes what all cases need in the folder that `Case.folder` lies in.
+        numbers: of the cases.
 
     Raises:
         AssertionError: cases that did neither, with what repeats them.
     """
     counts: Counter[str] = Counter(result=0, refused=0)
     failures: list[str] = []
-    number = 0
     with tempfile.TemporaryDirectory(prefix="fastnas-fuzz-", ignore_cleanup_errors=True) as folder:
         if prepare is not None:
             prepare(Path(folder))
-        while time.monotonic() < deadline and len(failures) < MOST_FAILURES:
-            number = _watch(kind, deadline, seed, number, Path(folder), counts, failures)
+        while numbers and time.monotonic() < deadline and len(failures) < MOST_FAILURES:
+            number = _watch(kind, deadline, seed, numbers, Path(folder), counts, failures)
+            numbers = range(number, numbers.stop)
     if failures:
         raise AssertionError("\n\n".join(failures))
     return dict(counts)
 
 
 def _watch(
-    kind: Kind, deadline: float, seed: int, number: int, folder: Path, counts: Counter[str], failures: list[str]
+    kind: Kind, deadline: float, seed: int, numbers: range, folder: Path, counts: Counter[str], failures: list[str]
 ) -> int:
-    """A process with the cases from `number` on; the number after the last one."""
+    """A process with the cases of these numbers; the one after the last."""
+    number = numbers.start
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.close(reading)
         try:
-            _work(kind, deadline, seed, number, folder, writing)
+            _work(kind, deadline, seed, numbers, folder, writing)
         finally:
             os._exit(0)
     os.close(writing)
-    ended = ""
-    with os.fdopen(reading, "rb") as answers:
-        while not ended:
-            if not select.select([answers], [], [], PATIENCE_SECONDS)[0]:
-                os.kill(pid, signal.SIGKILL)
-                ended = f"took more than {PATIENCE_SECONDS} seconds"
-            elif not (line := answers.readline().decode()):
-                break
-            elif line.startswith("failed "):
-                failures.append(_report(seed, number, eval(line.removeprefix("failed "))))  # a literal of ours
+    ended, unread = "", b""
+    while not ended:
+        if not select.select([reading], [], [], PATIENCE_SECONDS)[0]:
+            os.kill(pid, signal.SIGKILL)
+            ended = f"took more than {PATIENCE_SECONDS} seconds"
+        elif not (part := os.read(reading, 65536)):
+            break
+        else:
+            *lines, unread = (unread + part).split(b"\n")
+            for line in map(bytes.decode, lines):
+                if line.startswith("failed "):
+                    failures.append(_report(seed, number, ast.literal_eval(line.removeprefix("failed "))))
+                else:
+                    counts[line] += 1
                 number += 1
-            else:
-                counts[line.strip()] += 1
-                number += 1
+    os.close(reading)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if ended or status:
         failures.append(_report(seed, number, ended or f"ended the process: {status}"))
@@ -183,11 +192,13 @@ def _report(seed: int, number: int, text: str) -> str:
     return f"seed {seed}, number {number}: {text}"
 
 
-def _work(kind: Kind, deadline: float, seed: int, number: int, folder: Path, answers: int) -> None:
+def _work(kind: Kind, deadline: float, seed: int, numbers: range, folder: Path, answers: int) -> None:
     failed = 0
     before = _memory()
-    while time.monotonic() < deadline and failed < MOST_FAILURES:
-        own = folder / "case"
+    for number in numbers:
+        if time.monotonic() >= deadline or failed == MOST_FAILURES:
+            return
+        own = folder / f"case-{number}"
         own.mkdir()
         case = Case(seed, number, own)
         try:
@@ -197,14 +208,11 @@ def _work(kind: Kind, deadline: float, seed: int, number: int, folder: Path, ans
                 raise AssertionError(f"took {taken / 2**30:.1f} GiB")
         except BaseException:
             failed += 1
-            answer = "failed " + repr(f"{case.given[:2000]}\n{traceback.format_exc()}")
+            answer = "failed " + ascii(f"{case.given[:2000]}\n{traceback.format_exc()}")
         before = max(before, _memory())
         os.chdir(folder)
         shutil.rmtree(own, ignore_errors=True)
-        if own.exists():
-            own.rename(folder / f"left-{number}")
         os.write(answers, f"{answer}\n".encode())
-        number += 1
 
 
 def _memory() -> int:

@@ -27,7 +27,7 @@ SEARCH = shlex.split(
 SIZES = {"channels": 2, "layers": 3, "stem": "cifar"}
 
 
-def _prepare(folder: Path) -> None:
+def prepare(folder: Path) -> None:
     """A search that was stopped, and the checkpoint of a training."""
     pid = os.fork()
     if pid == 0:
@@ -130,4 +130,4 @@ def _check(right: bool, what: str) -> None:
 
 def run(deadline: float, seed: int) -> dict[str, int]:
     """See `fuzz.cases.run_kind`."""
-    return run_kind(one, deadline, seed, _prepare)
+    return run_kind(one, deadline, seed, prepare)

@@ -54,7 +54,7 @@ def _flags() -> dict[str, list[str]]:
     return {name: [f"--{flag.replace('_', '-')}" for flag in flags] for name, flags in found.items()}
 
 
-def _prepare(folder: Path) -> None:
+def prepare(folder: Path) -> None:
     torch.manual_seed(0)
     genotype = Genotype.published("DARTS_V2")
     DerivedNetwork(genotype, channels=2, layers=3, in_channels=1, auxiliary=False).save(folder / "network")
@@ -120,4 +120,4 @@ def _real(name: str, arguments: Sequence[str]) -> str:
 
 def run(deadline: float, seed: int) -> dict[str, int]:
     """See `fuzz.cases.run_kind`."""
-    return run_kind(one, deadline, seed, _prepare)
+    return run_kind(one, deadline, seed, prepare)

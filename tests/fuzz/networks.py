@@ -30,7 +30,7 @@ ABOUT = {
 SPACE = CellSpace("tiny", ("skip_connect", "sep_conv_3x3"), pool_norm=True, nodes=1)
 
 
-def _prepare(folder: Path) -> None:
+def prepare(folder: Path) -> None:
     torch.manual_seed(0)
     pairs = [("sep_conv_3x3", 0), ("skip_connect", 1)]
     network = DerivedNetwork(
@@ -128,4 +128,4 @@ def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 def run(deadline: float, seed: int) -> dict[str, int]:
     """See `fuzz.cases.run_kind`."""
-    return run_kind(one, deadline, seed, _prepare)
+    return run_kind(one, deadline, seed, prepare)
