@@ -44,6 +44,7 @@ from fastnas.cli.keywords import (
     options_of,
     own_strategy,
     space_name,
+    trainable,
     without_none,
 )
 from fastnas.cli.own_code import import_space
@@ -145,9 +146,11 @@ def train(
 
     Args:
         genotype: what to train: a `Genotype`, the name of a published one such as "DARTS_V2", the path of its file, or
-            the result or run directory of a search that has finished. None with resume.
+            the result or run directory of a search that has finished, which also gives images, recipe and what is left
+            for the test, as --from does. Not needed with resume.
         data: images to train on, see above; None where preset, config or resume name them.
-        test: images to test on; "same" for the test split of `data`, "none" for no test.
+        test: images to test on; "same" (the default) for the test split of `data`, a share such as 0.2 of images
+            without one, "none" for no test.
         space: "python:MODULE:OBJECT" or a `CellSpace`: a space of your own whose candidates the genotype names.
         preset: the recipe of a paper, such as "egnas-cifar10".
         config, resume, progress, on_epoch, on_step: as of `search`; a callback is also told which seed is trained.
@@ -166,12 +169,14 @@ def train(
             "resume=result), or pass result.genotype to train what it has found so far."
         )
     found = None
-    if isinstance(genotype, str) or (isinstance(genotype, os.PathLike) and not isinstance(genotype, SearchResult)):
-        path = Path(genotype)
-        options["genotype"] = str(path / "genotype.json" if path.is_dir() else genotype)
+    search_run = None
+    if isinstance(genotype, str | os.PathLike):  # a result is the path of its run
+        search_run = genotype if resume is None and Path(genotype).is_dir() else None
+        if search_run is None and resume is None:
+            options["genotype"] = os.fspath(genotype)
     elif genotype is not None:
-        found = _trainable(genotype)
-    given = flags(preset=preset, config=config, resume=resume)
+        found = trainable(genotype)
+    given = flags(preset=preset, config=config, resume=resume, **{"from": search_run})
     space = None if isinstance(space, CellSpace) else space  # whose candidates are known
     with named_data(data, options | without_none(test=test, space=space)) as keywords:
         check_same_images(resume, keywords)
@@ -203,8 +208,8 @@ def evaluate(
     call = call_text("evaluate", network=network, data=data, space=space, **options)
     import_space(space)
     given = given or load_trained(path, options.get("backend", "auto"))
-    classes = given.about.get("images", {}).get("classes", ())
-    with named_data(data, options, options.get("split", "test"), classes) as keywords:
+    about = given.about.get("images", {})
+    with named_data(data, options, options.get("split", "test"), about) as keywords:
         parsed = options_of("evaluate", EvaluateOptions, {**keywords, "network": path, "space": space})
         return run_evaluate(parsed, call, _console(progress), given)
 
@@ -348,13 +353,3 @@ def _path_or_network(network: AnyNetwork) -> tuple[Path, DerivedNetwork | None]:
     if isinstance(network, TrainResult) and len(network.trained) == 1:
         network = network.trained[0]
     return Path(network), None
-
-
-def _trainable(genotype: Any) -> Genotype:
-    found = genotype.genotype if isinstance(genotype, SearchResult) else genotype
-    if not isinstance(found, Genotype):
-        raise UserError(
-            f"the genotype is a {type(found).__name__}: expected a fastnas.Genotype, the name of a "
-            "published one, a path or the result of a search. For NAS-Bench-201 use fastnas.nn.NB201Network."
-        )
-    return found

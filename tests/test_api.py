@@ -68,7 +68,7 @@ def test_dir_shows_what_there_is() -> None:
 def test_a_search_gives_its_genotype_its_history_and_its_files(tmp_path: Path, capsys: Any) -> None:
     epochs: list[dict[str, Any]] = []
     steps: list[dict[str, Any]] = []
-    result = find(labelled(32), tmp_path / "run", on_epoch=epochs.append, on_step=steps.append, seed=7)
+    result = find(labelled(40), tmp_path / "run", on_epoch=epochs.append, on_step=steps.append, seed=7)
     assert (result.status, result.directory) == ("finished", tmp_path / "run")
     assert Genotype.from_json(result.directory / "genotype.json") == result.genotype
     assert result.report.stat().st_size > 0
@@ -94,30 +94,30 @@ def test_a_search_gives_its_genotype_its_history_and_its_files(tmp_path: Path, c
 
 
 def test_an_interrupted_search_says_how_it_goes_on_and_does(tmp_path: Path, capsys: Any) -> None:
-    whole = find(labelled(32), tmp_path / "whole")
+    whole = find(labelled(40), tmp_path / "whole")
     capsys.readouterr()
-    part = find(labelled(32), tmp_path / "part", on_step=interrupt_at(1, 0))
+    part = find(labelled(40), tmp_path / "part", on_step=interrupt_at(1, 0))
     assert part.status == "interrupted"
     said = capsys.readouterr()
     assert said.out == ""
     again = f"fastnas.api.search(data=data, resume={str(tmp_path / 'part')!r})"
     assert f"interrupted after 1 epochs; continue with: {again}" in said.err
     with pytest.raises(UserError, match=r"is not finished \(interrupted\): go on with fastnas.api.search"):
-        api.train(part, labelled(32))
+        api.train(part, labelled(40))
 
     how = {"strategy": OnlyWeights, "space": SPACE, "progress": False}
     with pytest.raises(UserError, match="were in the memory of a Python program: go on from Python"):
         api.search(resume=part, **how)
     with pytest.raises(UserError, match=r"these are not the images that the run in .* began with"):
-        api.search(labelled(32, generator=1), resume=part, **how)
+        api.search(labelled(40, generator=1), resume=part, **how)
     with pytest.raises(UserError, match="epochs is 9 but was 2"):
-        api.search(labelled(32), resume=part, epochs=9, **how)
+        api.search(labelled(40), resume=part, epochs=9, **how)
     with pytest.raises(UserError, match="patience is 4 but was 5"):
-        api.search(labelled(32), resume=part, strategy=OnlyWeights(patience=4), progress=False)
+        api.search(labelled(40), resume=part, strategy=OnlyWeights(patience=4), progress=False)
     assert search.main(["--resume", str(part.directory)]) == 2
     assert "go on from Python" in capsys.readouterr().err
 
-    resumed = api.search(labelled(32), resume=part, progress=False)  # the class is found by the name of its module
+    resumed = api.search(labelled(40), resume=part, progress=False)  # the class is found by the name of its module
     assert resumed.status == "finished"
     assert resumed.genotype == whole.genotype
     for name in ("train_loss", "valid_loss"):
@@ -130,16 +130,16 @@ def test_a_callback_that_raises_ends_the_run_and_leaves_it_resumable(tmp_path: P
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        find(labelled(32), tmp_path / "run", on_epoch=fail)
-    resumed = api.search(labelled(32), resume=tmp_path / "run", progress=False)
+        find(labelled(40), tmp_path / "run", on_epoch=fail)
+    resumed = api.search(labelled(40), resume=tmp_path / "run", progress=False)
     assert resumed.history["epoch"].tolist() == [0, 1]
 
 
 def test_a_genotype_is_trained_evaluated_and_exported(tmp_path: Path) -> None:
-    found = find(labelled(32), tmp_path / "found", epochs=1)
+    found = find(labelled(40), tmp_path / "found", epochs=1)
     seen: list[tuple[int, int]] = []
     result = api.train(
-        found, labelled(32), test=labelled(10, 1), out=str(tmp_path / "run"), seeds="1,2", cutout=0,
+        found, labelled(40), test=labelled(10, 1), out=str(tmp_path / "run"), seeds="1,2", cutout=0,
         on_epoch=lambda record: seen.append((record["seed"], record["epoch"])), **SMALL,
     )  # fmt: skip
     assert seen == [(1, 0), (1, 1), (2, 0), (2, 1)]
@@ -161,28 +161,37 @@ def test_a_genotype_is_trained_evaluated_and_exported(tmp_path: Path) -> None:
         api.evaluate(result, arrays)
     assert api.evaluate(first.network(), runs=0, progress=False)["image_size"] == [3, 8, 8]
 
+    # Where no test images are given, a fifth of each class is kept for the test, from the search on.
+    kept = api.train(found, labelled(40), out=str(tmp_path / "kept"), **SMALL).trained[0]
+    assert kept.test is not None
+    assert kept.test.images == 8
+    results = api.evaluate(kept, labelled(40), runs=0, progress=False)
+    assert results["evaluation"]["images"] == 8
+    assert results["evaluation"]["loss"] == pytest.approx(kept.test.loss, rel=1e-5)
+    assert api.evaluate(kept, labelled(10, 1), runs=0, progress=False)["evaluation"]["images"] == 10
+
     (file,) = api.export(first, save=tmp_path / "network.json", progress=False)
     same = fastnas.nn.DerivedNetwork.load(file)
     assert all(torch.equal(a, b) for a, b in zip(same.parameters(), first.network().parameters(), strict=True))
 
     before = result.accuracies
-    again = api.train(data=labelled(32), test=labelled(10, 1), resume=result, progress=False)  # both are done
+    again = api.train(data=labelled(40), test=labelled(10, 1), resume=result, progress=False)  # both are done
     np.testing.assert_array_equal(again.accuracies, before)
     assert again.trained[0].test == first.test
 
 
 def test_an_interrupted_training_goes_on(tmp_path: Path) -> None:
-    found = find(labelled(32), tmp_path / "found", epochs=1)
+    found = find(labelled(40), tmp_path / "found", epochs=1)
 
     def on_step(progress: dict[str, Any]) -> None:
         if (progress["epoch"], progress["step"], progress["phase"]) == (1, 1, "training"):
             signal.raise_signal(signal.SIGINT)
 
     how = {"test": "none", "cutout": 0, **SMALL}
-    whole = api.train(found.genotype, labelled(32), out=str(tmp_path / "whole"), **how)
-    part = api.train(found.genotype, labelled(32), out=str(tmp_path / "part"), on_step=on_step, **how)
+    whole = api.train(found.genotype, labelled(40), out=str(tmp_path / "whole"), **how)
+    part = api.train(found.genotype, labelled(40), out=str(tmp_path / "part"), on_step=on_step, **how)
     assert part.status == "interrupted"
-    resumed = api.train(found.genotype, labelled(32), resume=part, progress=False)
+    resumed = api.train(found.genotype, labelled(40), resume=part, progress=False)
     assert resumed.status == "finished"
     expected = whole.trained[0].history["train_loss"]
     np.testing.assert_array_equal(resumed.trained[0].history["train_loss"], expected)
@@ -212,7 +221,7 @@ def test_an_interrupted_training_goes_on(tmp_path: Path) -> None:
 )
 def test_what_cannot_work_is_a_user_error_in_one_line(tmp_path: Path, monkeypatch, options, expected) -> None:
     monkeypatch.chdir(tmp_path)
-    given = {"data": labelled(32), "strategy": OnlyWeights, "batch_size": 8, "progress": False, **options}
+    given = {"data": labelled(40), "strategy": OnlyWeights, "batch_size": 8, "progress": False, **options}
     with pytest.raises(UserError, match=expected) as error:
         api.search(given.pop("data"), **given)
     assert "\n" not in str(error.value)
@@ -225,19 +234,19 @@ def test_strategies_of_ones_own_are_dataclasses_with_a_name_of_their_own() -> No
         name: ClassVar[str] = "egnas"
 
     with pytest.raises(UserError, match="has the name 'egnas' of another"):
-        api.search(labelled(32), strategy=Other)
+        api.search(labelled(40), strategy=Other)
 
     class Plain(Strategy):
         name: ClassVar[str] = "plain"
 
     with pytest.raises(UserError, match="is no dataclass: write @dataclass above the class"):
-        api.search(labelled(32), strategy=Plain)
+        api.search(labelled(40), strategy=Plain)
 
 
 def test_keywords_override_files_and_an_object_keeps_its_options(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("weights: {epochs: 1, momentum: 0.5}\nstrategy: {name: darts, unrolled: true}\n")
-    result = find(labelled(32), tmp_path / "run", config=config, momentum=0.25, epochs=1)
+    result = find(labelled(40), tmp_path / "run", config=config, momentum=0.25, epochs=1)
     options = yaml.safe_load((result.directory / "config.yaml").read_text())
     assert options["weights"]["momentum"] == 0.25
     assert options["strategy"]["patience"] == 5

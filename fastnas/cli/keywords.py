@@ -12,6 +12,7 @@ from fastnas import data as images
 from fastnas import spaces
 from fastnas.cli.configuration import check_known, plain_values
 from fastnas.errors import UserError
+from fastnas.genotype import Genotype
 from fastnas.option_types import option_hints, reading
 from fastnas.report.run import read_run
 from fastnas.spaces import CellSpace
@@ -44,7 +45,7 @@ def call_text(function: str, **arguments: Any) -> str:
 
 @contextlib.contextmanager
 def named_data(
-    data: Any, options: Mapping[str, Any], split: str = "train", classes: Sequence[str] = ()
+    data: Any, options: Mapping[str, Any], split: str = "train", trained_on: Mapping[str, Any] | None = None
 ) -> Iterator[dict[str, Any]]:
     """The options with `data` and `test` as texts, which `fastnas.data.open` understands while the context is open.
 
@@ -52,11 +53,16 @@ def named_data(
         data: images in any form, or None.
         options: may hold other images as "test".
         split: that `data` is opened as.
-        classes: names of the classes of `data`.
+        trained_on: what a network says about its images, to know their classes, and these very images again: of them
+            it is the test split that is tested.
     """
     named, kept = dict(options), []
+    known = trained_on or {}
+    classes: Sequence[str] = known.get("classes", ())
     if data is not None and not isinstance(data, str | os.PathLike):
-        kept.append(images.hold(data, split, classes=classes))
+        kept.append(images.hold(data, "train" if trained_on is None else split, classes=classes))
+        if kept[0].name == known.get("spec") and known.get("test_share") is not None:
+            kept = [images.hold(data, "train", classes=classes)]
         data, classes = kept[0].name, kept[0].classes
     if data is not None:
         named["data"] = str(data)
@@ -117,3 +123,13 @@ def space_name(space: str | CellSpace | None) -> str | None:
     if spaces.SPACES.setdefault(space.name, space) != space:
         raise UserError(f"the space has the name {space.name!r} of another space: give it a name of its own.")
     return space.name
+
+
+def trainable(genotype: Any) -> Genotype:
+    """The genotype, if `fastnas.train` can train it. UserError otherwise."""
+    if not isinstance(genotype, Genotype):
+        raise UserError(
+            f"the genotype is a {type(genotype).__name__}: expected a fastnas.Genotype, the name of a published one, a "
+            "path or the result of a search. For NAS-Bench-201 use fastnas.nn.NB201Network."
+        )
+    return genotype

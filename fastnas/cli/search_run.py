@@ -41,7 +41,10 @@ class SearchRun:
         """The recipe that belongs to the strategy and the images: a preset of fastnas.train."""
         if self.run.option("data", "data") == "digits":
             return "demo"
-        recipe = strategies.find(self.run.strategy or "").retraining
+        try:
+            recipe = strategies.find(self.run.strategy or "").retraining
+        except UserError:  # a strategy of a Python program that is not this one
+            recipe = strategies.Strategy.retraining
         if self.run.option("network", "stem") == "imagenet":
             return "egnas-imagenet" if recipe == "egnas" else "darts-imagenet"
         return f"{recipe}-cifar10"

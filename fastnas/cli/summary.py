@@ -67,7 +67,11 @@ def print_search_summary(
             )
         print_text(console, f"genotype  {search.directory / 'genotype.json'}")
         if isinstance(outcome.genotype, Genotype):
-            print_text(console, f"next      {command_line('fastnas.train', '--from', str(search.directory))}")
+            following = command_line("fastnas.train", "--from", str(search.directory))
+            if isinstance(arguments, str):
+                given = ", data" if _in_memory(search) else ""
+                following = f"fastnas.api.train({str(search.directory)!r}{given})"
+            print_text(console, f"next      {following}")
     else:
         _print_unfinished(outcome, "fastnas.search", search, search.directory, arguments, console)
     print_report(report, console)
@@ -151,8 +155,13 @@ def _print_unfinished(
     outcome: Outcome | TrainOutcome, program: str, loop: Loop, run: Path, arguments: Arguments, console: Console
 ) -> None:
     if isinstance(arguments, str):
-        images = "data=data, " if str(loop.options["data"]["data"]).startswith("memory:") else ""
+        images = "data=data, " if _in_memory(loop) else ""
         again = f"{program.replace('fastnas', 'fastnas.api')}({images}resume={str(run)!r})"
     else:
         again = command_line(program, "--resume", str(run))
     print_text(console, f"{outcome.status} after {outcome.epoch} epochs; continue with: {again}")
+
+
+def _in_memory(loop: Loop) -> bool:
+    """Whether the images are those of a Python program."""
+    return str(loop.options["data"]["data"]).startswith("memory:")

@@ -116,7 +116,7 @@ def open(
         raise UserError(f"test_share is {test_share}; give a share of the images, above 0 and below 1")
     how = (spec, image_size, evaluated_share, skip_unreadable, test_share)
     if open_source is None:
-        source = open_held(spec, split, image_size, evaluated_share)
+        source = open_held(spec, split, image_size, evaluated_share, test_share)
     else:
         more: dict[str, Any] = {"skip_unreadable": skip_unreadable} if kind in ("folder", "imagenet") else {}
         if kind in DIVISIBLE:

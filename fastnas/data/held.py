@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
@@ -17,6 +17,7 @@ from fastnas.data.augmentation import Augmentation
 from fastnas.data.image import pixels_of, resize, resized_side
 from fastnas.data.memory import free_memory
 from fastnas.data.source import ArraySource, Source, digest_of
+from fastnas.data.split import in_test_split
 from fastnas.errors import UserError
 
 HeldData: TypeAlias = Source | Dataset | Sequence[Any]
@@ -39,6 +40,18 @@ class Held:
     """An opened source, uint8 [N, H, W, C], or images of several sizes, each uint8 [H, W, C]."""
     labels: np.ndarray  # [N]
     classes: tuple[str, ...]
+    test_share: float | None = None
+    kept_for_test: int = 0
+
+    def part(self, split: str, share: float) -> Held | None:
+        """The test split that a share of each class makes, or the rest; an opened source has a split of its own."""
+        if isinstance(self.images, Source):
+            return self if split == "train" else None
+        in_test = in_test_split(self.images, self.labels, self.classes, share)  # [N]
+        rows = np.flatnonzero(in_test == (split == "test"))
+        images = self.images[rows] if isinstance(self.images, np.ndarray) else [self.images[row] for row in rows]
+        kept = int(in_test.sum()) if split == "train" else 0
+        return replace(self, split=split, images=images, labels=self.labels[rows], test_share=share, kept_for_test=kept)
 
     def open(self, image_size: int | None, evaluated_share: float | None) -> Source:
         """The source, of another size where one is asked for. UserError if that cannot be."""
@@ -72,6 +85,8 @@ class Held:
             image_size=(height, width),
             augmentation=Augmentation(crop_padding=min(height, width) // 8, flip=channels == 3),
             evaluated_share=evaluated_share,
+            test_share=self.test_share,
+            kept_for_test=self.kept_for_test,
         )
 
 
@@ -127,16 +142,20 @@ def hold(data: HeldData, split: str = "train", *, classes: Sequence[str] = ()) -
     return held
 
 
-def open_held(spec: str, split: str, image_size: int | None, evaluated_share: float | None) -> Source:
+def open_held(
+    spec: str, split: str, image_size: int | None, evaluated_share: float | None, test_share: float | None
+) -> Source:
     """The images of this name.
 
     Raises:
         UserError: this process does not hold them, or not this split, or they cannot have this size.
     """
-    held = _HELD.get((spec, split))
+    held, training = _HELD.get((spec, split)), _HELD.get((spec, "train"))
+    if training is not None and test_share is not None and held in (None, training):
+        held = training.part(split, test_share)
     if held is not None:
         return held.open(image_size, evaluated_share)
-    if (spec, "train") in _HELD:
+    if training is not None:
         raise UserError(f"the images {spec} have no test split: pass test=, images like these")
     raise UserError(
         f"the images {spec} were in the memory of a Python program: go on from Python, with the same data, as in "

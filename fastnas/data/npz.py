@@ -13,7 +13,7 @@ from fastnas.data.augmentation import Augmentation
 from fastnas.data.image import resize, resized_side
 from fastnas.data.memory import free_memory
 from fastnas.data.source import ArraySource
-from fastnas.data.split import kept_for_test
+from fastnas.data.split import in_test_split
 from fastnas.errors import UserError
 from fastnas.input_file import check_file, path_of
 
@@ -65,7 +65,7 @@ def open_npz(
         )
     kept = 0
     if share is not None:
-        in_test = _in_test(images, labels, classes, share)  # [N]
+        in_test = in_test_split(images, labels, classes, share)  # [N]
         kept = int(in_test.sum())
         images, labels = (array[in_test == (split == "test")] for array in (images, labels))
     originals = None
@@ -88,15 +88,6 @@ def open_npz(
         test_share=share,
         kept_for_test=kept if split == "train" else 0,
     )
-
-
-def _in_test(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...], share: float) -> np.ndarray:
-    """Which images are kept for the test: [N, H, W, C], [N] → bool [N]. Equal ones stay together if they can."""
-    mask = np.zeros(len(images), dtype=bool)  # [N]
-    for label in np.unique(labels):
-        members = np.flatnonzero(labels == label)  # [n]
-        mask[members] = kept_for_test([images[member].tobytes() for member in members], share, classes[label])
-    return mask
 
 
 def _load(file: Path) -> np.lib.npyio.NpzFile:

@@ -109,3 +109,15 @@ def stratified(labels: np.ndarray, classes: Sequence[str], portion: float) -> tu
             )
     in_first = rank_in_class(labels) < firsts[labels]  # [N]
     return np.flatnonzero(in_first), np.flatnonzero(~in_first)
+
+
+def in_test_split(
+    images: Sequence[np.ndarray] | np.ndarray, labels: np.ndarray, classes: Sequence[str], share: float
+) -> np.ndarray:
+    """Which images in memory are kept for the test: [N, H, W, C] or a list, [N] → bool [N]. Equal ones stay together if
+    they can. UserError as `kept_for_test`."""
+    mask = np.zeros(len(images), dtype=bool)  # [N]
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)  # [n]
+        mask[members] = kept_for_test([images[member].tobytes() for member in members.tolist()], share, classes[label])
+    return mask

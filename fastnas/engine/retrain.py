@@ -237,6 +237,8 @@ class Retrain(Loop):
             "std": list(std),
             "test_share": source.test_share,
         }
+        if source.spec.startswith("memory:"):  # the only way to know these images again
+            images["spec"] = source.spec
         return {"images": images, "seed": self.seed}
 
     # --- checkpoint ---

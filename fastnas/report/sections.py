@@ -88,8 +88,10 @@ def recipes(run: Run) -> str:
         parts.append(("Train this genotype", "", retrain))
     elif isinstance(run.genotype, Genotype):
         command = ["python", "-m", "fastnas.train", "--from", str(run.path)]
+        if str(run.option("data", "data")).startswith(IN_MEMORY):
+            command = [f"fastnas.api.train({str(run.path)!r}, data)"]
         remark = "On the images of the search, by the recipe that belongs to its strategy."
-        parts.append(("Train this genotype", remark, code(shlex.join(command))))
+        parts.append(("Train this genotype", remark, code(typed(command))))
         parts.append(("Use it in Python", "", code(_snippet(run, str(path)), wrap=False)))
     else:
         parts.append(("Use it in Python", "", code(_nb201_snippet(run, str(path)), wrap=False)))

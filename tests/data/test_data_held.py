@@ -193,6 +193,23 @@ def test_what_cannot_be_used_is_said_in_one_line(given: Any, expected: str) -> N
     assert "\n" not in str(error.value)
 
 
+def test_a_share_of_each_class_becomes_the_test_split(pixels: np.ndarray) -> None:
+    held = hold((pixels, LABELS))
+    train, test = (data.open(held.name, split, test_share=0.25) for split in ("train", "test"))
+    assert (len(train), train.kept_for_test, len(test), test.test_share) == (9, 3, 3, 0.25)
+    assert sorted(test.labels) == [0, 1, 2]
+    together = {image.tobytes() for source in (train, test) for image in source.images()}
+    assert together == {image.tobytes() for image in pixels}
+    order = np.random.permutation(COUNT)
+    turned = hold((pixels[order], LABELS[order]))
+    again = data.open(turned.name, "test", test_share=0.25)
+    assert {image.tobytes() for image in again.images()} == {image.tobytes() for image in test.images()}
+    given = hold((pixels[:6], LABELS[:6]), "test")
+    assert len(data.open(given.name, "test", test_share=0.25)) == 6  # a test split as it is given
+    ragged = hold(Pictures(ragged=True))
+    assert len(data.open(ragged.name, "test", image_size=8, test_share=0.5)) == 6
+
+
 def test_labels_beyond_the_classes_are_named(pixels: np.ndarray) -> None:
     with pytest.raises(UserError, match=r"a label is 2, but there are 2 classes: expected 0..1"):
         hold((pixels, LABELS), classes=("a", "b"))
