@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from fastnas.cli.run_directory import RECORDS, RUN_EVENT
 from fastnas.data import SOURCES
+from fastnas.input_file import path_of
 
 PLACES = ("data", "test")
 """Options of the images that say where they lie."""
@@ -20,7 +21,7 @@ Options = TypeVar("Options", bound=Any)
 def absolute(spec: str | None) -> str | None:
     """Where images lie, such as folder:ROOT, independent of the working directory."""
     kind, path = _split(spec)
-    return f"{kind}:{Path(path).expanduser().absolute()}" if path else spec
+    return f"{kind}:{path_of(path).absolute()}" if path else spec
 
 
 def with_absolute_places(options: Options, directory: Path | None = None) -> Options:

@@ -7,6 +7,7 @@ import datetime
 import errno
 import re
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 from fastnas.atomic_file import TEMPORARY
 from fastnas.cli.run_lock import RunLock
 from fastnas.errors import UserError
+from fastnas.input_file import path_of
 
 CHECKPOINT = "checkpoint.pt"
 RECORDS = "metrics.jsonl"
@@ -43,7 +45,7 @@ def run_directory(resume: Path | None, out: str | None, what: str, data: str | N
     """
     made: list[Path] = []
     if resume is not None:
-        directory = resume.expanduser()
+        directory = path_of(resume)
     else:
         directory, made = new_directory(out, what, data)
     try:
@@ -65,6 +67,7 @@ def locked_directory(directory: Path) -> Iterator[RunLock]:
     """
     made = create_directory(directory)
     try:
+        _refuse_pipes(directory)
         with RunLock(directory) as lock:
             remove_leftovers(directory)
             yield lock
@@ -79,7 +82,7 @@ def new_directory(out: str | None, what: str, data: str | None) -> tuple[Path, l
         Its path, and the folders that had to be made, inner ones first.
     """
     if out:
-        directory = Path(out).expanduser()
+        directory = path_of(out)
         return directory, create_directory(directory)
     label = re.sub(r"[^A-Za-z0-9.]+", "-", Path((data or "").rstrip("/")).name).strip("-")
     name = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-{what}-{label}"
@@ -106,12 +109,20 @@ def create_directory(directory: Path) -> list[Path]:
                 made.insert(0, folder)
         if not directory.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "Not a directory")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
         _remove_empty(made)
-        raise UserError(
-            f"cannot create the run directory {directory}: {error.strerror}; give another --out."
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot create the run directory {directory}: {reason}; give another --out.") from error
     return made
+
+
+def _refuse_pipes(directory: Path) -> None:
+    """UserError for a pipe, socket or device in the directory, which a run would read or write, and wait."""
+    for path in directory.iterdir():
+        with contextlib.suppress(OSError):
+            kind = path.stat().st_mode
+            if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+                raise UserError(f"{directory} holds {path.name}, a pipe or a device: remove it, or give another --out.")
 
 
 def refuse_taken(directory: Path) -> None:

@@ -36,7 +36,7 @@ def prepare(options: SearchOptions, arguments: Arguments = (), directory: Path |
     Raises:
         UserError: data, options or run directory cannot be used. Nothing of an existing run has been changed then.
     """
-    resume = options.command.resume and options.command.resume.expanduser()
+    resume = options.command.resume
     options = with_absolute_places(options, resume)
     checkpoint = resume_from(resume, options) if resume else None
     device = set_up_process(options.run)

@@ -93,6 +93,8 @@ def open(
     Raises:
         UserError: the spec, an option or the data cannot be used; the message names the file or folder.
     """
+    if "\0" in spec:
+        raise UserError(f"the data source {spec!r} has a zero byte, which no path has; give its path")
     kind, _, location = spec.partition(":")
     if kind not in (*SOURCES, KIND):
         meant = f"; did you mean folder:{spec}?" if os.path.isdir(spec) else _meant(kind, SOURCES)

@@ -144,6 +144,24 @@ def test_directories_that_cannot_be_made_get_one_line(out: str, project: Path, c
     assert (project / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["metrics.jsonl", ".fastnas.lock", "report.html"])
+def test_pipes_in_a_run_directory_are_not_waited_for(name: str, project: Path) -> None:
+    (project / "out").mkdir()
+    os.mkfifo(project / "out" / name)
+    for resumed, out in ((None, "out"), (project / "out", None)):
+        with (
+            pytest.raises(UserError, match=f"out holds {name}, a pipe or a device: remove it"),
+            run_directory(resumed, out, "x", "y"),
+        ):
+            pass
+    assert os.listdir(project / "out") == [name]
+
+
+def test_a_name_with_a_zero_byte_is_no_directory() -> None:
+    with pytest.raises(UserError, match=r"cannot create the run directory a\\x00b: embedded null byte; give another"):
+        new_directory("a\0b", "x", "y")
+
+
 def test_home_is_known(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(project))
     assert run("search", "--out", "~/out") == 0

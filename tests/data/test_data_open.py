@@ -70,6 +70,12 @@ def test_resized_arrays_keep_what_random_crops_are_cut_from(tmp_path: Path) -> N
     np.testing.assert_array_equal(source.original_sizes(), [[20, 30]] * 2)
 
 
+def test_a_path_with_a_zero_byte() -> None:
+    for kind in ("folder", "npz", "cifar10", "imagenet"):
+        with pytest.raises(UserError, match="has a zero byte, which no path has"):
+            data.open(f"{kind}:a\0b")
+
+
 @pytest.mark.parametrize("kind", [DALI, "torchvision"])
 def test_arrays_get_random_resized_crops(tmp_path: Path, kind: str) -> None:
     images = np.random.default_rng(1).integers(0, 256, (6, 20, 30, 3), dtype=np.uint8)  # [N, H, W, C]
