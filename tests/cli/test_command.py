@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 
 from fastnas import Genotype, compare, evaluate, export, search, train
+from fastnas.cli import exporting
 from fastnas.cli.command import command, command_line, print_text
 from fastnas.cli.progress import print_left_out
 from fastnas.errors import UserError
@@ -140,7 +141,7 @@ def test_what_is_missing_is_named_with_its_extra(capsys: Any, monkeypatch: Any, 
     def missing(*_: Any) -> None:
         raise UserError('onnxscript is missing: pip install "fastnas[export]".')
 
-    monkeypatch.setattr(export, "load_trained", missing)
+    monkeypatch.setattr(exporting, "load_trained", missing)
     assert export.main(["x", "--onnx", str(tmp_path / "x")]) == 2
     assert '"fastnas[export]"' in capsys.readouterr().err
 
