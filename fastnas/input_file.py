@@ -33,7 +33,7 @@ def check_file(path: Path, name: str, advice: str) -> None:
         advice: what to do, the end of the message.
 
     Raises:
-        UserError: there is nothing, or it is no regular file.
+        UserError: there is nothing, or it is not a regular file.
     """
     try:
         path.stat()
@@ -42,7 +42,7 @@ def check_file(path: Path, name: str, advice: str) -> None:
     if path.is_dir():
         raise UserError(f"cannot read {name}: it is a folder; {advice}.")
     if not path.is_file():
-        raise UserError(f"cannot read {name}: it is a pipe or a device, no regular file; {advice}.")
+        raise UserError(f"cannot read {name}: it is a pipe or a device, not a regular file; {advice}.")
 
 
 def cannot_read(name: str, error: Exception, advice: str) -> UserError:
@@ -55,7 +55,7 @@ def read_text(path: Path, name: str, advice: str, most_bytes: int = MOST_BYTES) 
     """The whole file, UTF-8, without the byte order mark that some editors write. Arguments as in `check_file`.
 
     Raises:
-        UserError: no regular file, one that cannot be read, is longer than `most_bytes` or is no UTF-8.
+        UserError: no regular file, one that cannot be read, is longer than `most_bytes` or is not UTF-8.
     """
     check_file(path, name, advice)
     try:
@@ -68,7 +68,7 @@ def read_text(path: Path, name: str, advice: str, most_bytes: int = MOST_BYTES) 
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(f"cannot read {name}: it is no UTF-8 text (byte {error.start + 1}); {advice}.") from error
+        raise UserError(f"cannot read {name}: it is not UTF-8 text (byte {error.start + 1}); {advice}.") from error
 
 
 def read_json(path: Path, name: str, advice: str) -> Any:

@@ -297,7 +297,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a folder: give a file, such as '.*genotype.json'"):
         Genotype.from_json(tmp_path)
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UserError, match=r"is no UTF-8 text \(byte 1\)"):
+    with pytest.raises(UserError, match=r"is not UTF-8 text \(byte 1\)"):
         Genotype.from_json(tmp_path / "binary.json")
 
 

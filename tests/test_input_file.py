@@ -61,7 +61,7 @@ def given(folder: Path, name: str) -> Path:
 @pytest.mark.usefixtures("in_time")
 def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
     os.mkfifo(given(tmp_path, name))
-    expected = "no checkpoint at" if name.startswith("checkpoint") else "it is a pipe or a device, no regular file"
+    expected = "no checkpoint at" if name.startswith("checkpoint") else "it is a pipe or a device, not a regular file"
     with pytest.raises(UserError, match=expected) as caught:
         READERS[name](given(tmp_path, name))
     assert given(tmp_path, name).name in str(caught.value)

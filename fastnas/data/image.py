@@ -266,7 +266,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     if isinstance(error, Image.UnidentifiedImageError):
-        reason = "it is no image in a known format"
+        reason = "it is not an image in a known format"
     elif isinstance(error, Image.DecompressionBombError):
         reason = f"it has more than {MOST_PIXELS:,} pixels"
     else:

@@ -174,7 +174,7 @@ def test_skip_unreadable_leaves_out_and_lists(root: Path) -> None:
     assert [line.split()[4].rstrip(":") for line in source.left_out] == [
         str(root / name) for name in ("bee/0a.jpg", "cat/0a.png", "cat/text.jpg")
     ]
-    assert source.left_out[2].endswith("it is no image in a known format; replace or remove the file")
+    assert source.left_out[2].endswith("it is not an image in a known format; replace or remove the file")
     assert source.subset([1, 2]).left_out == source.left_out
     assert whole.left_out == ()
 

@@ -162,7 +162,7 @@ def test_text_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "text.jpg"
     path.write_text("hello")
     for read in (decode, size_of):
-        with pytest.raises(UserError, match=r"text\.jpg: it is no image in a known format; replace or remove"):
+        with pytest.raises(UserError, match=r"text\.jpg: it is not an image in a known format; replace or remove"):
             read(path)
 
 

@@ -177,7 +177,7 @@ def test_members_that_are_no_arrays_or_cannot_be_unpacked(tmp_path: Path) -> Non
 
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.npz")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="not a regular file"):
         data.open(f"npz:{tmp_path / 'pipe.npz'}")
 
 
