@@ -109,7 +109,7 @@ def test_keys_that_are_missing_or_of_another_type_change_nothing(
     path = runs / name / "checkpoint.pt"
     whole = load_checkpoint(path)
     nested = {"images": "count", "clock": "epoch", "meter": "loss", "options": "data", "random": "numpy"}
-    keys = [(key,) for key in whole if key not in ("format", "genotype")] + list(nested.items())
+    keys = [(key,) for key in whole if key not in ("format", "genotype", "about")] + list(nested.items())
     for key in keys:
         state = {**whole, key[0]: dict(whole[key[0]]) if len(key) > 1 else whole[key[0]]}
         inner = state if len(key) == 1 else state[key[0]]
