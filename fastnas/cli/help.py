@@ -25,7 +25,9 @@ from fastnas.option_types import Options, option_hints
 REGISTRY = ConstructorRegistry()
 
 # What a docstring says None stands for, such as "; None for all." or "; None keeps the size."
-MEANING_OF_NONE = re.compile(r"[;,:.]? *\(?\bNone(?: for|:)? (?P<meaning>(?:[^;.()]|\.(?=\w))+)(?P<end>[;.)]|$)")
+MEANING_OF_NONE = re.compile(
+    r"[;,:.]? *\(?\bNone(?: for|:)? (?P<meaning>(?:[^;.()]|\.(?=\w)|\([^()]*\))+)(?P<end>[;.)]|$)"
+)
 
 
 @REGISTRY.struct_rule
