@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 
 from rich.console import Console
 
+from fastnas.cli import command as cli_command
 from fastnas.cli.command import command, print_text
 from fastnas.errors import UserError
+from fastnas.version import __version__
 
 COMMANDS = {
     "search": "find an architecture for your images",
@@ -25,14 +28,20 @@ COMMANDS = {
 def main(arguments: list[str], console: Console) -> int:
     """Runs a command, which exits the process itself. Returns only for --help (0) and unknown commands (2)."""
     wanted = arguments[0] if arguments else "--help"
+    if wanted in ("-V", "--version"):
+        print_text(console, f"fastnas {__version__}")
+        return 0
     if wanted in ("-h", "--help"):
         width = max(map(len, COMMANDS))
         listed = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
-        text = f"usage: fastnas COMMAND [options]\n\n{listed}\n\n`fastnas COMMAND --help` lists the options."
+        usage = "usage: fastnas COMMAND [options]\n       fastnas --version"
+        text = f"{usage}\n\n{listed}\n\n`fastnas COMMAND --help` lists the options."
         print_text(console, text)
         return 0
     if wanted not in COMMANDS:
         raise UserError(f"unknown command {wanted!r}: expected one of {', '.join(COMMANDS)}; see fastnas --help.")
+    by_module = os.path.basename(sys.argv[0]) == "__main__.py"
+    cli_command.called[:] = ["python", "-m", "fastnas"] if by_module else ["fastnas"]
     sys.argv = [f"fastnas {wanted}", *arguments[1:]]
     runpy.run_module(f"fastnas.{wanted}", run_name="__main__", alter_sys=True)
     return 0

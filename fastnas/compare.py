@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from fastnas.cli.arguments import parse_arguments
-from fastnas.cli.command import INTERRUPTED, command_line, print_text, run_command
+from fastnas.cli.command import INTERRUPTED, command_line, print_text, program_name, run_command
 from fastnas.cli.comparison import compare
 from fastnas.cli.options import CompareOptions
 from fastnas.cli.run_directory import locked_directory
@@ -16,11 +16,11 @@ from fastnas.cli.summary import print_report
 from fastnas.report.comparison import Summary, write_comparison
 
 PROGRAM = "fastnas.compare"
-DESCRIPTION = """Compares strategies that evaluate architectures: random, aging-evolution, genetic, nsga2,
-particle-swarm, reinforce, nasnet-ppo, enas.
+DESCRIPTION = """Compares strategies that evaluate architectures, with many seeds of each.
 
-Every run gets the same budget on the clock of the evaluator. Finished runs are kept: the same command continues where
-it was stopped, and more runs or further strategies can be added later."""
+Every run gets the same budget, on the clock of the evaluator.
+
+Finished runs are kept: the same command goes on, and more can be added later."""
 
 
 def print_table(summaries: Sequence[Summary], console: Console) -> None:
@@ -36,7 +36,7 @@ def print_table(summaries: Sequence[Summary], console: Console) -> None:
 @run_command
 def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, 130 after Ctrl-C, or 2 after an error of the user."""
-    options = parse_arguments(CompareOptions, arguments, f"python -m {PROGRAM}", DESCRIPTION)
+    options = parse_arguments(CompareOptions, arguments, program_name(PROGRAM), DESCRIPTION)
     try:
         with locked_directory(options.out):
             print_table(compare(options, console), console)

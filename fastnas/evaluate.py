@@ -8,16 +8,16 @@ from rich.console import Console
 
 from fastnas import api
 from fastnas.cli.arguments import parse_arguments
-from fastnas.cli.command import command
+from fastnas.cli.command import command, program_name
 from fastnas.cli.evaluating import PROGRAM, EvaluateOptions
 
-DESCRIPTION = "Accuracy, parameters, multiply-adds, latency and peak memory of a trained network."
+DESCRIPTION = "Accuracy, size, speed and peak memory of a trained network."
 
 
 @command
 def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, or 2 after an error of the user."""
-    options = parse_arguments(EvaluateOptions, arguments, f"python -m {PROGRAM}", DESCRIPTION)
+    options = parse_arguments(EvaluateOptions, arguments, program_name(PROGRAM), DESCRIPTION)
     api.run_evaluate(options, arguments, console)
     return 0
 

@@ -8,19 +8,19 @@ from rich.console import Console
 
 from fastnas import api
 from fastnas.cli.arguments import parse_arguments
-from fastnas.cli.command import command
+from fastnas.cli.command import command, program_name
 from fastnas.cli.exporting import ExportOptions
 
 PROGRAM = "fastnas.export"
-DESCRIPTION = """Writes a trained network as an ONNX or torch.export file, which needs neither fastnas nor its
-extension, or as a description with weights, which DerivedNetwork.load reads, and so does a Python file without fastnas
-(--standalone). Folders that do not exist are made."""
+DESCRIPTION = """Writes a trained network for other programs, which need no fastnas.
+
+Folders that do not exist are made."""
 
 
 @command
 def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, or 2 after an error of the user."""
-    options = parse_arguments(ExportOptions, arguments, f"python -m {PROGRAM}", DESCRIPTION)
+    options = parse_arguments(ExportOptions, arguments, program_name(PROGRAM), DESCRIPTION)
     api.run_export(options, console)
     return 0
 

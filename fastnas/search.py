@@ -7,7 +7,7 @@ import sys
 from rich.console import Console
 
 from fastnas import api
-from fastnas.cli.command import INTERRUPTED, print_document, print_text, run_command
+from fastnas.cli.command import INTERRUPTED, print_document, print_text, program_name, run_command
 from fastnas.cli.configuration import parse_search
 from fastnas.cli.searching import PROGRAM, prepare
 
@@ -15,8 +15,9 @@ __all__ = ["main", "prepare"]
 
 DESCRIPTION = """Searches a network architecture for your images.
 
-Without arguments: a demonstration on scanned digits, about two minutes on two CPU cores.
-Options come from the defaults, then --preset, then --config, then the flags below."""
+Without arguments: a demonstration on scanned digits, two minutes on two cores.
+
+Defaults, then --preset, then --config, then flags: each overrides those before."""
 
 
 @run_command
@@ -25,7 +26,7 @@ def main(arguments: list[str], console: Console) -> int:
     if not arguments:
         print_text(console, "No arguments: running the demo preset. See --help for your own images.")
         arguments = ["--preset", "demo"]
-    options = parse_search(arguments, f"python -m {PROGRAM}", DESCRIPTION)
+    options = parse_search(arguments, program_name(PROGRAM), DESCRIPTION)
     if options.command.print_config:
         print_document(options.to_yaml())
         return 0

@@ -7,24 +7,23 @@ import sys
 from rich.console import Console
 
 from fastnas import api
-from fastnas.cli.command import INTERRUPTED, print_document, run_command
+from fastnas.cli.command import INTERRUPTED, print_document, program_name, run_command
 from fastnas.cli.configuration import parse_train
 from fastnas.cli.training import PROGRAM, prepare
 
 __all__ = ["main", "prepare"]
 
-DESCRIPTION = """Trains the network of a genotype from random weights, and tests it once, at the end.
+DESCRIPTION = """Trains the network of a genotype, and tests it once, at the end. For example:
+$ python -m fastnas.train --from runs/flowers
+$ python -m fastnas.train --preset darts-cifar10 --genotype DARTS_V2
 
-  python -m fastnas.train --from runs/flowers
-  python -m fastnas.train --preset darts-cifar10 --genotype DARTS_V2 --data cifar10:./data --download
-
-Options come from the defaults, then --preset, then --config, then the flags below."""
+Defaults, then --preset, then --config, then flags: each overrides those before."""
 
 
 @run_command
 def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, 130 after Ctrl-C or SIGTERM, or 2 after an error of the user."""
-    options = parse_train(arguments, f"python -m {PROGRAM}", DESCRIPTION)
+    options = parse_train(arguments, program_name(PROGRAM), DESCRIPTION)
     if options.command.print_config:
         print_document(options.to_yaml())
         return 0

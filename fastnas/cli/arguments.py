@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from fastnas.cli.help import REGISTRY
 from fastnas.errors import UserError
 
 Options = TypeVar("Options")
@@ -35,7 +36,9 @@ def parse_arguments(
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(kind, args=list(arguments), prog=program, description=description, **more)
+            return tyro.cli(
+                kind, args=list(arguments), prog=program, description=description, registry=REGISTRY, **more
+            )
     except SystemExit as end:
         if not end.code:
             sys.stderr.write(said.getvalue())

@@ -144,6 +144,16 @@ def print_error(message: str) -> None:
     print_text(Console(stderr=True), ("error:", "bold red"), f" {message}")
 
 
+called: list[str] = ["python", "-m", "fastnas."]
+"""The words before the name of a command, as this process was called: `fastnas.__main__` sets others."""
+
+
+def program_name(program: str) -> str:
+    """How a user calls `program`, such as fastnas.search: as this process was called."""
+    name = program.removeprefix("fastnas.")
+    return " ".join(called) + (name if called[-1].endswith(".") else f" {name}")
+
+
 def command_line(program: str, *arguments: str) -> str:
     """What a user types to run `program`, quoted for a shell."""
-    return shlex.join(["python", "-m", program, *arguments])
+    return f"{program_name(program)} {shlex.join(arguments)}".rstrip()

@@ -33,6 +33,7 @@ from fastnas.option_types import (
     Turn,
 )
 
+_Seeds = Annotated[str, tyro.conf.arg(aliases=["--seed"])]
 _From = Annotated[Path | None, tyro.conf.arg(name="from")]  # a field cannot have this name
 
 # --- where the options come from ---
@@ -143,7 +144,7 @@ class DataOptions(Options):
     batch_size: Count
     """Images in a batch."""
     image_size: Side | None = None
-    """Pixels a side to resize and crop to; None keeps the size."""
+    """Pixels a side to resize and crop to; None: as they are."""
     limit: Count | None = None
     """At most this many images, evenly from all classes; None for all."""
     crop_padding: SideOrZero | None = None
@@ -153,7 +154,7 @@ class DataOptions(Options):
     cutout: SideOrZero = 0
     """Cutout: side of the erased square, in pixels; 0 for none."""
     workers: ProcessesOrZero | None = None
-    """Threads (dali; None: one per core, at most 8) or processes (torchvision; None: none) that decode images."""
+    """Threads (dali) or processes (torchvision) that decode images; None: one per core for dali, at most 8, or none."""
     prefetch: Processes = 2
     """Batches that dali, or each torchvision process, prepares ahead."""
     skip_unreadable: bool = False
@@ -284,7 +285,7 @@ class TrainRunOptions(RunOptions):
 
     out: str | None = None
     """Run directory; None for runs/<time>-train-<genotype>-<data>."""
-    seeds: str = listed("0", after="device")
+    seeds: _Seeds = listed("0", after="device")
     """Seed of every random decision; several, such as 1,2,3,4, train as many networks, one after the other."""
     select: Literal["last", "best_valid", "best_test"] = listed("last", after="seeds")
     """Which epoch's weights are kept and tested. best_test reads the test images after every epoch, as some published
@@ -314,7 +315,8 @@ class CompareOptions(Options):
     """Options of a comparison."""
 
     strategies: str
-    """Names, separated by commas; each may have options, for example random,reinforce:controller=independent."""
+    """Names, separated by commas: random, aging-evolution, genetic, nsga2, particle-swarm, reinforce, nasnet-ppo, enas,
+    or python:MODULE:CLASS; each may have options, for example random,reinforce:controller=independent."""
     evaluator: str
     """nb201:PATH (the table of NAS-Bench-201), python:MODULE:FUNCTION, or training:DATA such as training:digits."""
     out: Path

@@ -17,11 +17,13 @@ Show: TypeAlias = Callable[[str, int, int], None]
 INTERVAL = 0.1  # seconds between two drawings
 
 
-def phase_bar(console: Console) -> AbstractContextManager[Show]:
-    """A context that draws what its function is told; it draws nothing where nobody would see it."""
+def phase_bar(console: Console, more: Callable[[], str] = lambda: "") -> AbstractContextManager[Show]:
+    """A context that draws what its function is told; it draws nothing where nobody would see it.
+
+    more: gives the words that stand after it, such as the time that the whole run still takes."""
     if console.quiet:
         return nullcontext(lambda name, done, total: None)
-    return _notebook_bar() if in_notebook() else _terminal_bar(console)
+    return _notebook_bar(more) if in_notebook() else _terminal_bar(console, more)
 
 
 def in_notebook() -> bool:
@@ -30,29 +32,30 @@ def in_notebook() -> bool:
 
 
 @contextmanager
-def _terminal_bar(console: Console) -> Iterator[Show]:
+def _terminal_bar(console: Console, more: Callable[[], str]) -> Iterator[Show]:
     bar = Progress(
         TextColumn("{task.description:>10}"),
         BarColumn(bar_width=32),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[more]}"),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
-    task = bar.add_task("starting", total=None)
+    task = bar.add_task("starting", total=None, more="")
 
     def draw(name: str, done: int, total: int, begun: bool) -> None:
         if begun:
             bar.reset(task, description=name, total=total)
-        bar.update(task, completed=done, total=total)
+        bar.update(task, completed=done, total=total, more=more())
 
     with bar:
         yield _now_and_then(draw)
 
 
 @contextmanager
-def _notebook_bar() -> Iterator[Show]:
+def _notebook_bar(more: Callable[[], str]) -> Iterator[Show]:
     # rich draws its own bars as widgets, which need another package and swallow what is printed meanwhile.
     from IPython.display import display  # type: ignore[import-not-found]
 
@@ -63,7 +66,7 @@ def _notebook_bar() -> Iterator[Show]:
         nonlocal since
         if begun:
             since = time.perf_counter()
-        text = f"{name} {done}/{total}, {time.perf_counter() - since:.0f} s"
+        text = ", ".join(filter(None, [f"{name} {done}/{total}", f"{time.perf_counter() - since:.0f} s", more()]))
         bar = f'<progress value="{done}" max="{total}" style="width: 20em"></progress> {html.escape(text)}'
         handle.update({"text/plain": text, "text/html": bar}, raw=True)
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fastnas.cli.command import print_text
 from fastnas.cli.phase_bar import phase_bar
+from fastnas.cli.time_left import TimeLeft, short_time
 from fastnas.engine.loop import Loop
 
 VALIDATED = {"supernet": "supernet", "cell": "found cell by shared weights"}
@@ -18,50 +19,53 @@ OnStep: TypeAlias = Callable[[dict[str, Any]], object]
 
 LISTED = 10  # files that were left out
 HEADER = (
-    f"{'epoch':>7} {'rate':>7} {'train loss':>11} {'acc':>6} {'valid loss':>11} {'acc':>6} "
-    f"{'H(α)':>6} {'skips':>5} {'time':>7} {'wait':>4}"
+    f"{'epoch':>7} {'rate':>6} {'loss':>8} {'acc':>6} {'val_loss':>8} {'val_acc':>7} "
+    f"{'H(α)':>5} {'skips':>5} {'time':>7} {'left':>6} {'wait':>4}"
 )
-"""At most 79 columns, as `epoch_line`. `wait` is the share of the weight steps' time that was spent waiting for images.
-"""
+"""At most 79 columns, as `epoch_line`. `left` is what the whole run still takes, `wait` the share of the weight steps'
+time that was spent waiting for images."""
 
 
-def epoch_line(record: dict[str, Any], epochs: int) -> str:
-    """One row of the table under `HEADER`, from an "epoch" event."""
+def epoch_line(record: dict[str, Any], epochs: int, left: float | None = None) -> str:
+    """One row of the table under `HEADER`, from an "epoch" event. left: seconds until the end, where it is known."""
     alpha_entropy = sum(record["alpha_entropy"].values()) / len(record["alpha_entropy"])
     counts = record["skip_count"]
     both = [sum(n for kind, n in counts.items() if kind.endswith("reduce") is reduce) for reduce in (False, True)]
     skips = f"{both[0]}+{both[1]}"
     columns = [
         f"{record['epoch'] + 1:>3}/{epochs:<3}",
-        f"{record['learning_rate']:>7.4f}",
-        f"{_number(record['train_loss'], '.4f'):>11}",
+        f"{record['learning_rate']:>6.4f}",
+        f"{_number(record['train_loss'], '.4f'):>8}",
         f"{_number(record['train_accuracy'], '.1%'):>6}",
-        f"{_number(record['valid_loss'], '.4f'):>11}",
-        f"{_number(record['valid_accuracy'], '.1%'):>6}",
-        f"{alpha_entropy:>6.3f}",
+        f"{_number(record['valid_loss'], '.4f'):>8}",
+        f"{_number(record['valid_accuracy'], '.1%'):>7}",
+        f"{alpha_entropy:>5.3f}",
         f"{skips:>5}",
         f"{sum(record['seconds'].values()):>6.1f}s",
+        f"{short_time(left):>6}",
         f"{waiting_share(record['seconds']):>4.0%}",
     ]
     return " ".join(columns)
 
 
 TRAIN_HEADER = (
-    f"{'epoch':>9} {'rate':>8} {'drop':>6} {'train loss':>11} {'acc':>6} {'valid loss':>11} {'acc':>6} {'time':>8}"
+    f"{'epoch':>9} {'rate':>8} {'drop':>6} {'loss':>8} {'acc':>6} {'val_loss':>8} {'val_acc':>7} "
+    f"{'time':>8} {'left':>6}"
 )
 
 
-def train_line(record: dict[str, Any], epochs: int) -> str:
-    """One row of the table under `TRAIN_HEADER`, from an "epoch" event of a retraining."""
+def train_line(record: dict[str, Any], epochs: int, left: float | None = None) -> str:
+    """One row of the table under `TRAIN_HEADER`, from an "epoch" event of a retraining. left: as of `epoch_line`."""
     columns = [
         f"{record['epoch'] + 1:>4}/{epochs:<4}",
         f"{record['learning_rate']:>8.5f}",
         f"{record['drop_path']:>6.3f}",
-        f"{_number(record['train_loss'], '.4f'):>11}",
+        f"{_number(record['train_loss'], '.4f'):>8}",
         f"{_number(record['train_accuracy'], '.1%'):>6}",
-        f"{_number(record['valid_loss'], '.4f'):>11}",
-        f"{_number(record['valid_accuracy'], '.1%'):>6}",
+        f"{_number(record['valid_loss'], '.4f'):>8}",
+        f"{_number(record['valid_accuracy'], '.1%'):>7}",
         f"{sum(record['seconds'].values()):>7.1f}s",
+        f"{short_time(left):>6}",
     ]
     test, waiting = record["test_accuracy"], waiting_share(record["seconds"])
     return (
@@ -107,10 +111,11 @@ def shown(
     loop: Loop,
     console: Console,
     header: str = HEADER,
-    line: Callable[[dict[str, Any], int], str] = epoch_line,
+    line: Callable[[dict[str, Any], int, float | None], str] = epoch_line,
 ) -> Iterator[None]:
     """Shows the progress of `loop` on `console` while the context is open: `line` of every epoch under `header`."""
     explained: set[str] = set()
+    left = TimeLeft(loop.epochs, loop.epoch)
 
     def explain(words: str) -> None:
         if words not in explained:
@@ -119,7 +124,8 @@ def shown(
 
     def write(record: dict[str, Any]) -> None:
         if record["event"] == "epoch":
-            print_text(console, line(record, loop.epochs))
+            left.epoch(record)
+            print_text(console, line(record, loop.epochs, left.seconds))
             if "valid_of" in record:
                 explain(f"        (valid: {VALIDATED[record['valid_of']]}, validation half)")
         elif record["event"] == "update":
@@ -129,7 +135,12 @@ def shown(
 
     loop.log.listeners.append(write)
     print_text(console, header, style="bold")
-    with phase_bar(console) as show:
+    with phase_bar(console, lambda: "" if left.seconds is None else f"{short_time(left.seconds)} left") as draw:
+
+        def show(phase: str, done: int, total: int) -> None:
+            left.step(phase, done, total)
+            draw(phase, done, total)
+
         loop.show = show
         yield
 

@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 
 from fastnas.cli.arguments import parse_arguments
-from fastnas.cli.command import command, print_text
+from fastnas.cli.command import command, print_text, program_name
 from fastnas.cli.own_code import import_space
 from fastnas.option_types import Options
 from fastnas.report.comparison import write_comparison
@@ -46,7 +46,7 @@ def _write(folder: Path) -> Path:
 @command
 def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, or 2 after an error of the user."""
-    options = parse_arguments(ReportOptions, arguments, f"python -m {PROGRAM}", DESCRIPTION)
+    options = parse_arguments(ReportOptions, arguments, program_name(PROGRAM), DESCRIPTION)
     import_space(options.space)
     print_text(console, str(_write(options.run_dir)))
     return 0

@@ -92,7 +92,7 @@ def compound_fitness(
 @register_strategy
 @dataclass
 class EGNAS(Strategy):
-    """EG-NAS. Where the default is None, the variant decides."""
+    """EG-NAS. Where no default is given, the variant decides."""
 
     name: ClassVar[str] = "egnas"
     default_space: ClassVar[str] = "egnas"

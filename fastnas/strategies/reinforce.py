@@ -32,7 +32,7 @@ CONTROLLERS = {
 @register_strategy
 @dataclass
 class Reinforce(PolicyStrategy):
-    """REINFORCE. Where the default is None, the controller decides."""
+    """REINFORCE. Where no default is given, the controller decides."""
 
     name: ClassVar[str] = "reinforce"
     default_evaluations: ClassVar[int] = 400

@@ -151,6 +151,8 @@ def parse(command: str) -> None:
         parse_train(arguments, "", "")
     elif program == "compare":
         tyro.cli(CompareOptions, args=arguments)
+    elif program in ("--help", "--version"):
+        pass  # of the command `fastnas` itself
     elif program is not None:
         assert (ROOT / "fastnas" / f"{program}.py").exists(), command
     elif words[0] == "make":
