@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections import Counter
 from pathlib import Path
 
@@ -96,7 +95,7 @@ def _load(file: Path) -> np.lib.npyio.NpzFile:
         arrays = np.load(file, allow_pickle=False)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}; give a file written by numpy.savez") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged bytes make the reader of archives raise nearly anything
         raise UserError(f"{file} is no complete .npz file; give a file written by numpy.savez") from error
     if not isinstance(arrays, np.lib.npyio.NpzFile):
         raise UserError(f"{file} holds a single array; give a .npz file with {EXPECTED}")

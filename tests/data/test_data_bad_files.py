@@ -212,6 +212,7 @@ def test_an_unreadable_folder_within_a_class_can_be_skipped(root: Path, monkeypa
     assert source.left_out[0].startswith(f"cannot read the folder {root}/cat/kittens: Permission denied")
 
 
+@pytest.mark.filterwarnings("ignore:Image size")
 def test_images_with_too_many_pixels_are_named(root: Path) -> None:
     path = root / "cat" / "large.png"
     Image.new("1", (12_000, 9_000)).save(path)

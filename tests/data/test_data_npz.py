@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import os
 import zipfile
 from collections.abc import Callable
@@ -128,7 +129,17 @@ def test_folder_instead_of_file(tmp_path: Path) -> None:
         data.open(f"npz:{tmp_path}")
 
 
-@pytest.mark.parametrize("content", [b"", b"hello, world", b"PK\x03\x04 cut"])
+def of_version(version: int) -> bytes:
+    """An empty archive with a member that says it needs this version of the format."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("images.npy", b"")
+    content = bytearray(file.getvalue())
+    content[content.index(b"PK\x01\x02") + 6] = version
+    return bytes(content)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, world", b"PK\x03\x04 cut", of_version(99)])
 def test_other_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "set.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"set\.npz is no complete \.npz file"):

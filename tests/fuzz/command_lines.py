@@ -107,7 +107,7 @@ def _real(name: str, arguments: Sequence[str]) -> str:
         [sys.executable, "-m", f"fastnas.{name}", *arguments],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=150,
         check=False,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
