@@ -290,12 +290,14 @@ def _train_in(
         print_search_run(read_search(options.command.search_run), options, sources, console)
     trained: list[TrainedNetwork] = []
     for seed, folder in folders.items():
-        if is_finished(folder):  # its test images were read once, and are not read again
-            print_text(console, f"seed {seed} is done: {folder}")
-            trained.append(TrainedNetwork(seed, "finished", folder, recorded_test(folder)))
-            continue
         own = dataclasses.replace(options, run=dataclasses.replace(options.run, seeds=str(seed)))
         with nullcontext(lock) if folder == directory else locked_directory(folder) as inner:
+            if is_finished(folder):  # its test images were read once, and are not read again
+                print_text(console, f"seed {seed} is done: {folder}")
+                trained.append(TrainedNetwork(seed, "finished", folder, recorded_test(folder)))
+                if not (folder / "report.html").exists():  # killed at the very end
+                    write_report(folder)
+                continue
             retrain = prepare_training(own, sources, folder, seed, arguments, genotype)
             retrain.check_owned = inner.check
             if folder != directory:

@@ -334,3 +334,16 @@ def test_images_of_another_kind_are_other_options(command: str, project: Path, c
     assert run(command, "--out", "out") == 0
     assert resume(command, "out", "--data", "digits") == 2
     assert "data.data is 'digits' but was 'folder:" in error(capsys)
+
+
+def test_a_seed_that_is_done_is_tidied_up_when_the_run_goes_on(project: Path) -> None:
+    """Its process was killed after the last record, before the report."""
+    assert run("train", "--seeds", "1,2", "--out", "out", "--epochs", "1", "--stop-after", "5") == 0
+    done = project / "out" / "seed-1"
+    before = (done / "metrics.jsonl").read_bytes()
+    (done / "report.html").unlink()
+    (done / ".fastnas.lock").write_text(json.dumps({"host": "x"}))
+    assert run("train", "--resume", "out") == 0
+    assert (done / "report.html").exists()
+    assert not (done / ".fastnas.lock").exists()
+    assert (done / "metrics.jsonl").read_bytes() == before

@@ -1,6 +1,6 @@
 """Kills search, train and compare with SIGKILL at random moments, and compares their ends with uninterrupted runs.
 
-python tests/faults/kills.py --kills 200 [--seed N]
+python tests/faults/kills.py --kills 200 [--command search|train|compare] [--seed N]
 """
 
 from __future__ import annotations
@@ -51,12 +51,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=secrets.randbelow(2**31))
+    parser.add_argument("--command", choices=[command.name for command in COMMANDS], help="only this one")
     options = parser.parse_args()
+    commands = [command for command in COMMANDS if options.command in (None, command.name)]
     draw = random.Random(options.seed)
     print(f"seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         output, wholes, durations = Path(folder, "output"), {}, {}
-        for command in COMMANDS:
+        for command in commands:
             begin = time.perf_counter()
             complete(command, Path(folder, command.name), output)
             durations[command] = time.perf_counter() - begin
@@ -64,7 +66,7 @@ def main() -> int:
             print(f"{command.name}: uninterrupted in {durations[command]:.1f} s", flush=True)
         kills, runs = 0, 0
         while kills < options.kills:
-            for command in COMMANDS:
+            for command in commands:
                 directory = Path(folder, "killed")
                 most = min(8, options.kills - kills)
                 for line in kill_until_done(command, directory, output, draw, durations[command] / 2, most):

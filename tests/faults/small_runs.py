@@ -28,7 +28,7 @@ TRAIN = shlex.split(
     "--learning-rate 0.1 --cutout 2 --device cpu --validation 0.2 --seeds 1,2"
 )
 COMPARE = shlex.split(
-    "--strategies random,aging-evolution --evaluator python:small_runs:score --runs 40 --budget 40 --processes 1"
+    "--strategies random,aging-evolution --evaluator python:small_runs:score --runs 40 --budget 300 --processes 1"
 )
 TIMES = ("seconds", "log_position", "options")
 
