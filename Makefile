@@ -30,7 +30,7 @@ PRELOAD = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file
 SANITIZE_TESTS ?= tests/ops
 # Empty where no NVIDIA driver is loaded; the last one is that of Windows' Linux.
 DRIVER := $(wildcard /proc/driver/nvidia/version /dev/nvidiactl /dev/dxg)
-SAY := $(PYTHON) .ci/with_progress.py
+SAY := $(PYTHON) tools/with_progress.py
 PIP := $(BIN)/pip install --progress-bar raw --disable-pip-version-check
 INSTALL := $(PIP) --verbose --no-build-isolation -c constraints.txt
 

@@ -1,6 +1,6 @@
 """Runs a command of the installation, and says at least every 15 seconds what it does and how far it is.
 
-    python3 .ci/with_progress.py "installing torch" pip install torch
+    python3 tools/with_progress.py "installing torch" pip install torch
 
 What the command itself prints goes to build/install.log, and is shown where it fails.
 """
