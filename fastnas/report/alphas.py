@@ -211,7 +211,8 @@ def _leaders(history: History) -> Chart:
             weight = max(weights)
             leader = history.candidates[weights.index(weight)] if weight > 0 else UNUSED
             # From barely tinted where every candidate weighs the same to full at the largest weight, in ten steps.
-            strength = max(0.0, (weight - uniform) / ((strongest - uniform) or 1.0))
+            # Where α has not moved, rounding decides on which side of uniform the weights lie.
+            strength = min(1.0, max(0.0, weight - uniform) / max(strongest - uniform, 1e-9))
             shades.append((leader, round(0.1 + 0.9 * strength, 1) if weight > 0 else 0.0))
             title = (
                 f"{_edge_name(history, edge)}, epoch {start}\n{leader} {100 * weight:.{max(1, history.decimals)}f} %"

@@ -74,6 +74,12 @@ def test_leaders_are_the_strongest_candidates() -> None:
     assert hovers(chart) == expected
 
 
+def test_weights_on_either_side_of_uniform_by_rounding_are_drawn() -> None:
+    tables = [[[0.25 - rounding] * 4, [0.25 - 3e-9] * 4] for rounding in (2e-9, 1e-9)]
+    charts = by_name(weight_charts(run_of(*({"op_weights": {"normal": table}} for table in tables))))
+    assert {patch.get_alpha() for patch in charts["leaders_normal"].axes.patches} == {0.1}
+
+
 def test_colours_span_the_weights_and_small_differences_are_said_in_words() -> None:
     close = [[0.250, 0.252, 0.249, 0.249], [0.2497, 0.2502, 0.2503, 0.2498]]
     run = run_of({"op_weights": {"normal": [[0.25] * 4] * 2}}, {"op_weights": {"normal": close}})
