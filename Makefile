@@ -20,8 +20,8 @@ BENCHMARKS ?= ops cell supernet_step
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 # An older processor: our portable kernels, and oneDNN as on one without AVX-512.
 OLDER := FASTNAS_ISA=portable ONEDNN_MAX_CPU_ISA=AVX2
-# What is seen on any processor is left out: a GPU's kernels, what torch.compile records, two whole searches.
-OLDER_TESTS := tests/nn tests/compat tests/benchmarks -m "not emulated" -k "not fake_cuda and not compile and not loss_curves"
+# What any processor shows is left out: kernels of a GPU, what torch.compile records, whole searches, processes, timing.
+OLDER_TESTS := tests/nn tests/compat tests/benchmarks -m "not emulated" -k "not fake_cuda and not compile and not loss_curves and not ddp and not harness"
 # The instruction sets that the library and this processor share, as FASTNAS_ISA names them.
 ISAS = $(shell $(BIN)/python -c "from fastnas.env import instruction_sets; print(*instruction_sets())")
 CTEST := $(BIN)/ctest --test-dir build/emulate --output-on-failure --quiet
