@@ -25,7 +25,7 @@ from fastnas.errors import UserError
 
 SEARCH = shlex.split(
     "--channels 4 --layers 3 --epochs 3 --batch-size 8 --partial-channels 1 --strategy random --evaluations 4 "
-    "--fitness-batch-size 8"
+    "--fitness-batch-size 8 --test none"
 )
 TRAIN = shlex.split(
     "--channels 2 --layers 3 --epochs 3 --batch-size 8 --cutout 0 --auxiliary False --test none "

@@ -157,7 +157,17 @@ def test_other_images_are_refused(tmp_path: Path):
         np.savez(tmp_path / "images.npz", images=images, labels=np.arange(count) % 2)
 
     arrays(80)
-    flags = [*SMALL, "--limit", "1000", "--data", f"npz:{tmp_path / 'images.npz'}", "--out", str(tmp_path / "run")]
+    flags = [
+        *SMALL,
+        "--limit",
+        "1000",
+        "--test",
+        "none",
+        "--data",
+        f"npz:{tmp_path / 'images.npz'}",
+        "--out",
+        str(tmp_path / "run"),
+    ]
     prepare(parse_search([*flags, "--stop-after", "1"], "test", "")).run()
     log = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     arrays(90)

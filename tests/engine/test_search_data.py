@@ -25,7 +25,7 @@ from fastnas.search import prepare
 
 FLAGS = shlex.split(
     "--batch-size 4 --channels 4 --layers 2 --epochs 2 --learning-rate 0.05 --warm-up 1 --population 4 --samples 1 "
-    "--fitness-batch-size 6 --device cpu --crop-padding 1 --cutout 2"
+    "--fitness-batch-size 6 --device cpu --crop-padding 1 --cutout 2 --test none"
 )
 TIMES = ("seconds", "log_position", "options")
 DALI = pytest.param("dali", marks=pytest.mark.skipif(not is_installed(), reason="needs NVIDIA DALI"))
@@ -105,7 +105,7 @@ def test_what_was_skipped_is_listed_everywhere(images: Path, tmp_path: Path, cap
     print_search_header(search, Console(width=200))
     shown = capsys.readouterr().out
     assert "12 unreadable files left out:" in shown
-    assert "text09.jpg: it is no image" in shown
+    assert "text09.jpg: it is not an image" in shown
     assert "text10" not in shown
     assert "and 2 more, all in metrics.jsonl and the report" in shown
     record = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
@@ -117,7 +117,7 @@ def test_what_was_skipped_is_listed_everywhere(images: Path, tmp_path: Path, cap
     ("flags", "message"),
     [
         (["--pipeline", "dali"], 'the dali pipeline needs NVIDIA DALI: pip install "fastnas[dali]"'),
-        (["--prefetch", "0"], "prefetch is 0; give the number of batches to prepare ahead, 1 or more"),
+        (["--prefetch", "0"], "prefetch is 0, expected a whole number from 1 to 1,024."),
         (["--workers", "-1"], "workers is -1"),
     ],
 )
