@@ -22,7 +22,7 @@ from fastnas.nn.derived_cell import DerivedCell
 from fastnas.nn.derived_file import check_weights, load_network, save_network
 from fastnas.nn.fused.node import States, can_fuse, joined
 from fastnas.nn.mixed_op import resolve_backend
-from fastnas.nn.stem import make_stem
+from fastnas.nn.stem import make_channels_last, make_stem
 
 # By stem: sides of images whose feature maps have a size that the auxiliary head can take.
 AUXILIARY_SIDES = {"cifar": range(29, 41), "imagenet": range(193, 257)}
@@ -129,7 +129,7 @@ class DerivedNetwork(nn.Module):
 
         self.stem = make_stem(stem, in_channels, 3 * channels if stem == "cifar" else channels)
         if backend == "fused":  # the operators' layout from the first convolution on, whatever the images have
-            self.stem.to(memory_format=torch.channels_last)
+            make_channels_last(self.stem)
         self.auxiliary_after = 2 * layers // 3
         self.auxiliary_head: AuxiliaryHead | None = None
         self.cells = nn.ModuleList()

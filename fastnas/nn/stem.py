@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from fastnas import standalone
 from fastnas.errors import UserError
 from fastnas.standalone import CIFARStem, Norm
 
-__all__ = ["STEMS", "CIFARStem", "ImageNetStem", "make_stem"]
+__all__ = ["STEMS", "CIFARStem", "ImageNetStem", "make_channels_last", "make_stem"]
 
 
 class ImageNetStem(standalone.ImageNetStem):
@@ -40,3 +41,11 @@ def make_stem(name: str, in_channels: int, out_channels: int, norm: Norm = nn.Ba
     if name not in STEMS:
         raise UserError(f"unknown stem {name!r}: use 'cifar' (images of 32×32) or 'imagenet' (224×224).")
     return STEMS[name](in_channels, out_channels, norm)
+
+
+def make_channels_last(stem: nn.Module) -> None:
+    """Gives a new stem the layout of the operators: torch's convolutions follow that of their weights, whatever that of
+    the images is. Parameters are new ones, as tensors without data cannot change their layout."""
+    for module in stem.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight = nn.Parameter(module.weight.detach().contiguous(memory_format=torch.channels_last))

@@ -18,7 +18,7 @@ from fastnas.nn.cell import SearchCell
 from fastnas.nn.mixed_op import resolve_backend
 from fastnas.nn.nb201 import nb201_body
 from fastnas.nn.primitives import Norm
-from fastnas.nn.stem import CIFARStem, ImageNetStem, make_stem
+from fastnas.nn.stem import CIFARStem, ImageNetStem, make_channels_last, make_stem
 from fastnas.spaces import CellSpace, find
 
 OpWeights = Mapping[str, Tensor]
@@ -102,7 +102,7 @@ class Supernet(nn.Module):
             self.stem = make_stem(stem, in_channels, 3 * channels, BatchNorm)
             self.cells, channels = self._body(channels, layers, norm)
         if self.backend == "fused":  # the operators' layout from the first convolution on, whatever the images have
-            self.stem.to(memory_format=torch.channels_last)
+            make_channels_last(self.stem)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels, num_classes)
         initial = self.space.uniform_alphas()

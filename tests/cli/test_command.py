@@ -38,7 +38,7 @@ def joined(text: str) -> str:
 def test_names_are_printed_as_they_are(capsys: Any, name: str) -> None:
     print_text(Console(), ("bold", "bold"), f" {name}", style="dim")
     assert capsys.readouterr().out == f"bold {name}\n"
-    print_left_out([f"{name}/1.png: it is no image"], Console())
+    print_left_out([f"{name}/1.png: it is not an image"], Console())
     assert f"{name}/1.png" in capsys.readouterr().out
     assert command_line("fastnas.search", "--out", name).startswith("python -m fastnas.search --out ")
 

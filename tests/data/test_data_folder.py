@@ -220,7 +220,7 @@ def test_empty_class_folder(root: Path) -> None:
 def test_text_file_named_jpg(root: Path) -> None:
     (root / "cat" / "9.jpg").write_text("hello")
     for image_size in (None, 16):
-        with pytest.raises(UserError, match=f"cannot read the image {root}/cat/9.jpg: it is no image"):
+        with pytest.raises(UserError, match=f"cannot read the image {root}/cat/9.jpg: it is not an image"):
             data.open(f"folder:{root}", image_size=image_size)
 
 

@@ -316,7 +316,7 @@ def test_an_image_that_becomes_unreadable_is_named(tmp_path: Path, workers: int)
     (tmp_path / "b" / "1.png").write_text("no longer an image")
     batches = pipeline.epoch(0)
     next(batches)
-    with pytest.raises(UserError, match=f"^cannot read the image {tmp_path}/b/1.png: it is no image") as caught:
+    with pytest.raises(UserError, match=f"^cannot read the image {tmp_path}/b/1.png: it is not an image") as caught:
         next(batches)
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match=r"1\.png"):
