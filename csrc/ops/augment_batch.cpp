@@ -63,7 +63,8 @@ struct Cpu : OnCpu {
       STD_TORCH_CHECK(args.index[b] >= 0 && args.index[b] < args.set, kOp, ": index[", b, "] is ", args.index[b],
                       ", but there are ", args.set, " images");
     }
-    const int64_t values = std::max<int64_t>(1, args.height * args.width * args.channels);
+    const int64_t values = args.height * args.width * args.channels;
+    if (values == 0) return;
     parallel_for(0, args.count, std::max<int64_t>(1, kGrain / values),
                  [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(augment_batch, args, result, first, last); });
   }

@@ -92,6 +92,7 @@ struct OnCpu {
 
   explicit OnCpu(const Tensor& like) : like(like) {}
   Workspace workspace(int64_t bytes) const { return Workspace(like, bytes, 64); }
+  Tensor doubles(int64_t count) const { return empty(like, {count}, MemoryFormat::contiguous, ScalarType::Double); }
 };
 
 /// A call on the device of `like`, which is the current one as long as this lives.

@@ -44,8 +44,9 @@ struct Cpu : OnCpu {
   using OnCpu::OnCpu;
 
   void forward(const ColorJitter& args, uint8_t* result) const {
+    if (args.pixels == 0) return;
     // Starting a thread pays from about this many pixels on.
-    const int64_t grain = std::max<int64_t>(1, 4096 / std::max<int64_t>(1, args.pixels));
+    const int64_t grain = std::max<int64_t>(1, 4096 / args.pixels);
     parallel_for(0, args.count, grain,
                  [&](int64_t first, int64_t last) { FASTNAS_CPU_CALL(color_jitter, args, result, first, last); });
   }

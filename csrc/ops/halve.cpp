@@ -86,6 +86,7 @@ Tensor forward(const Tensor& x, int64_t seen) {
   const Tensor images = as_nhwc(x);
   Tensor result = empty(x, halved(x, seen), MemoryFormat::channels_last, x.scalar_type());
   THO_DISPATCH_V2(x.scalar_type(), op, AT_WRAP([&] {
+                    if (result.numel() == 0) return;
                     backend.forward(arguments<scalar_t>(images, seen), result.mutable_data_ptr<scalar_t>());
                   }),
                   FASTNAS_FLOATING_TYPES);
@@ -101,6 +102,7 @@ Tensor backward(const Tensor& grad, const Tensor& x, const Tensor& seen_grad) {
   const Tensor images = as_nhwc(x), grads = as_nhwc(grad), seen_grads = as_nhwc(seen_grad);
   Tensor result = empty(x, sizes_of(x), MemoryFormat::channels_last, x.scalar_type());
   THO_DISPATCH_V2(x.scalar_type(), op, AT_WRAP([&] {
+                    if (result.numel() == 0) return;
                     HalveGrad<scalar_t> parts{};
                     parts.grad = grads.const_data_ptr<scalar_t>();
                     parts.grad_stride = pixel_stride(grads);

@@ -121,6 +121,12 @@ inline Tensor empty(const Tensor& like, const Sizes& sizes, MemoryFormat format,
   return Tensor(handle);
 }
 
+/// What sums of nothing are.
+inline void fill_with_zeros(Tensor& t) { torch::stable::zero_(t); }
+inline void fill_with_zeros(Tensors& tensors) {
+  for (Tensor& t : tensors) fill_with_zeros(t);
+}
+
 /// `t` itself where it has this format, otherwise a copy that does.
 inline Tensor to_memory_format(const Tensor& t, MemoryFormat format) {
   if (has_memory_format(t, format)) return t;

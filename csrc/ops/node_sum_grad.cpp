@@ -36,11 +36,12 @@ struct Cpu : OnCpu {
                 A* grad_bypass_weights) const {
     const NodeShape& s = args.shape;
     const int64_t C = s.channels, K = args.candidate_count, E = args.bypass_count, entries = C + K * C + E;
-    std::vector<double> partial(s.images * entries), total(entries);
-    // Without channels there is nothing to sum.
-    parallel_for(0, C > 0 ? s.images : 0, node_grain(s.pixels * ((K + 1) * C + (E + 1) * (s.groups - 1) * C)),
+    Tensor table = doubles(s.images * entries);
+    double* const partial = table.mutable_data_ptr<double>();
+    std::vector<double> total(entries);
+    parallel_for(0, s.images, node_grain(s.pixels * ((K + 1) * C + (E + 1) * (s.groups - 1) * C)),
                  [&](int64_t first, int64_t last) {
-                   FASTNAS_CPU_CALL(node_sum_grad, args, grad, grad_group0, partial.data(), first, last);
+                   FASTNAS_CPU_CALL(node_sum_grad, args, grad, grad_group0, partial, first, last);
                  });
     for (int64_t image = 0; image < s.images; ++image) {
       for (int64_t i = 0; i < entries; ++i) total[i] += partial[image * entries + i];
@@ -114,6 +115,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> backward(const Tensor& grad, Tensors 
   Tensor grad_bypass_weights = empty(mean, {E}, MemoryFormat::contiguous, dtype);
   THO_DISPATCH_V2(grad.scalar_type(), op, AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
+                    if (grad.numel() == 0) {
+                      for (Tensor* sum : {&sum_dy, &sum_dy_xhat, &grad_bypass_weights}) fill_with_zeros(*sum);
+                      return;
+                    }
                     backend.backward(inputs.arguments<scalar_t>(shape), node_pixels<scalar_t>(g),
                                      grad_group0.mutable_data_ptr<scalar_t>(), sum_dy.mutable_data_ptr<A>(),
                                      sum_dy_xhat.mutable_data_ptr<A>(), grad_bypass_weights.mutable_data_ptr<A>());

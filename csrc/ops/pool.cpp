@@ -49,14 +49,12 @@ struct Cpu : OnCpu {
                T* maximum, A* mean, A* variance) const {
     const int64_t all = images * individuals, C = shape.channels;
     const int64_t windows = pool_windows(shape.height, shape.stride) * pool_windows(shape.width, shape.stride);
-    std::vector<double> table(mean ? all * 2 * 2 * C : 0);
-    if (all * windows * C > 0) {
-      double* rows = mean ? table.data() : nullptr;
-      parallel_for(0, all, grain(shape), [&](int64_t first, int64_t last) {
-        FASTNAS_CPU_CALL(pool_forward, shape, x, average, maximum, rows, first, last);
-      });
-    }
-    if (mean) merge_statistics(table.data(), individuals, images, 2, C, windows, mean, variance);
+    Tensor table = doubles(mean ? all * 2 * 2 * C : 0);
+    double* rows = mean ? table.mutable_data_ptr<double>() : nullptr;
+    parallel_for(0, all, grain(shape), [&](int64_t first, int64_t last) {
+      FASTNAS_CPU_CALL(pool_forward, shape, x, average, maximum, rows, first, last);
+    });
+    if (mean) merge_statistics(rows, individuals, images, 2, C, windows, mean, variance);
   }
 
   template <typename T>
@@ -111,6 +109,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(const Tensor& x, int64_t stri
   Tensor variance = empty(x, per_channel, MemoryFormat::contiguous, acc_dtype(x.scalar_type()));
   THO_DISPATCH_V2(x.scalar_type(), op, AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
+                    if (average.numel() == 0) {
+                      fill_with_zeros(mean);
+                      fill_with_zeros(variance);
+                      return;
+                    }
                     backend.forward(shape, images_of<scalar_t>(image), x.size(0) / individuals, individuals,
                                     average.mutable_data_ptr<scalar_t>(), maximum.mutable_data_ptr<scalar_t>(),
                                     statistics ? mean.mutable_data_ptr<A>() : nullptr,

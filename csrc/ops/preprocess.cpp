@@ -131,8 +131,8 @@ struct Cpu : OnCpu {
 
   template <typename T, typename A>
   void forward(const Preprocess<T>& args, int64_t individuals, T* output, A* mean, A* variance) const {
-    std::vector<double> stats(mean ? args.images * 2 * args.outputs : 0);
-    double* table = mean ? stats.data() : nullptr;
+    Tensor stats = doubles(mean ? args.images * 2 * args.outputs : 0);
+    double* table = mean ? stats.mutable_data_ptr<double>() : nullptr;
     parallel_for(0, args.images, grain(args, args.images), [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(preprocess_forward, args, output, table, first, last);
     });
@@ -199,6 +199,11 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensors inputs, Tensors weights, std:
   Tensor variance = empty(like, sizes, MemoryFormat::contiguous, weight.scalar_type());
   THO_DISPATCH_V2(like.scalar_type(), op, AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
+                    if (output.numel() == 0) {
+                      fill_with_zeros(mean);
+                      fill_with_zeros(variance);
+                      return;
+                    }
                     const auto args = arguments<scalar_t>(shape, x, w, offsets, stride);
                     backend.forward(*args, individuals, output.mutable_data_ptr<scalar_t>(),
                                     statistics ? mean.mutable_data_ptr<A>() : nullptr,
@@ -229,6 +234,11 @@ std::tuple<Tensors, Tensors> backward(Tensors grads, std::optional<Tensor> outpu
     grad_weights.push_back(empty(t, sizes_of(t), MemoryFormat::contiguous, t.scalar_type()));
   THO_DISPATCH_V2(inputs[0].scalar_type(), op, AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
+                    if (shape.channels == 0 || shape.outputs == 0 || shape.images * shape.pixels() == 0) {
+                      fill_with_zeros(grad_inputs);
+                      fill_with_zeros(grad_weights);
+                      return;
+                    }
                     const auto args = arguments<scalar_t>(shape, x, w, offsets, stride);
                     const auto grad = std::make_unique<PreprocessGrad<scalar_t>>();
                     for (const Tensor& t : g) set_part(grad->grads, t, t.const_data_ptr<scalar_t>());

@@ -1,7 +1,6 @@
 #include "ops/stage.h"
 
 #include <algorithm>
-#include <cstring>
 #include <optional>
 #include <tuple>
 
@@ -165,15 +164,12 @@ struct Cpu : OnCpu {
     parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(stage_prepare, args, prepared.data(), first, last);
     });
-    const Sizes entries{mean ? args.count * args.stages * 2 * args.channels : 0};
-    Tensor table = empty(like, entries, MemoryFormat::contiguous, ScalarType::Double);
+    Tensor table = doubles(mean ? args.count * args.stages * 2 * args.channels : 0);
     double* stats = mean ? table.mutable_data_ptr<double>() : nullptr;
-    const int64_t items = args.height * args.width == 0 ? 0 : work.forward;
-    parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
+    parallel_for(0, work.forward, 1, [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(stage_forward, args, prepared.data(), out, stats, first, last);
     });
     if (mean) {
-      if (items == 0) std::fill(stats, stats + entries[0], 0.0);
       merge_statistics(stats, args.individuals, args.count / args.individuals, args.stages, args.channels,
                        args.out_height * args.out_width, mean, variance);
     }
@@ -186,15 +182,11 @@ struct Cpu : OnCpu {
     parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(stage_prepare, args, prepared.data(), first, last);
     });
-    const bool any = args.height * args.width > 0;
-    const int64_t items = any ? work.gradient : 0;
-    const int64_t partial_bytes = FASTNAS_CPU_CALL(stage_partial_bytes, args);
-    const Workspace partial = workspace(partial_bytes);
-    if (!any) std::memset(partial.data(), 0, partial_bytes);
+    const Workspace partial = workspace(FASTNAS_CPU_CALL(stage_partial_bytes, args));
     const int64_t entries = args.inputs() * 2 * args.channels;
-    Tensor table = empty(like, {bn_sums ? args.count * entries : 0}, MemoryFormat::contiguous, ScalarType::Double);
+    Tensor table = doubles(bn_sums ? args.count * entries : 0);
     double* per_image = bn_sums ? table.mutable_data_ptr<double>() : nullptr;
-    parallel_for(0, items, 1, [&](int64_t first, int64_t last) {
+    parallel_for(0, work.gradient, 1, [&](int64_t first, int64_t last) {
       FASTNAS_CPU_CALL(stage_grad, args, prepared.data(), grads, partial.data(), per_image, first, last);
     });
     parallel_for(0, work.groups, group_grain(args), [&](int64_t first, int64_t last) {
@@ -202,7 +194,7 @@ struct Cpu : OnCpu {
     });
     if (!bn_sums) return;
     std::vector<double> total(entries, 0.0);
-    for (int64_t n = 0; any && n < args.count; ++n) {
+    for (int64_t n = 0; n < args.count; ++n) {
       for (int64_t e = 0; e < entries; ++e) total[e] += per_image[n * entries + e];
     }
     for (int64_t e = 0; e < entries; ++e) bn_sums[e] = A(total[e]);
@@ -246,6 +238,11 @@ std::tuple<Tensors, Tensor, Tensor> forward(Tensors inputs, std::optional<Tensor
   Tensor variance = empty(call.input(), shape, MemoryFormat::contiguous, type);
   THO_DISPATCH_V2(call.dtype, op, AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
+                    if (outputs[0].numel() == 0) {
+                      fill_with_zeros(mean);
+                      fill_with_zeros(variance);
+                      return;
+                    }
                     StageOutputs<scalar_t> out{};
                     for (size_t j = 0; j < outputs.size(); ++j) out.y[j] = outputs[j].mutable_data_ptr<scalar_t>();
                     backend.forward(call.arguments<scalar_t>(), out, statistics ? mean.mutable_data_ptr<A>() : nullptr,
@@ -285,6 +282,12 @@ Gradients backward(Tensors grads, Tensors outputs, std::optional<Tensor> bn_coef
                          MemoryFormat::contiguous, type);
   THO_DISPATCH_V2(call.dtype, op, AT_WRAP([&] {
                     using A = accumulate_t<scalar_t>;
+                    if (g[0].numel() == 0) {
+                      fill_with_zeros(grad_depthwise);
+                      fill_with_zeros(grad_pointwise);
+                      fill_with_zeros(bn_sums);
+                      return;
+                    }
                     StageGrads<scalar_t> all{};
                     for (size_t j = 0; j < g.size(); ++j) {
                       all.grad[j] = g[j].const_data_ptr<scalar_t>();

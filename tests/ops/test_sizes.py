@@ -148,6 +148,28 @@ def test_every_schema_takes_nothing(name, what, seed):
     assert name == "empty_images" or all(bool(leaf.isfinite().all()) for leaf in leaves)
 
 
+MANY = 2**31  # images without pixels or without channels: who went over them one by one would need minutes
+
+
+@pytest.mark.cpu_only
+def test_nothing_takes_no_time():
+    some, table = seen_as(MANY, 0, 2, 3), torch.ones(1, 1, 4)
+    assert OPS.halve(some, 0).shape == (MANY, 0, 1, 2)
+    assert OPS.halve_grad(some[..., :1, :2], some, some).shape == some.shape
+    none = seen_as(MANY, 4, 0, 3)
+    assert all(OPS.pool(none, 1, 1, True)[i].eq(0).all() for i in (2, 3))
+    output, mean, _ = OPS.preprocess([none], [torch.ones(2, 4)], [0], 1, 1, True)
+    assert (output.shape, mean.tolist()) == ((MANY, 2, 0, 3), [[0, 0]])
+    grads = OPS.preprocess_grad([output], None, None, [none], [torch.ones(2, 4)], [0], 1)
+    assert grads[1][0].eq(0).all()
+    assert all(each.eq(0).all() for each in OPS.node_sum_grad(none, [none], table, table, [])[1:])
+    weights = [torch.ones(4, 1, 3, 3)], [torch.ones(4, 4, 1, 1)], [1], 1
+    outputs, mean, _ = OPS.stage([none], table, table, *weights, 1, True, True)
+    assert (outputs[0].shape, mean.eq(0).all()) == (none.shape, True)
+    _, *grads = OPS.stage_grad(outputs, [], None, [none], table, table, *weights)
+    assert all(each.eq(0).all() for each in pytree.tree_leaves(grads))
+
+
 def test_node_sum_without_channels_has_gradients_without_channels():
     candidates = [torch.randn(2, 0, 3, 3, requires_grad=True) for _ in range(2)]
     weights = torch.ones(2, requires_grad=True)
