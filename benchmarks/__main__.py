@@ -25,7 +25,7 @@ from fastnas.cli.output import safe_output
 from fastnas.cli.process import resolve_device
 from fastnas.env import environment
 from fastnas.errors import UserError
-from fastnas.option_types import Count, Processes, Seconds, check_value, reading
+from fastnas.option_types import Count, NotNegative, Processes, check_value, reading
 
 HERE = Path(__file__).parent
 
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--threads", type=_checked(Processes), help="CPU threads (default: PyTorch's choice)")
     parser.add_argument(
-        "--seconds", type=_checked(Seconds), default=2.0, help="per case and mode, at least 3 rounds (default: 2)"
+        "--seconds", type=_checked(NotNegative), default=2.0, help="per case and mode, at least 3 rounds (default: 2)"
     )
     parser.add_argument("--out", type=Path, help="write OUT.csv and OUT.json")
     sizes = parser.add_argument_group(f"end to end ({', '.join(end_to_end())})")

@@ -44,7 +44,7 @@ def measure(device: torch.device, seconds: float, options: Options) -> list[Row]
         searches = {
             name: Epoch(
                 Path(folder, backend),
-                [f"--data=npz:{data}", f"--space={space}", f"--partial-channels={SPACES[space]}",
+                [f"--data=npz:{data}", "--test=none", f"--space={space}", f"--partial-channels={SPACES[space]}",
                  f"--backend={backend}", f"--channels={options.channels}", f"--layers={options.layers}",
                  f"--batch-size={batch}", f"--population={individuals}", f"--fitness-batch-size={fitness_batch}"],
                 device,

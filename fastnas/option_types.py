@@ -3,8 +3,7 @@
 An option is a field of a dataclass derived from `Options`; a number states its range in its type:
 
     epochs: Count = 50
-    momentum: Turn = Annotated[float, Range(0, 0.5)]  # of the colour circle
-ShareBelowOne = 0.9
+    momentum: ShareBelowOne = 0.9
     population: Annotated[int, Range(4, 100_000)] = 50
 """
 

@@ -227,7 +227,7 @@ def test_the_command_writes_every_row(tmp_path, capsys):
     [
         (["sell"], "unknown benchmark sell: choose from ops, "),
         (["cell", "--device", "tpu"], "unknown device 'tpu'"),
-        (["cell", "--batch", "0"], "0 is below 1"),
+        (["cell", "--batch", "0"], "--batch: it is '0', expected a whole number"),
         (["cell", "--channels", "6", "--space", "egnas"], "6 channels cannot be cut"),
     ],
 )
