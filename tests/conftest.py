@@ -61,6 +61,15 @@ def seed(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """Commands set the number of threads of the process; sums of the next test would be rounded in another order."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def registries() -> Iterator[None]:
     """What a test registers is forgotten after it."""
     tables: list[dict[str, Any]] = [PRIMITIVES, primitive_names._names, STRATEGIES]

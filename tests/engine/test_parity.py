@@ -19,7 +19,11 @@ from fastnas.strategies import create
     ("space", "partial_channels", "in_channels"), [("egnas", 4, 1), ("darts", 1, 1)], ids=["egnas-4", "darts-1"]
 )
 def test_gradient_search(space, partial_channels, in_channels):
-    """20 steps of DARTS, first order, in float64: losses within 1e-8, the same genotype."""
+    """20 steps of DARTS, first order, in float64: the same losses and genotype.
+
+    The loss of the first step agrees to 1e-14; from step to step the difference grows about threefold, as training is
+    chaotic: 4e-9 were seen with one thread, 1.4e-8 with two.
+    """
     torch.manual_seed(0)
     fused = Supernet(space, channels=4, layers=3, in_channels=1, partial_channels=partial_channels, backend="fused")
     reference = Supernet(
@@ -42,7 +46,8 @@ def test_gradient_search(space, partial_channels, in_channels):
                 optimizer.step()
             losses[network.backend].append(loss.item())
     ours, theirs = (torch.tensor(losses[backend], dtype=torch.float64) for backend in ("fused", "reference"))
-    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=0)
+    torch.testing.assert_close(ours[:2], theirs[:2], rtol=1e-13, atol=0)
+    torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=0)
     assert len(set(losses["fused"])) == 20
     assert fused.genotype() == reference.genotype()
 
