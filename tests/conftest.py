@@ -24,6 +24,7 @@ from cuda_emulation import emulation
 
 from fastnas import primitive_names
 from fastnas.nn.primitives import PRIMITIVES
+from fastnas.spaces import SPACES
 from fastnas.strategies import STRATEGIES
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -72,7 +73,7 @@ def threads() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def registries() -> Iterator[None]:
     """What a test registers is forgotten after it."""
-    tables: list[dict[str, Any]] = [PRIMITIVES, primitive_names._names, STRATEGIES]
+    tables: list[dict[str, Any]] = [PRIMITIVES, primitive_names._names, STRATEGIES, SPACES]
     before = [dict(table) for table in tables]
     yield
     for table, entries in zip(tables, before, strict=True):
