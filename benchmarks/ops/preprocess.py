@@ -36,6 +36,7 @@ def measure(device: torch.device, seconds: float) -> list[Row]:
         last = [_channels_last(x.detach()).requires_grad_() for x in plain]
         read = sum(x.numel() * x.element_size() for x in plain)
         written = grad.numel() * grad.element_size()
+        products = 2 * grad.numel() * sum(channels)  # operations of the forward pass
 
         def forward(
             function: Preprocess,
@@ -56,7 +57,7 @@ def measure(device: torch.device, seconds: float) -> list[Row]:
             return torch.autograd.grad(forward(function, inputs), [*inputs, *weights], grad)
 
         grad_last = _channels_last(grad)
-        modes: dict[str, tuple[dict[str, Callable[[], object]], int]] = {
+        modes: dict[str, tuple[dict[str, Callable[[], object]], int, int]] = {
             "forward": (
                 {
                     "plain torch": partial(forward, preprocess_reference, plain),
@@ -64,6 +65,7 @@ def measure(device: torch.device, seconds: float) -> list[Row]:
                     "fastnas": partial(forward, preprocess, last),
                 },
                 read + written,
+                products,
             ),
             "both": (
                 {
@@ -72,9 +74,10 @@ def measure(device: torch.device, seconds: float) -> list[Row]:
                     "fastnas": partial(both, preprocess, last, grad_last),
                 },
                 3 * read + 2 * written,
+                3 * products,  # the gradients of inputs and of weights are two more
             ),
         }
-        for mode, (contenders, least) in modes.items():
+        for mode, (contenders, least, flops) in modes.items():
             rows += compare(
                 "preprocess",
                 name,
@@ -82,6 +85,7 @@ def measure(device: torch.device, seconds: float) -> list[Row]:
                 contenders,
                 baseline="plain torch",
                 least_bytes=least,
+                flops=flops,
                 device=device,
                 seconds=seconds,
             )

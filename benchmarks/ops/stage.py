@@ -133,15 +133,20 @@ def measure(device: torch.device, seconds: float) -> list[Row]:
         }
         read = sum(x.numel() * x.element_size() for x in run.states)
         written = 4 * case.outputs * case.channels * len(case.kinds)
-        modes = {"forward": (run.forward, read + written), "both": (run.both, 3 * read + 2 * written)}
-        for mode, (call, least) in modes.items():
+        modes = {
+            "forward": (run.forward, read + written, case.operations),
+            # Each convolution has two more in the backward pass: the gradients of inputs and of weights.
+            "both": (run.both, 3 * read + 2 * written, 3 * case.operations),
+        }
+        for mode, (call, least, flops) in modes.items():
             rows += compare(
                 "stage",
-                f"{case.name}, {case.operations / 1e9:.2f} GFLOP",
+                case.name,
                 mode,
                 {name: partial(call, *contender) for name, contender in contenders.items()},
                 baseline="plain torch",
                 least_bytes=least,
+                flops=flops,
                 device=device,
                 seconds=seconds,
             )
