@@ -52,25 +52,25 @@ class Affine(NamedTuple):
 
 
 class Normalization(NamedTuple):
-    """What BatchNorms do to their channels: γ·(y - mean)·rstd + β."""
+    """What BatchNorms do to their channels: γ·(y - mean)·rstd + β, which is (y - folded_mean)·scale."""
 
     mean: Tensor  # [norms, P, C]
     rstd: Tensor  # [norms, P, C]
+    folded_mean: Tensor  # mean' [norms, P, C], see the module
+    scale: Tensor  # γ·rstd [norms, P, C]
     gamma: Tensor | None = None  # [norms, 1, C]; None for ones, β being zeros then
     beta: Tensor | None = None  # [norms, 1, C]
 
-    @property
-    def scale(self) -> Tensor:
-        """γ·rstd [norms, P, C], by which y is multiplied."""
-        return self.rstd if self.gamma is None else self.gamma * self.rstd
-
-    def folded(self) -> tuple[Tensor, Tensor]:
-        """mean' and rstd' [norms, P, C], see the module."""
-        if self.gamma is None or self.beta is None:
-            return self.mean, self.rstd
-        scale = self.scale
-        scale = torch.where(scale.abs() < LEAST_SCALE, torch.full_like(scale, LEAST_SCALE).copysign(scale), scale)
-        return self.mean - self.beta / scale, scale
+    @classmethod
+    def of(cls, mean: Tensor, rstd: Tensor, affine: Sequence[Affine] = ()) -> Normalization:
+        """From mean and rstd [norms, P, C], with the parameters of each norm."""
+        if all(each.gamma is None and each.beta is None for each in affine):
+            return cls(mean, rstd, mean, rstd)
+        gamma = _stacked([each.gamma for each in affine], 1.0, mean)
+        beta = _stacked([each.beta for each in affine], 0.0, mean)
+        scale = gamma * rstd
+        scale = torch.where(scale.abs() < LEAST_SCALE, LEAST_SCALE, scale)
+        return cls(mean, rstd, torch.addcdiv(mean, beta, scale, value=-1), scale, gamma, beta)
 
     def unfold_sums(self, sums: Tensor, grads: Sequence[Tensor], outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Σ dy and Σ dy·x̂ [norms, C] of one individual, from sums [norms, 2, C]: Σ dy and Σ dy·(γ·x̂ + β).
@@ -81,8 +81,8 @@ class Normalization(NamedTuple):
         if self.gamma is None or self.beta is None:
             return sum_dy, sum_dy_xhat
         # Asking a GPU for the smallest |γ| would wait for it.
-        if sums.is_cpu and self.gamma.abs().amin() >= LEAST_GAMMA:
-            return sum_dy, (sum_dy_xhat - self.beta[:, 0] * sum_dy) / self.gamma[:, 0]
+        if sums.is_cpu and torch.linalg.vector_norm(self.gamma, -torch.inf) >= LEAST_GAMMA:
+            return sum_dy, torch.addcmul(sum_dy_xhat, self.beta[:, 0], sum_dy, value=-1) / self.gamma[:, 0]
         products = [
             _node_sum_grad(grad, [y], self.mean[i : i + 1], self.rstd[i : i + 1], [])[2]  # [1, C]
             for i, (grad, y) in enumerate(zip(grads, outputs, strict=True))
@@ -91,6 +91,7 @@ class Normalization(NamedTuple):
 
     def affine_grads(self, sum_dy: Tensor, sum_dy_xhat: Tensor, batch: bool) -> list[Tensor]:
         """The gradients of γ, β and the shift of each norm, from sums [norms, C] of one individual."""
+        # Zeros and not None: an optimizer decays a bias whose gradient is 0.
         shifts = torch.zeros_like(sum_dy) if batch else self.scale[:, 0] * sum_dy  # [norms, C]
         return [part[i] for i in range(len(sum_dy)) for part in (sum_dy_xhat, sum_dy, shifts)]
 
@@ -108,8 +109,8 @@ def bn_backward_coeffs(
 
     Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, section 3.
     """
-    share = scale / count if count else torch.zeros_like(scale)
-    return torch.stack([scale, -share * rstd * sum_dy_xhat, mean, -share * sum_dy], -2)
+    share = scale / -count if count else torch.zeros_like(scale)  # negative
+    return torch.stack([scale, share * rstd * sum_dy_xhat, mean, share * sum_dy], -2)
 
 
 def count_values(images: Tensor) -> int:
@@ -165,21 +166,16 @@ class Normalizer:
         else:
             mean, variance, _ = self.running(norms)  # [norms, 1, C]
             if any(shift is not None for shift in shifts):
-                mean = mean - _stacked(shifts, torch.zeros_like(mean))
+                mean = mean - _stacked(shifts, 0.0, mean)
             mean, variance = mean.expand(-1, individuals, -1), variance.expand(-1, individuals, -1)
-        rstd = torch.rsqrt(variance + norms[0].eps)
-        if all(each.gamma is None and each.beta is None for each in affine):
-            return Normalization(mean.contiguous(), rstd)
-        gamma = _stacked([each.gamma for each in affine], torch.ones_like(mean[:, :1]))
-        beta = _stacked([each.beta for each in affine], torch.zeros_like(mean[:, :1]))
-        return Normalization(mean, rstd, gamma, beta)
+        return Normalization.of(mean.contiguous(), torch.rsqrt(variance + norms[0].eps), affine)
 
     def record(self, norms: Sequence[nn.BatchNorm2d], stats: BatchStats, shifts: Sequence[Tensor | None] = ()) -> None:
         """Keeps the batch's statistics of norms, towards which `follow` will move their running averages."""
         if self.follows and norms[0].running_mean is not None:
             mean = stats.mean[:, 0]  # [norms, C]
             if any(shift is not None for shift in shifts):
-                mean = mean + _stacked(shifts, torch.zeros_like(mean))
+                mean = mean + _stacked(shifts, 0.0, mean[:, None])[:, 0]
             self._taken.append((norms, BatchStats(mean, stats.variance[:, 0], stats.values)))
 
     def follow(self) -> None:
@@ -210,10 +206,10 @@ def _follow(momentum: float | None, taken: Sequence[Taken]) -> None:
     )
 
 
-def _stacked(tensors: Sequence[Tensor | None], default: Tensor) -> Tensor:
-    """Tensors [C] in the shape of `default` [norms, ..., C], whose rows replace None."""
-    rows = [row if tensor is None else tensor.expand_as(row) for tensor, row in zip(tensors, default, strict=True)]
-    return torch.stack(rows)
+def _stacked(tensors: Sequence[Tensor | None], default: float, like: Tensor) -> Tensor:
+    """Tensors [C] as [norms, 1, C], with a number instead of None, in the dtype of `like` [norms, P, C]."""
+    rows = [like.new_full(like.shape[-1:], default) if tensor is None else tensor for tensor in tensors]
+    return rows[0][None, None] if len(rows) == 1 else torch.stack(rows)[:, None]
 
 
 def _follow_cumulatively(taken: Sequence[Taken]) -> None:

@@ -65,7 +65,8 @@ class _Cell(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad = grad.contiguous(memory_format=torch.channels_last)
-        grads = run_backward(ctx.layout, ctx.settings, SavedCell.restore(ctx), grad)
+        with torch._C._AutoDispatchBelowAutograd():
+            grads = run_backward(ctx.layout, ctx.settings, SavedCell.restore(ctx), grad)
         of_weights = flattened(list(grads.weights))
         return None, None, None, None, *grads.inputs, grads.op_weights, grads.edge_weights, *of_weights
 

@@ -93,67 +93,85 @@ class _FusedSum(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> Tensor:
         terms = [Term(*each) for each in nested(structure, iter(tensors))]
-        norms: list[Normalization] = []  # [1, 1, C'] each
-        outputs: list[BranchOutput] = []
-        raws: list[Tensor] = []  # [N, C', H', W'] each
-        for branch, term in zip(branches, terms, strict=True):
-            output, stats = branch.forward(ForwardPass(normalizer), term.states, term.weights)
-            outputs.append(output)
-            raws += branch.raw(output, term.states[0])
-            norms.append(_normalization(branch, normalizer, stats, term.affine, raws[-1]))
+        with torch._C._AutoDispatchBelowAutograd():  # otherwise each operator would call Python to ask about autograd
+            saved, result = _forward(branches, normalizer, terms, masks, weights)
         ctx.branches, ctx.batch = branches, normalizer.batch
-        SavedNode(weights, terms, norms, outputs, raws, masks).save(ctx)
-        means, scales = (
-            torch.cat(parts) for parts in zip(*(norm.folded() for norm in norms), strict=True)
-        )  # [K, 1, C]
-        if weights is None:
-            weights = scales.new_ones(len(raws))  # [K]
-        if all(mask is None for mask in masks):
-            return _node_sum(raws, means, scales, weights[None], [], None, 1)
-        # Every image is an individual of its own, with weights of its own.
-        images = raws[0].shape[0]
-        ones = scales.new_ones(images)  # [N]
-        of_images = weights * torch.stack([ones if mask is None else mask for mask in masks], 1)  # [N, K]
-        means, scales = (table.expand(-1, images, -1).contiguous() for table in (means, scales))  # [K, N, C]
-        return _node_sum(raws, means, scales, of_images, [], None, images, 1)
+        saved.save(ctx)
+        return result
 
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = SavedNode.restore(ctx)
-        weights, raws = saved.weights, saved.raws
-        if grad.stride(1) != 1:  # a slice of channels needs no copy: the channels of a pixel are still adjacent
-            grad = grad.contiguous(memory_format=torch.channels_last)  # [N, C, H', W']
-        masked = [
-            grad if mask is None else grad * mask.to(grad.dtype).view(-1, 1, 1, 1) for mask in saved.masks
-        ]  # [N, C, H', W'] each
-        sum_dy, sum_dy_xhat = _sums(ctx.branches, masked, raws, saved.norms, weights is not None)  # [1, C] each
-        grad_weights = None
-        if weights is not None:
-            products = [_of_output(norm, *sums) for norm, *sums in zip(saved.norms, sum_dy, sum_dy_xhat, strict=True)]
-            grad_weights = torch.stack([product.sum() for product in products])  # [K]
-            sum_dy = [weight * each for weight, each in zip(weights, sum_dy, strict=True)]
-            sum_dy_xhat = [weight * each for weight, each in zip(weights, sum_dy_xhat, strict=True)]
-        grads: list[Tensor | None] = []
-        for k, (branch, term, norm) in enumerate(zip(ctx.branches, saved.terms, saved.norms, strict=True)):
+        with torch._C._AutoDispatchBelowAutograd():
+            return None, None, None, None, *_backward(ctx.branches, ctx.batch, SavedNode.restore(ctx), grad)
+
+
+def _forward(
+    branches: Sequence[Branch],
+    normalizer: Normalizer,
+    terms: list[Term],
+    masks: list[Tensor | None],
+    weights: Tensor | None,
+) -> tuple[SavedNode, Tensor]:
+    """What the backward pass needs, and the sum [N, C', H', W']."""
+    norms: list[Normalization] = []  # [1, 1, C'] each
+    outputs: list[BranchOutput] = []
+    raws: list[Tensor] = []  # [N, C', H', W'] each
+    for branch, term in zip(branches, terms, strict=True):
+        output, stats = branch.forward(ForwardPass(normalizer), term.states, term.weights)
+        outputs.append(output)
+        raws += branch.raw(output, term.states[0])
+        norms.append(_normalization(branch, normalizer, stats, term.affine, raws[-1]))
+    saved = SavedNode(weights, terms, norms, outputs, raws, masks)
+    means, scales = (
+        torch.cat(parts) for parts in zip(*((norm.folded_mean, norm.scale) for norm in norms), strict=True)
+    )  # [K, 1, C]
+    if weights is None:
+        weights = scales.new_ones(len(raws))  # [K]
+    if all(mask is None for mask in masks):
+        return saved, _node_sum(raws, means, scales, weights[None], [], None, 1)
+    # Every image is an individual of its own, with weights of its own.
+    images = raws[0].shape[0]
+    ones = scales.new_ones(images)  # [N]
+    of_images = weights * torch.stack([ones if mask is None else mask for mask in masks], 1)  # [N, K]
+    means, scales = (table.expand(-1, images, -1).contiguous() for table in (means, scales))  # [K, N, C]
+    return saved, _node_sum(raws, means, scales, of_images, [], None, images, 1)
+
+
+def _backward(branches: Sequence[Branch], batch: bool, saved: SavedNode, grad: Tensor) -> list[Tensor | None]:
+    """From the gradient of the sum [N, C', H', W'] to those of its weights and of the tensors of its terms."""
+    weights, raws = saved.weights, saved.raws
+    if grad.stride(1) != 1:  # a slice of channels needs no copy: the channels of a pixel are still adjacent
+        grad = grad.contiguous(memory_format=torch.channels_last)
+    masked = [
+        grad if mask is None else grad * mask.to(grad.dtype).view(-1, 1, 1, 1) for mask in saved.masks
+    ]  # [N, C', H', W'] each
+    sums = _sums(branches, masked, raws, saved.norms, weights is not None)
+    grad_weights = None
+    if weights is not None:
+        products = [_of_output(norm, *each) for norm, each in zip(saved.norms, sums, strict=True)]
+        grad_weights = torch.stack([product.sum() for product in products])  # [K]
+        sums = [(weight * dy, weight * dy_xhat) for weight, (dy, dy_xhat) in zip(weights, sums, strict=True)]
+    grads: list[Tensor | None] = [grad_weights]
+    for k, (branch, term, norm) in enumerate(zip(branches, saved.terms, saved.norms, strict=True)):
+        if isinstance(branch, IdentityBranch):
+            grad_x = masked[k] if weights is None else masked[k] * weights[k].to(grad.dtype)
+            of_term = Term([grad_x], [], [])
+        else:
             normalised = branch.last_norms[0] is not None
-            if isinstance(branch, IdentityBranch):
-                grad_x = masked[k] if weights is None else masked[k] * weights[k].to(grad.dtype)
-                of_term = Term([grad_x], [], [])
-            else:
-                count = count_values(raws[k]) if ctx.batch and normalised else 0
-                mean, rstd, scale = norm.mean[:, 0], norm.rstd[:, 0], norm.scale[:, 0]  # [1, C]
-                coeffs = bn_backward_coeffs(sum_dy[k], sum_dy_xhat[k], mean, rstd, scale, count)  # [1, 4, C]
-                if weights is not None:
-                    coeffs[:, 0] *= weights[k]
-                back = BackwardPass(term.states, [masked[k]], coeffs, ctx.batch)
-                of_weights = branch.backward(back, saved.outputs[k], term.weights)
-                of_states = back.grad_states or [back.total(branch.stride)]
-                affine = norm.affine_grads(sum_dy[k], sum_dy_xhat[k], ctx.batch) if normalised else []
-                of_term = Term(of_states, of_weights, affine)
-            pairs = zip(flattened(term.lists), flattened(of_term.lists), strict=True)
-            grads += [None if tensor is None else gradient for tensor, gradient in pairs]
-        return None, None, None, None, grad_weights, *grads
+            count = count_values(raws[k]) if batch and normalised else 0
+            mean, rstd, scale = norm.mean[:, 0], norm.rstd[:, 0], norm.scale[:, 0]  # [1, C']
+            coeffs = bn_backward_coeffs(*sums[k], mean, rstd, scale, count)  # [1, 4, C']
+            if weights is not None:
+                coeffs[:, 0] *= weights[k]
+            back = BackwardPass(term.states, [masked[k]], coeffs, batch)
+            of_weights = branch.backward(back, saved.outputs[k], term.weights)
+            of_states = back.grad_states or [back.total(branch.stride)]
+            affine = norm.affine_grads(*sums[k], batch) if normalised else []
+            of_term = Term(of_states, of_weights, affine)
+        pairs = zip(flattened(term.lists), flattened(of_term.lists), strict=True)
+        grads += [None if tensor is None else gradient for tensor, gradient in pairs]
+    return grads
 
 
 def _normalization(
@@ -163,7 +181,7 @@ def _normalization(
     norm = branch.last_norms[0]
     if norm is None:
         one = torch.ones(1, 1, raw.shape[1], dtype=normalizer.acc_dtype, device=raw.device)
-        return Normalization(torch.zeros_like(one), one)
+        return Normalization.of(torch.zeros_like(one), one)
     own = None
     if normalizer.batch:
         place = branch.stat_places()[1][0]
@@ -188,19 +206,22 @@ def _sums(
     raws: Sequence[Tensor],
     norms: Sequence[Normalization],
     all_of_them: bool,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Σ dy and Σ dy·x̂ [1, C] of every candidate, or 0 where it is not normalised; a dy that several share is
-    read once."""
-    sum_dy, sum_dy_xhat = ([torch.zeros_like(norm.mean[:, 0]) for norm in norms] for _ in range(2))
+) -> list[tuple[Tensor, Tensor]]:
+    """Σ dy and Σ dy·x̂ [1, C'] of every candidate, or zeros where it is not normalised; a dy that several share is read
+    once."""
+    sums: dict[int, tuple[Tensor, Tensor]] = {}
     wanted = [k for k, branch in enumerate(branches) if all_of_them or branch.last_norms[0] is not None]
     for grad in {id(grads[k]): grads[k] for k in wanted}.values():
         group = [k for k in wanted if grads[k] is grad]
-        mean = torch.cat([norms[k].mean for k in group])  # [K, 1, C]
-        rstd = torch.cat([norms[k].rstd for k in group])  # [K, 1, C]
+        mean = torch.cat([norms[k].mean for k in group])  # [K, 1, C']
+        rstd = torch.cat([norms[k].rstd for k in group])  # [K, 1, C']
         _, total, products, _ = _node_sum_grad(grad, [raws[k] for k in group], mean, rstd, [])
-        for k, product in zip(group, products, strict=True):
-            sum_dy[k], sum_dy_xhat[k] = total[None], product[None]
-    return sum_dy, sum_dy_xhat
+        sums |= {k: (total[None], product[None]) for k, product in zip(group, products, strict=True)}
+    for k in range(len(branches)):
+        if k not in sums:
+            zeros = torch.zeros_like(norms[k].mean[:, 0])
+            sums[k] = zeros, zeros
+    return [sums[k] for k in range(len(branches))]
 
 
 States = Tensor | tuple[Tensor, ...]

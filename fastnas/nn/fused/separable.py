@@ -96,7 +96,8 @@ class SeparableBranch(Branch):
         norm = run.normalizer.normalization(self.inner_norms, inner, affine, individuals)
         second, mean, variance = _stage(
             [first[i] for i in self.doubles],
-            *norm.folded(),
+            norm.folded_mean,
+            norm.scale,
             second_depthwise,
             second_pointwise,
             self.second_dilations,
@@ -134,7 +135,8 @@ class SeparableBranch(Branch):
                 output.second,
                 taken(back.coeffs, self.double_rows, back.indices),
                 read,
-                *norm.folded(),
+                norm.folded_mean,
+                norm.scale,
                 second_depthwise,
                 second_pointwise,
                 self.second_dilations,
