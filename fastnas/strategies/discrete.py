@@ -277,7 +277,9 @@ class DiscreteStrategy(Strategy):
     @property
     def by(self) -> str:
         """Who gave the best architecture its accuracy, and on what, in words."""
-        return f"shared weights, the whole validation half after {self._by}" if self._judged else self._by
+        if not self._judged:
+            return self._by
+        return f"shared weights, all {len(self._search.valid_pipeline.indices):,} images of the validation half"
 
     def genotype(self, search: SearchContext) -> AnyGenotype:
         """The most accurate architecture so far; before the first evaluation, the one derived from the initial α."""

@@ -81,8 +81,7 @@ def test_the_finalists_are_scored_on_the_whole_validation_half(tmp_path: Path):
     best = outcome.chosen["accuracy"]
     assert best == max(event["accuracy"]) == pytest.approx(outcome.valid_accuracy)
     assert round(best * 40, 6) % 1 == 0
-    by = "shared weights, the whole validation half after shared weights, 20 images of the validation half"
-    assert outcome.chosen["by"] == f"{by} for each generation"
+    assert outcome.chosen["by"] == "shared weights, all 40 images of the validation half"
     (update,) = [event for event in events(search.directory) if event["event"] == "update"]
     assert (update["best_accuracy"], update["by"]) == (best, outcome.chosen["by"])
 
