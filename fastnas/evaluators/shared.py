@@ -25,7 +25,8 @@ class SharedWeights(Evaluator):
 
     Args:
         network: the supernet; its weights and running statistics stay as they are.
-        batches: returns the validation batches for one call of `evaluate`.
+        batches: returns the validation batches for one call of `evaluate`; "recalibrate" calls it once for each path,
+            and expects the same ones.
         bn_mode: "batch" normalises by the validation batch, "running" by the statistics of training, "recalibrate" by
             statistics of each path alone, taken anew from `training_batches`.
         training_batches: returns about 20 training batches; for "recalibrate" only.
@@ -53,13 +54,11 @@ class SharedWeights(Evaluator):
         with stopwatch() as clock:
             correct = torch.zeros(len(codes), dtype=torch.float64)  # [P]
             count = 0
-            batches = list(self.batches())
             if self.bn_mode == "recalibrate":
                 for index, path in enumerate(paths):
-                    correct[index] = self._recalibrated(path, batches)
-                count = sum(len(labels) for _, labels in batches)
+                    correct[index], count = self._recalibrated(path)
             else:
-                for images, labels in batches:
+                for images, labels in self.batches():
                     logits = self.network.path_population_logits(images, paths, bn_mode=self.bn_mode)  # [P, B, classes]
                     correct += (logits.argmax(-1) == labels).sum(1).cpu()
                     count += len(labels)
@@ -69,8 +68,8 @@ class SharedWeights(Evaluator):
             for code, hits in zip(codes, correct.tolist(), strict=True)
         ]
 
-    def _recalibrated(self, path: Mapping[str, Tensor], batches: Batches) -> int:
-        """Correct answers under statistics of this path alone; those of the network are put back."""
+    def _recalibrated(self, path: Mapping[str, Tensor]) -> tuple[int, int]:
+        """Correct answers, of how many, under statistics of this path alone; those of the network are put back."""
         assert self.training_batches is not None
         layers = [module for module in self.network.modules() if isinstance(module, nn.BatchNorm2d)]
         kept = copy.deepcopy([(layer._buffers, layer.momentum) for layer in layers])
@@ -82,8 +81,11 @@ class SharedWeights(Evaluator):
                     layer.momentum = 1 / (number + 1)  # makes running statistics the mean over the batches
                 self.network.path_logits(images, path)
             self.network.eval()
-            hits = [(self.network.path_logits(images, path).argmax(-1) == labels).sum() for images, labels in batches]
-            return int(sum(hits))
+            hits, count = torch.zeros((), dtype=torch.int64), 0
+            for images, labels in self.batches():
+                hits += (self.network.path_logits(images, path).argmax(-1) == labels).sum().cpu()
+                count += len(labels)
+            return int(hits), count
         finally:
             for layer, (buffers, momentum) in zip(layers, kept, strict=True):
                 for name, buffer in buffers.items():

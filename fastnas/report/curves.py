@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
@@ -24,9 +24,12 @@ class Curve:
 
 
 def epoch_charts(run: Run) -> Iterator[Chart]:
-    """Loss, accuracy, alpha entropy, skip count, sigma, drop path and learning rate, as far as they were recorded."""
+    """Loss, loss of α, accuracy, alpha entropy, skip count, sigma, drop path and learning rate, as far as they were
+    recorded."""
     if chart := line_chart("loss", "Loss", "cross-entropy (nats)", _train_and_valid(run, "loss"), "{:.3f}"):
         chart.note = _whose(run)
+        yield chart
+    if chart := _alpha_loss(run):
         yield chart
     if chart := line_chart(
         "accuracy", "Accuracy", "accuracy (%)", _train_and_valid(run, "accuracy", 100.0), "{:.1f} %"
@@ -99,6 +102,20 @@ def _entropy(run: Run) -> Chart | None:
     if chart and count:
         chart.note = f"Mean over the edges. ln {count} means that all {count} candidates weigh the same."
     return chart
+
+
+def _alpha_loss(run: Run) -> Chart | None:
+    curves = [Curve("sum", "accent", _points(run.alphas, [record.get("loss") for record in run.alphas]))]
+    names = dict.fromkeys(name for record in run.alphas for name in mapping(record.get("terms")))
+    for name, tint in zip(names, cycle(("ink-soft", "contrast"))):
+        values = [mapping(record.get("terms")).get(name) for record in run.alphas]
+        curves.append(Curve(name, tint, _points(run.alphas, values)))
+    if not names:
+        curves[0] = replace(curves[0], label="")
+    if chart := line_chart("alpha_loss", "Loss of α", "nats", curves, "{:.3f}"):
+        chart.note = "What the steps of α minimise, on their batches of the validation half; the mean of an epoch."
+        return chart
+    return None
 
 
 def _sigma(run: Run) -> Chart | None:

@@ -22,8 +22,9 @@ LARGEST = 1e30  # of a number; charts of larger ones, and sums of their squares,
 class Run:
     """The contents of a run directory; whatever is missing is empty.
 
-    ``epochs``, ``populations``, ``updates`` and ``fronts`` are in the order in which they happened. Where a resumed run
-    repeats an epoch or an evolution step, only the repetition is kept. All of them count epochs and steps from 0.
+    ``epochs``, ``populations``, ``updates``, ``fronts`` and ``alphas`` (the losses of α) are in the order in which they
+    happened. Where a resumed run repeats an epoch or an evolution step, only the repetition is kept. All of them count
+    epochs and steps from 0.
     """
 
     path: Path
@@ -37,6 +38,7 @@ class Run:
     genotype_origin: str = ""
     problems: list[str] = field(default_factory=list)
     fronts: list[Record] = field(default_factory=list)
+    alphas: list[Record] = field(default_factory=list)
 
     @property
     def status(self) -> str:
@@ -175,13 +177,13 @@ def read_run(run_dir: str | Path) -> Run:
             ending = record
         elif event in tables:
             _keep(tables, event, record)
-    epochs, populations, updates, fronts = (list(table.values()) for table in tables.values())
+    epochs, populations, updates, fronts, alphas = (list(table.values()) for table in tables.values())
     recorded = {epoch["epoch"] for epoch in epochs}
     if lost := [str(epoch + 1) for epoch in range(max(recorded, default=-1)) if epoch not in recorded]:
         which = f"epoch {lost[0]}" if len(lost) == 1 else f"{len(lost)} epochs, the first of them {lost[0]},"
         problems.append(f"metrics.jsonl lacks the records of {which} which a file of before held.")
     genotype, origin = _read_genotype(path / "genotype.json", epochs, problems)
-    return Run(path, config, starts, epochs, populations, updates, ending, genotype, origin, problems, fronts)
+    return Run(path, config, starts, epochs, populations, updates, ending, genotype, origin, problems, fronts, alphas)
 
 
 _KEYS = {
@@ -189,6 +191,7 @@ _KEYS = {
     "population": ("epoch", "step", "sample", "generation"),
     "update": ("epoch", "step"),
     "front": ("epoch",),
+    "alpha": ("epoch",),
 }
 _Table = dict[tuple[int, ...], Record]
 _FORMER_PHASES = {"evolution": "strategy"}  # as earlier versions named what an epoch's time went into

@@ -90,7 +90,9 @@ class DARTS(GradientStrategy):
                 logits = torch.func.functional_call(
                     network, replaced, (images,), self.arch_weights(search, int(alpha_counts))
                 )
-                return self.alpha_loss(search, logits, labels) if alpha_counts else F.cross_entropy(logits, labels)
+                if alpha_counts:
+                    return self.logged_alpha_loss(search, logits, labels)
+                return F.cross_entropy(logits, labels)
 
             return loss
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +19,7 @@ from fastnas.option_types import Count, CountOrZero
 from fastnas.spaces.encoding import Code, Encoding, encoding_of
 from fastnas.strategies.base import Strategy
 from fastnas.strategies.context import SearchContext
-from fastnas.strategies.scoring import for_search, scored_on
+from fastnas.strategies.scoring import for_search, on_all_images, scored_on
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,19 @@ class DiscreteStrategy(Strategy):
     """
 
     default_space: ClassVar[str] = "egnas"
+    published_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "weights": {"epochs": 150, "learning_rate": 0.025, "learning_rate_min": 0.001, "clip": 1.0},
+        "data": {"batch_size": 64},
+        "network": {"channels": 24, "layers": 8, "partial_channels": 1},
+    }
+    """Those of RandomNAS, whose weights are shared and trained on one random path a step, too. Strategies whose paper
+    trains every architecture from scratch take over what their paper says of the split."""
     default_evaluations: ClassVar[int] = 200
     default_warm_up: ClassVar[float] = 1.0
     """As a share of the epochs; with 1 all evaluations come after the last epoch, so that they see the same weights."""
+    default_fitness_batch_size: ClassVar[int] = 64
+    default_fitness_batches: ClassVar[int] = 10
+    default_finalists: ClassVar[int] = 10
 
     warm_up: CountOrZero | None = None
     """Epochs before architectures are evaluated; None for the strategy's own share of the epochs."""
@@ -64,10 +74,17 @@ class DiscreteStrategy(Strategy):
     python:MODULE:FUNCTION: a function of your own; nb201:PATH: the table of NAS-Bench-201."""
     bn_mode: Literal["batch", "running", "recalibrate"] = "batch"
     """BatchNorm with shared weights: statistics of the batch, running ones, or recomputed for each path."""
-    fitness_batch_size: Count = 128
-    """Images in a batch that architectures are scored on."""
-    fitness_batches: Count = 1
-    """Batches of that size; more give less noise."""
+    fitness_batch_size: Count | None = None
+    """Images in a batch that architectures are scored on; None for 64 (enas: 160), or for all where there are fewer."""
+    fitness_batches: Count | None = None
+    """Batches of that size, with shared weights; None for 10 (enas: 1), or for as many as there are. More give less
+    noise."""
+    fitness_images: Literal["same", "generation", "architecture"] = "same"
+    """Which images they hold, with shared weights. same: all architectures of an epoch see the same ones; generation:
+    those that are asked for together see new ones; architecture: each sees new ones."""
+    finalists: CountOrZero | None = None
+    """Architectures, the best so far, that are scored on the whole validation half in the end; the best of them is the
+    result. 0 for none; None for 10 with shared weights (nsga2, enas: none)."""
 
     # --- what a strategy is ---
 
@@ -79,6 +96,8 @@ class DiscreteStrategy(Strategy):
         self.best: Individual | None = None
         self.evaluated = 0
         self.wanted: int | None = None
+        self.places = 0  # for finalists
+        self.leaders: list[Individual] = []  # the best so far, of different architectures, best first
 
     @abstractmethod
     def ask(self) -> list[Code]:
@@ -100,14 +119,28 @@ class DiscreteStrategy(Strategy):
         """The path whose shared weights are trained next; by default a uniformly random one."""
         return self.encoding.sample(rng)
 
+    def merit(self, individual: Individual) -> tuple[float, ...]:
+        """What the result is chosen by: the greatest, and the first of equals. The accuracy by default."""
+        return (individual.accuracy,)
+
     def learn(self, codes: Sequence[Code], evaluations: Sequence[Evaluation]) -> None:
-        """Calls `tell`, and keeps the most accurate architecture, which all strategies do."""
+        """Calls `tell`, and keeps the best architecture, which all strategies do."""
         individuals = [Individual(code, result) for code, result in zip(codes, evaluations, strict=True)]
         for individual in individuals:
-            if self.best is None or individual.accuracy > self.best.accuracy:
+            if self.best is None or self.merit(individual) > self.merit(self.best):
                 self.best = individual
+        self._lead(individuals)
         self.evaluated += len(individuals)
         self.tell(individuals)
+
+    def _lead(self, individuals: Sequence[Individual]) -> None:
+        if not self.places:
+            return
+        ranked = sorted([*self.leaders, *individuals], key=self.merit, reverse=True)  # stable: the first of equals
+        different: dict[Code, Individual] = {}
+        for individual in ranked:
+            different.setdefault(self.encoding.canonical(individual.code), individual)
+        self.leaders = list(different.values())[: self.places]
 
     # --- without a supernet ---
 
@@ -146,13 +179,50 @@ class DiscreteStrategy(Strategy):
                 "Lower the warm-up or raise the epochs."
             )
         self._budget = self.budget(search.epochs)
-        self._evaluator = for_search(search, self, self.costs())
+        shared = self.evaluator == "shared"
+        if self.finalists and not shared:
+            raise UserError(
+                f"finalists is {self.finalists}, but the evaluator {self.evaluator!r} scores no architecture twice: "
+                "leave out --finalists, or give --evaluator shared."
+            )
+        if shared:
+            self.places = self.default_finalists if self.finalists is None else self.finalists
+        self.draws = 0  # of images that architectures were scored on
+        self._evaluator = for_search(
+            search, self, self.costs(), None if self.fitness_images == "same" else lambda: self.draws
+        )
         self._by = scored_on(search, self)
         self._unlogged: list[float] = []  # accuracies since the last "population" event
+        self._judged = False  # whether the finalists are
 
     def logits(self, search: SearchContext, images: Tensor) -> Tensor:
         code = self.training_code(Random(search.seed_for(1, search.epoch, search.step)))
         return search.network.path_logits(images, encoding_of(self._space).op_weights(code))
+
+    def score(self, codes: Sequence[Code]) -> list[Evaluation]:
+        """Evaluates architectures in a search, on new images where `fitness_images` says so."""
+        results: list[Evaluation] = []
+        for group in [[code] for code in codes] if self.fitness_images == "architecture" else [codes]:
+            results += self._evaluator.evaluate(group)
+            self.draws += 1
+        return results
+
+    def _judge(self, search: SearchContext) -> None:
+        """Scores the finalists on the whole validation half; the best of them is the result."""
+        evaluator = on_all_images(search, self)
+        results = evaluator.evaluate([leader.code for leader in self.leaders])
+        judged = [
+            Individual(leader.code, replace(leader.evaluation, accuracy=result.accuracy))
+            for leader, result in zip(self.leaders, results, strict=True)
+        ]
+        self.best, self._judged = max(judged, key=self.merit), True
+        search.log.write(
+            "finalists",
+            after_epoch=search.epoch,
+            images=len(search.valid_pipeline.indices),
+            before=[leader.accuracy for leader in self.leaders],
+            accuracy=[individual.accuracy for individual in judged],
+        )
 
     def after_epoch(self, search: SearchContext) -> None:
         if search.epoch < self._first:
@@ -162,11 +232,13 @@ class DiscreteStrategy(Strategy):
         while self.evaluated < target:
             self.wanted = target - self.evaluated
             codes = self.ask()
-            results = self._evaluator.evaluate(codes)
+            results = self.score(codes)
             self.learn(codes, results)
             self._unlogged += [result.accuracy for result in results]
             search.show("evaluation", min(self.evaluated, target), target)
             search.check_stop()
+        if self.leaders and search.epoch + 1 == search.epochs:
+            self._judge(search)
         if self._unlogged and self.best is not None:
             search.log.write("population", epoch=search.epoch, step=done - 1, accuracy=self._unlogged)
             search.log.write(
@@ -175,7 +247,7 @@ class DiscreteStrategy(Strategy):
                 step=done - 1,
                 evaluated=self.evaluated,
                 asked=self._budget,
-                by=self._by,
+                by=self.by,
                 best_accuracy=self.best.accuracy,
                 **({"best_costs": self.best.evaluation.costs} if self.best.evaluation.costs else {}),
             )
@@ -200,7 +272,14 @@ class DiscreteStrategy(Strategy):
     def chosen(self) -> dict[str, Any] | None:
         if self.best is None:
             return None
-        return {"accuracy": self.best.accuracy, "by": self._by, "evaluated": self.evaluated}
+        return {"accuracy": self.best.accuracy, "by": self.by, "evaluated": self.evaluated}
+
+    @property
+    def by(self) -> str:
+        """Who gave the best architecture its accuracy, and on what, in words."""
+        if not self._judged:
+            return self._by
+        return f"shared weights, all {len(self._search.valid_pipeline.indices):,} images of the validation half"
 
     def genotype(self, search: SearchContext) -> AnyGenotype:
         """The most accurate architecture so far; before the first evaluation, the one derived from the initial α."""
@@ -215,6 +294,9 @@ class DiscreteStrategy(Strategy):
             "best": None if self.best is None else self.best.state(),
             "evaluated": self.evaluated,
             "unlogged": list(self._unlogged),
+            "draws": self.draws,
+            "leaders": individuals_state(self.leaders),
+            "judged": self._judged,
             **self.own_state(),
         }
 
@@ -224,6 +306,9 @@ class DiscreteStrategy(Strategy):
         self.best = None if state["best"] is None else Individual.from_state(state["best"])
         self.evaluated = state["evaluated"]
         self._unlogged = list(state["unlogged"])
+        # Older checkpoints hold none of these.
+        self.draws, self._judged = state.get("draws", 0), state.get("judged", False)
+        self.leaders = load_individuals(state.get("leaders", []))
         self.load_own_state(state)
 
     def own_state(self) -> dict[str, Any]:

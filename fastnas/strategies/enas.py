@@ -2,14 +2,14 @@
 ("micro").
 
 An LSTM chooses sources by attention over the earlier nodes, and candidates by a softmax; it and the shared weights
-are trained in turns. Details are those of the released TensorFlow program.
+are trained in turns. Details are those of the released TensorFlow program; docs/strategies.md lists what is left out.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from fastnas.strategies.discrete import Individual
 from fastnas.strategies.policy_strategy import PolicyStrategy
 from fastnas.strategies.registry import register_strategy
 
+BETA2, EPSILON = 0.999, 1e-3  # of Adam for the controller; β₁ is 0
 FAVOURED = ("sep_conv_3x3", "sep_conv_5x5")
 
 
@@ -102,12 +103,19 @@ class ENAS(PolicyStrategy):
     name: ClassVar[str] = "enas"
     published_defaults: ClassVar = {
         "weights": {
-            "epochs": 150, "learning_rate": 0.05, "learning_rate_min": 0.0005, "weight_decay": 1e-4, "nesterov": True,
+            "epochs": 150, "learning_rate": 0.05, "learning_rate_min": 0.0005, "nesterov": True,
+            # It adds 1e-4·Σω² to the loss, whose gradient is 2e-4·ω, and leaves the gradients that it clips unused.
+            "weight_decay": 2e-4, "clip": 0.0,
         },
         "data": {"batch_size": 160, "split": 0.9},
         "network": {"channels": 20, "layers": 8, "partial_channels": 1},
     }  # fmt: skip
 
+    default_fitness_batch_size: ClassVar[int] = 160
+    default_fitness_batches: ClassVar[int] = 1
+    default_finalists: ClassVar[int] = 0  # it samples its own
+
+    fitness_images: Literal["same", "generation", "architecture"] = "architecture"
     controller_steps: Count = 30
     """Steps of the controller after each epoch."""
     children_per_update: Population = 10
@@ -129,6 +137,15 @@ class ENAS(PolicyStrategy):
     derive_samples: Population = 10
     """Architectures that are sampled at the end of an epoch; the best of them is its genotype."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_baseline(self.baseline_decay)
+        if self.finalists:
+            raise UserError(
+                f"finalists is {self.finalists}, but enas derives the best of its own samples: leave out --finalists, "
+                "and give --derive-samples."
+            )
+
     @property
     def children(self) -> int:
         return self.children_per_update
@@ -142,7 +159,14 @@ class ENAS(PolicyStrategy):
         return ENASPolicy(encoding, seed, self.hidden, self.tanh_constant, self.op_tanh_reduce)
 
     def make_optimizer(self, policy: Policy) -> torch.optim.Optimizer:
-        return torch.optim.Adam(policy.parameters(), lr=self.controller_learning_rate)
+        return torch.optim.Adam(policy.parameters(), lr=self.controller_learning_rate, betas=(0.0, BETA2))
+
+    def step(self, loss: Tensor) -> None:
+        updates = 1 + max((int(state["step"]) for state in self.optimizer.state.values()), default=0)
+        for group in self.optimizer.param_groups:
+            # TensorFlow's Adam adds ε to the root of v as it is, torch's to the one without bias.
+            group["eps"] = EPSILON / math.sqrt(1 - BETA2**updates)
+        super().step(loss)
 
     def update(self, codes: Tensor, rewards: Tensor) -> None:
         log_probability, entropy = self.policy(codes)  # [m] each
@@ -161,7 +185,7 @@ class ENAS(PolicyStrategy):
         super().after_epoch(search)
         if search.epoch >= self._first:
             codes = self.policy.sample(self.derive_samples, self.random.getrandbits(63))
-            results = self._evaluator.evaluate(codes)
+            results = self.score(codes)
             found = [Individual(code, result) for code, result in zip(codes, results, strict=True)]
             self.best = max(found, key=lambda individual: individual.accuracy)
 

@@ -37,6 +37,18 @@ def mutate_genes(code: Code, probability: float, encoding: Encoding, random: Ran
     return code
 
 
+def mutate_node(code: Code, encoding: Encoding, random: Random) -> Code:
+    """One random change: a node, then one of its genes that can change, each as likely as the others, then another
+    legal value."""
+    genes = [
+        [gene for gene in range(node.start, node.stop) if encoding.alternatives(code, gene)] for node in encoding.nodes
+    ]
+    if not (changeable := [node for node in genes if node]):
+        return code
+    gene = random.choice(random.choice(changeable))
+    return (*code[:gene], random.choice(encoding.alternatives(code, gene)), *code[gene + 1 :])
+
+
 def unlike(draw: Callable[[], Code], seen: set[Code], encoding: Encoding, tries: int = 20) -> Code:
     """What `draw()` gives, drawn again while its architecture is in `seen`; after `tries` draws the last one."""
     code: Code = ()

@@ -50,6 +50,8 @@ class GradientStrategy(Strategy):
                 "Lower the warm-up or raise the epochs."
             )
         self._search = search
+        self._losses: dict[str, Any] = {}  # sums of the terms of α's loss in the epoch in progress, [] float64
+        self._losses_steps = 0
         batch_size = min(search.weight_pipeline.batch_size, len(search.valid_pipeline.indices))
         self._pipeline = search.alpha_pipeline(batch_size)
         if batch_size == 1:
@@ -96,9 +98,18 @@ class GradientStrategy(Strategy):
     def validation_logits(self, search: SearchContext, images: Tensor) -> Tensor:
         return search.network(images, **self.mean_arch_weights(search))
 
-    def alpha_loss(self, search: SearchContext, logits: Tensor, labels: Tensor) -> Tensor:
-        """What α minimises: [B, classes], [B] → []."""
+    def alpha_loss(self, search: SearchContext, logits: Tensor, labels: Tensor) -> Tensor | Mapping[str, Tensor]:
+        """What α minimises: [B, classes], [B] → [], or the terms that are added up, by name."""
         return F.cross_entropy(logits, labels)
+
+    def logged_alpha_loss(self, search: SearchContext, logits: Tensor, labels: Tensor) -> Tensor:
+        """`alpha_loss` as one number [], which joins the means that the event "alpha" of the epoch has."""
+        loss = self.alpha_loss(search, logits, labels)
+        terms = loss if isinstance(loss, Mapping) else {"loss": loss}
+        for name, term in terms.items():
+            self._losses[name] = self._losses.get(name, 0.0) + term.detach().double()
+        self._losses_steps += 1
+        return torch.stack(list(terms.values())).sum()
 
     # --- how α moves ---
 
@@ -121,16 +132,28 @@ class GradientStrategy(Strategy):
     def alpha_gradients(self, search: SearchContext) -> list[Tensor]:
         """The gradient of each of `alpha_parameters`."""
         images, labels = self.alpha_batch(search)
-        loss = self.alpha_loss(search, search.network(images, **self.arch_weights(search, 1)), labels)
+        loss = self.logged_alpha_loss(search, search.network(images, **self.arch_weights(search, 1)), labels)
         return gradients(loss, self.alpha_parameters)
+
+    def after_epoch(self, search: SearchContext) -> None:
+        if self._losses_steps == 0:
+            return
+        means = {name: float(total) / self._losses_steps for name, total in self._losses.items()}
+        terms = {"terms": means} if len(means) > 1 else {}
+        search.log.write("alpha", epoch=search.epoch, loss=sum(means.values()), **terms)
+        self._losses, self._losses_steps = {}, 0
 
     # --- what a checkpoint holds ---
 
     def state_dict(self) -> dict[str, Any]:
         extra = [parameter.detach() for parameter in self.alpha_parameters[len(self._search.network.alphas) :]]
-        return {"alpha_optimizer": self.alpha_optimizer.state_dict(), "extra": extra}
+        losses = {"sums": dict(self._losses), "steps": self._losses_steps}
+        return {"alpha_optimizer": self.alpha_optimizer.state_dict(), "extra": extra, "losses": losses}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        losses = state.get("losses", {"sums": {}, "steps": 0})  # which older checkpoints do not hold
+        self._losses = {name: total.to(self._search.device) for name, total in losses["sums"].items()}
+        self._losses_steps = losses["steps"]
         load_optimizer(self.alpha_optimizer, state["alpha_optimizer"])
         with torch.no_grad():
             extra = self.alpha_parameters[len(self._search.network.alphas) :]

@@ -40,6 +40,6 @@ class MultiLevel(GradientStrategy):
     reduction: Literal["sum", "mean_edge"] = "sum"
     """The entropy of all edges, or their mean."""
 
-    def alpha_loss(self, search: SearchContext, logits: Tensor, labels: Tensor) -> Tensor:
+    def alpha_loss(self, search: SearchContext, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         entropy = architecture_entropy(dict(search.network.alphas), self.reduction)
-        return F.cross_entropy(logits, labels) + self.gamma * entropy
+        return {"L_val": F.cross_entropy(logits, labels), "γ·L_ent": self.gamma * entropy}

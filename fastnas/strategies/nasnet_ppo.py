@@ -43,6 +43,10 @@ class NASNetPPO(PolicyStrategy):
     ppo_epochs: Count = 4
     """Steps of the optimizer on the same architectures."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_baseline(self.baseline_decay, self.children)
+
     @property
     def children(self) -> int:
         return self.children_per_update

@@ -1,11 +1,12 @@
 """NSGA-II (Deb et al., "A Fast and Elitist Multiobjective Genetic Algorithm", IEEE TEC 2002) as NSGA-Net uses it
 (Lu et al., "NSGA-Net: Neural Architecture Search using Multi-Objective Genetic Algorithm", GECCO 2019): error against
-cost."""
+cost. Selection and survival are those of the released program of NSGA-Net."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -41,19 +42,38 @@ def ranks_and_crowding(objectives: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return ranks, crowding
 
 
-def survivors(objectives: np.ndarray, count: int) -> list[int]:
-    """The `count` points [n, m] that survive: front by front, in the last one the least crowded first."""
+def survivors(objectives: np.ndarray, count: int, random: Random) -> list[int]:
+    """The `count` points [n, m] that survive: front by front, in the last one the least crowded first, equals in random
+    order."""
     ranks, crowding = ranks_and_crowding(objectives)
-    return np.lexsort((np.arange(len(ranks)), -crowding, ranks))[:count].tolist()
+    ties = np.array(random.sample(range(len(ranks)), len(ranks)))
+    return np.lexsort((ties, -crowding, ranks))[:count].tolist()
+
+
+def winner(a: int, b: int, objectives: np.ndarray, crowding: np.ndarray, random: Random) -> int:
+    """Which of two points of `objectives` [n, m] wins a tournament: whoever dominates the other, else whoever is less
+    crowded in its front, whichever front that is; equals at random."""
+    for one, other in ((a, b), (b, a)):
+        if (objectives[one] <= objectives[other]).all() and (objectives[one] < objectives[other]).any():
+            return one
+    if crowding[a] == crowding[b]:
+        return random.choice((a, b))
+    return a if crowding[a] > crowding[b] else b
 
 
 @register_strategy
 @dataclass
 class NSGA2(DiscreteStrategy):
-    """NSGA-II. The whole first front is logged at the end of every epoch; the genotype is its most accurate member."""
+    """NSGA-II. The whole first front is logged at the end of every epoch; the genotype is its most accurate member, and
+    the cheapest of equally accurate ones."""
 
     name: ClassVar[str] = "nsga2"
+    published_defaults: ClassVar = {
+        **DiscreteStrategy.published_defaults,
+        "data": {"batch_size": 64, "split": 0.8},
+    }
     default_evaluations: ClassVar[int] = 1200  # 30 generations
+    default_finalists: ClassVar[int] = 0  # the result is a front
 
     population: Annotated[int, Range(2, MOST_INDIVIDUALS)] = 40
     """Architectures in a generation."""
@@ -81,6 +101,11 @@ class NSGA2(DiscreteStrategy):
                 f"nsga2 minimises {self.cost}, which the evaluator does not give: choose another --cost or evaluator."
             ) from error
 
+    def merit(self, individual: Individual) -> tuple[float, ...]:
+        """Accuracy, then the lower cost: what is chosen so is not dominated."""
+        error, cost = self.objectives([individual])[0].tolist()
+        return -error, -cost
+
     @property
     def front(self) -> list[Individual]:
         """The population's non-dominated members, cheapest first."""
@@ -93,8 +118,9 @@ class NSGA2(DiscreteStrategy):
     def ask(self) -> list[Code]:
         draw = lambda: self.encoding.sample(self.random)  # noqa: E731
         if self.parents:
-            ranks, crowding = ranks_and_crowding(self.objectives(self.parents))
-            draw = lambda: self._child(ranks, crowding)  # noqa: E731
+            objectives = self.objectives(self.parents)
+            _, crowding = ranks_and_crowding(objectives)
+            draw = lambda: self._child(objectives, crowding)  # noqa: E731
         children: list[Code] = []
         for _ in range(self.population):
             child = unlike(draw, self.seen, self.encoding)
@@ -102,18 +128,16 @@ class NSGA2(DiscreteStrategy):
             children.append(child)
         return children
 
-    def _child(self, ranks: np.ndarray, crowding: np.ndarray) -> Code:
-        child = self._winner(ranks, crowding)
+    def _child(self, objectives: np.ndarray, crowding: np.ndarray) -> Code:
+        child = self._parent(objectives, crowding)
         if self.random.random() < self.crossover_probability:
-            child = cross(child, self._winner(ranks, crowding), "two_point", self.encoding, self.random)
+            child = cross(child, self._parent(objectives, crowding), "two_point", self.encoding, self.random)
         return self.encoding.repair(self._polynomial(child), self.random)
 
-    def _winner(self, ranks: np.ndarray, crowding: np.ndarray) -> Code:
-        """The winner of a tournament of two: the better front, then the less crowded one, then at random."""
+    def _parent(self, objectives: np.ndarray, crowding: np.ndarray) -> Code:
+        """The winner of a tournament of two, drawn with replacement."""
         a, b = (self.random.randrange(len(self.parents)) for _ in range(2))
-        keys = [(ranks[i], -crowding[i]) for i in (a, b)]
-        chosen = self.random.choice((a, b)) if keys[0] == keys[1] else (a if keys[0] < keys[1] else b)
-        return self.parents[chosen].code
+        return self.parents[winner(a, b, objectives, crowding, self.random)].code
 
     def _polynomial(self, code: Code) -> Code:
         return tuple(
@@ -125,7 +149,8 @@ class NSGA2(DiscreteStrategy):
 
     def tell(self, individuals: Sequence[Individual]) -> None:
         everyone = [*self.parents, *individuals]
-        self.parents = [everyone[index] for index in survivors(self.objectives(everyone), self.population)]
+        kept = survivors(self.objectives(everyone), self.population, self.random)
+        self.parents = [everyone[index] for index in kept]
 
     def after_epoch(self, search: SearchContext) -> None:
         super().after_epoch(search)

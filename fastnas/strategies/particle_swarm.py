@@ -25,6 +25,10 @@ class ParticleSwarm(DiscreteStrategy):
     """v ← w·v + c1·r1·(own best - x) + c2·r2·(swarm's best - x); x ← x + v."""
 
     name: ClassVar[str] = "particle-swarm"
+    published_defaults: ClassVar = {
+        **DiscreteStrategy.published_defaults,
+        "data": {"batch_size": 64, "split": 0.9},
+    }
     default_evaluations: ClassVar[int] = 400  # 20 iterations
 
     particles: Population = 20

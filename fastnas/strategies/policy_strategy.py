@@ -6,11 +6,12 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from fastnas.errors import UserError
 from fastnas.optimizer_state import load_optimizer
 from fastnas.spaces.encoding import Code, Encoding
 from fastnas.strategies.controller import Policy, codes_tensor
@@ -21,7 +22,13 @@ from fastnas.strategies.discrete import DiscreteStrategy, Individual
 class PolicyStrategy(DiscreteStrategy):
     """Base of `reinforce`, `nasnet-ppo` and `enas`: they define the policy, its optimizer and its update."""
 
+    published_defaults: ClassVar = {
+        **DiscreteStrategy.published_defaults,
+        "data": {"batch_size": 64, "split": 0.9},
+    }
     default_warm_up: ClassVar[float] = 0.0
+
+    fitness_images: Literal["same", "generation", "architecture"] = "generation"
 
     @abstractmethod
     def make_policy(self, encoding: Encoding, seed: int) -> Policy: ...
@@ -62,6 +69,16 @@ class PolicyStrategy(DiscreteStrategy):
         total, weight = self.baseline
         self.baseline = [decay * total + (1 - decay) * reward, decay * weight + (1 - decay)]
         return self.baseline[0] / self.baseline[1]
+
+    def check_baseline(self, decay: float, rewards: int = 1) -> None:
+        """UserError where the baseline, moved by this many rewards at a time, is what it is compared with, so that
+        nothing would ever be learned."""
+        if decay == 0 and rewards == 1:
+            raise UserError(
+                "baseline_decay is 0, so every reward would be its own baseline and the controller would never learn: "
+                "give a baseline_decay above 0"
+                + (", or --children-per-update 2 or more." if self.name != "enas" else ".")
+            )
 
     def step(self, loss: Tensor) -> None:
         """One step of the policy's optimizer."""

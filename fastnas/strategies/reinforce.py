@@ -53,6 +53,7 @@ class Reinforce(PolicyStrategy):
         own = CONTROLLERS[self.controller]
         self._decay = own.baseline_decay if self.baseline_decay is None else self.baseline_decay
         self._rate = own.learning_rate if self.controller_learning_rate is None else self.controller_learning_rate
+        self.check_baseline(self._decay, self.children)
 
     @property
     def children(self) -> int:

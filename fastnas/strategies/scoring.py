@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -32,19 +33,45 @@ class FitnessBatches(Protocol):
     fitness_batches: int
 
 
-class ScoringOptions(FitnessBatches, Protocol):
+@dataclass
+class FitnessSize:
+    """How many images architectures are scored on."""
+
+    fitness_batch_size: int
+    fitness_batches: int
+
+
+class ScoringOptions(Protocol):
     """A strategy's options that say how architectures are scored. `DiscreteStrategy` documents them."""
 
     evaluator: str
     bn_mode: Literal["batch", "running", "recalibrate"]
+    fitness_batch_size: int | None
+    fitness_batches: int | None
+    default_fitness_batch_size: ClassVar[int]
+    default_fitness_batches: ClassVar[int]
 
 
-def for_search(search: SearchContext, options: ScoringOptions, costs: Sequence[str] = ()) -> Evaluator:
+def fitness_size(search: SearchContext, options: ScoringOptions) -> FitnessSize:
+    """What a strategy asks for; where it leaves that open, its defaults, or as many images as there are."""
+    images = len(search.valid_pipeline.indices)
+    size = options.fitness_batch_size or min(options.default_fitness_batch_size, images)
+    return FitnessSize(size, options.fitness_batches or max(1, min(options.default_fitness_batches, images // size)))
+
+
+def for_search(
+    search: SearchContext,
+    options: ScoringOptions,
+    costs: Sequence[str] = (),
+    draw: Callable[[], int] | None = None,
+) -> Evaluator:
     """The evaluator that a strategy asks for.
 
     Args:
         options: of the strategy.
         costs: what to measure of an architecture besides its accuracy, see `evaluators.Costs`.
+        draw: how many calls of the evaluator came before, where each scores on new images by shared weights: batch
+            after batch through the α half, shuffled anew each time. None for the same images in all of an epoch.
 
     Raises:
         UserError: an unknown evaluator, or too few images for the batches.
@@ -66,7 +93,7 @@ def for_search(search: SearchContext, options: ScoringOptions, costs: Sequence[s
     measured = Costs(costs, encoding, build, size, search.device) if costs else None
     kind, _, detail = options.evaluator.partition(":")
     if kind == "shared" and not detail:
-        return _shared(search, options, measured)
+        return _shared(search, options, measured, draw)
     if kind == "training":
         if detail and not detail.isdecimal():
             raise UserError(f"evaluator {options.evaluator!r}: expected training, or training:EPOCHS.")
@@ -93,8 +120,10 @@ def scored_on(search: SearchContext, options: Any) -> str:
     """Who judges architectures within a search and on what, in words."""
     kind, _, detail = options.evaluator.partition(":")
     if kind == "shared":
-        count = min(options.fitness_batch_size * options.fitness_batches, len(search.valid_pipeline.indices))
-        return f"shared weights, {count:,} images of the validation half"
+        size = fitness_size(search, options)
+        count = min(size.fitness_batch_size * size.fitness_batches, len(search.valid_pipeline.indices))
+        each = {"same": "", "generation": " for each generation", "architecture": " for each architecture"}
+        return f"shared weights, {count:,} images of the validation half{each[options.fitness_images]}"
     if kind == "training":
         epochs = int(detail or 1)
         return f"{epochs} epoch{'' if epochs == 1 else 's'} of training each, validation half"
@@ -126,14 +155,40 @@ def fitness_pipeline(search: SearchContext, options: FitnessBatches, bn_mode: st
     return pipeline
 
 
-def _shared(search: SearchContext, options: ScoringOptions, costs: Costs | None) -> SharedWeights:
-    pipeline = fitness_pipeline(search, options, options.bn_mode)
+def on_all_images(search: SearchContext, options: ScoringOptions) -> SharedWeights:
+    """The evaluator by shared weights on the whole validation half, without augmentation. It may be stopped between two
+    batches."""
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        return (pipeline.batch(search.epoch, index) for index in range(options.fitness_batches))
+        for step, batch in enumerate(search.valid_pipeline.epoch(0)):
+            search.check_stop()
+            yield batch
+            search.show("finalists", step + 1, len(search.valid_pipeline))
 
-    def training_batches() -> Iterator[tuple[Tensor, Tensor]]:
+    return SharedWeights(search.network, batches, options.bn_mode, _training_batches(search))
+
+
+def _shared(
+    search: SearchContext, options: ScoringOptions, costs: Costs | None, draw: Callable[[], int] | None
+) -> SharedWeights:
+    size = fitness_size(search, options)
+    pipeline = fitness_pipeline(search, size, options.bn_mode)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        if draw is None:
+            return (pipeline.batch(search.epoch, index) for index in range(size.fitness_batches))
+        first = draw() * size.fitness_batches
+        places = (divmod(first + index, len(pipeline)) for index in range(size.fitness_batches))
+        return (pipeline.batch(times, index) for times, index in places)
+
+    return SharedWeights(search.network, batches, options.bn_mode, _training_batches(search), costs)
+
+
+def _training_batches(search: SearchContext) -> Callable[[], Iterator[tuple[Tensor, Tensor]]]:
+    """What "recalibrate" takes statistics from."""
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
         count = min(RECALIBRATION_BATCHES, len(search.weight_pipeline))
         return (search.weight_pipeline.batch(search.epoch, index) for index in range(count))
 
-    return SharedWeights(search.network, batches, options.bn_mode, training_batches, costs)
+    return batches

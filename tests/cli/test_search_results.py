@@ -41,7 +41,7 @@ def test_a_strategy_that_chooses_reports_its_choice(
     (update,), (end,), (epoch,) = events["update"], events["end"], events["epoch"]
     assert (update["evaluated"], update["asked"]) == (evaluated, 5)
     assert ("(5 asked for, rounded up to whole generations)" in text) == (evaluated > 5)
-    assert update["by"] == "shared weights, 20 images of the validation half"
+    assert update["by"] == "shared weights, all 40 images of the validation half"  # the finalists
     chosen = {"accuracy": update["best_accuracy"], "by": update["by"], "evaluated": evaluated}
     assert end["chosen"] == chosen
     assert (epoch["valid_of"], end["valid_of"]) == ("cell", "cell")

@@ -232,3 +232,15 @@ def test_many_steps_are_pooled() -> None:
 def test_a_single_individual_can_be_drawn() -> None:
     for chart in population_charts(complete_run(epochs=1, warm_up=0, samples=1, population=1)):
         ET.fromstring(chart.svg())
+
+
+def test_the_loss_of_alpha_is_drawn_with_its_terms() -> None:
+    records = [{"epoch": 0, "loss": 3.0, "terms": {"L_val": 2.0, "γ·L_ent": 1.0}}]
+    records.append({"epoch": 1, "loss": 2.5, "terms": {"L_val": 1.75, "γ·L_ent": 0.75}})
+    chart = by_name(epoch_charts(Run(Path("run"), alphas=records)))["alpha_loss"]
+    words = " ".join(texts(chart))
+    for label in ("sum", "L_val", "γ·L_ent", "2.500", "1.750", "0.750"):
+        assert label in words
+    alone = by_name(epoch_charts(Run(Path("run"), alphas=[{"epoch": 0, "loss": 3.0}])))["alpha_loss"]
+    assert "sum" not in " ".join(texts(alone))
+    assert "alpha_loss" not in by_name(epoch_charts(Run(Path("run"))))

@@ -20,9 +20,9 @@ from fastnas.strategies import DiscreteStrategy, create, parse
 from fastnas.strategies.controller import IndependentLogits, RecurrentPolicy, codes_tensor
 from fastnas.strategies.discrete import Individual
 from fastnas.strategies.enas import ENASPolicy
-from fastnas.strategies.genes import cross, mutate_genes
+from fastnas.strategies.genes import cross, mutate_genes, mutate_node
 from fastnas.strategies.nasnet_ppo import clipped_objective
-from fastnas.strategies.nsga2 import polynomial_mutation, ranks_and_crowding, survivors
+from fastnas.strategies.nsga2 import polynomial_mutation, ranks_and_crowding, survivors, winner
 
 CELLS, TABLE = encoding_of(find("egnas")), encoding_of(find("nb201"))
 
@@ -109,6 +109,32 @@ def test_a_child_may_be_its_parent():
     assert 140 < same < 260
 
 
+def test_amoebanet_repeats_a_twentieth_of_its_parents_and_nas_bench_201_none():
+    for space, mutation, expected in ((CELLS, None, 0.05), (TABLE, None, 0), (TABLE, "amoebanet", 0.05)):
+        strategy = create("aging-evolution", population=1, sample_size=1, mutation=mutation)
+        strategy.begin(space, 0)
+        parent = space.sample(Random(0))
+        strategy.tell([individual(0.9, parent)])
+        same = sum(strategy.ask()[0] == parent for _ in range(2000))
+        assert same / 2000 == pytest.approx(expected, abs=0.02 if expected else 0)
+
+
+def test_nas_bench_201_mutates_a_node_first_and_amoebanet_an_edge():
+    """Its nodes have one, two and three edges; each node is as likely as the others, and so are the edges of a node."""
+    parent = (1,) * 6
+    for mutation, expected in (
+        ("nas-bench-201", [1 / 3, 1 / 6, 1 / 6, 1 / 9, 1 / 9, 1 / 9]),
+        ("amoebanet", [1 / 6] * 6),
+    ):
+        strategy = create("aging-evolution", population=1, sample_size=1, mutation=mutation, identity=0.0)
+        strategy.begin(TABLE, 0)
+        strategy.tell([individual(0.9, parent)])
+        children = [strategy.ask()[0] for _ in range(3000)]
+        shares = [np.mean([child[gene] != 1 for child in children]) for gene in range(6)]
+        assert shares == pytest.approx(expected, abs=0.03)
+        assert Counter(child[0] for child in children if child[0] != 1).keys() == {0, 2, 3, 4}
+
+
 # --- codes ---
 
 
@@ -122,6 +148,7 @@ def test_codes_stay_legal_whatever_happens_to_them(space, seed):
     wild = tuple(random.randrange(size) for size in encoding.sizes)
     children = [
         encoding.mutate(a, random),
+        mutate_node(a, encoding, random),
         encoding.repair(wild, random),
         mutate_genes(a, 0.3, encoding, random, at_least_one=True),
         *(cross(a, b, kind, encoding, random) for kind in ("uniform_node", "two_point", "cell_swap")),
@@ -210,9 +237,11 @@ def test_fronts_and_crowding_equal_a_hand_example():
 
 
 def test_survivors_are_taken_front_by_front_then_by_crowding():
-    assert set(survivors(HAND, 3)) == {0, 3, 2}  # (2, 6) is the most crowded
-    assert set(survivors(HAND, 5)) >= {0, 1, 2, 3}
-    assert set(survivors(HAND, 6)) == {0, 1, 2, 3, 4, 5}
+    assert set(survivors(HAND, 3, Random(0))) == {0, 3, 2}  # (2, 6) is the most crowded
+    assert set(survivors(HAND, 6, Random(0))) == {0, 1, 2, 3, 4, 5}
+    kept = Counter(survivors(HAND, 5, Random(seed))[-1] for seed in range(200))
+    assert set(kept) == {4, 5}  # both ends of the second front, at random
+    assert 60 < kept[4] < 140
 
 
 @settings(max_examples=40, deadline=None)
@@ -223,6 +252,27 @@ def test_nobody_in_the_first_front_is_dominated(points):
     for point, rank in zip(objectives, ranks, strict=True):
         dominated = any((other <= point).all() and (other < point).any() for other in objectives)
         assert dominated == (rank > 0)
+
+
+def test_a_tournament_goes_to_whoever_dominates_then_to_the_less_crowded():
+    """Point 4, (3, 7), is of the second front, but of the first one only point 1, (2, 6), dominates it."""
+    _, crowding = ranks_and_crowding(HAND)
+    assert [winner(a, b, HAND, crowding, Random(0)) for a, b in ((1, 4), (4, 1), (6, 5))] == [1, 1, 5]
+    # Neither (5, 4) nor (3, 7) dominates the other, and (3, 7) is at an end of its front.
+    assert winner(2, 4, HAND, crowding, Random(0)) == winner(4, 2, HAND, crowding, Random(0)) == 4
+    ends = Counter(winner(0, 3, HAND, crowding, Random(seed)) for seed in range(200))
+    assert 60 < ends[0] < 140
+
+
+def test_of_equally_accurate_architectures_the_cheapest_is_the_result():
+    strategy = create("nsga2", population=2)
+    strategy.begin(TABLE, 0)
+    codes = [TABLE.sample(Random(seed)) for seed in range(4)]
+    accuracies, costs = (0.9, 0.9, 0.9, 0.1), (3.0, 2.0, 4.0, 1.0)
+    found = [Evaluation(a, 1.0, {"macs": c}) for a, c in zip(accuracies, costs, strict=True)]
+    strategy.learn(codes, found)
+    assert strategy.best.code == codes[1]
+    assert strategy.best in strategy.front
 
 
 def test_polynomial_mutation_stays_within_the_gene():
@@ -350,6 +400,51 @@ def test_the_baseline_is_an_unbiased_mean_but_for_enas():
     assert enas.baseline[0] == pytest.approx(0.005)
 
 
+def test_the_controller_of_enas_moves_as_with_the_adam_of_tensorflow():
+    """v and the step by hand: no momentum, and ε = 1e-3 is added to the root of v before its bias is corrected."""
+    enas = create("enas", controller_learning_rate=0.5)
+    enas.begin(CELLS, 0)
+    bias = enas.policy.op_bias
+    enas.optimizer = torch.optim.Adam([bias], 0.5, betas=enas.optimizer.defaults["betas"])
+    begin = bias[3].item()
+    v, expected = 0.0, begin
+    for update, gradient in enumerate((2e-3, -1e-3, 0.0), start=1):
+        v = 0.999 * v + 0.001 * gradient**2
+        expected -= 0.5 * math.sqrt(1 - 0.999**update) * gradient / (math.sqrt(v) + 1e-3)
+        enas.step((bias * gradient).sum())
+        assert bias[3].item() == pytest.approx(expected, abs=1e-6)
+    assert abs(begin - expected) < 0.1  # against 0.5 and more with torch's own β₁ and ε
+
+
+def test_enas_trains_its_weights_as_the_released_program():
+    """1e-4·Σω² has the gradient 2e-4·ω; what the program clips it does not use."""
+    weights = create("enas").published_defaults["weights"]
+    assert (weights["weight_decay"], weights["clip"]) == (2e-4, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("reinforce", {"controller": "independent", "baseline_decay": 0.0}),
+        ("reinforce", {"children_per_update": 1, "baseline_decay": 0.0}),
+        ("nasnet-ppo", {"children_per_update": 1, "baseline_decay": 0.0}),
+        ("enas", {"baseline_decay": 0.0}),
+    ],
+)
+def test_a_reward_is_not_its_own_baseline(name, options):
+    with pytest.raises(UserError, match="every reward would be its own baseline"):
+        create(name, **options)
+
+
+def test_several_rewards_may_have_their_mean_as_the_baseline():
+    strategy = create("reinforce", controller="independent", children_per_update=2, baseline_decay=0.0)
+    strategy.begin(TABLE, 0)
+    good, bad = (1,) * 6, (2,) * 6
+    before = strategy.policy.logits.clone()
+    strategy.learn([good, bad], [Evaluation(0.9, 1.0), Evaluation(0.1, 1.0)])
+    assert (strategy.policy.logits[:, 1] > before[:, 1]).all()
+
+
 def test_reinforce_raises_what_was_rewarded():
     strategy = create("reinforce", controller="independent", children_per_update=2, controller_learning_rate=0.1)
     strategy.begin(TABLE, 0)
@@ -410,6 +505,8 @@ def test_published_rows_of_nas_bench_201(shared_data, name, runs, mean, std, mar
         ("reinforce", {"baseline_decay": 1.0}, "baseline_decay is 1.0"),
         ("nasnet-ppo", {"ppo_epochs": 0}, "ppo_epochs is 0"),
         ("enas", {"hidden": 0}, "hidden is 0"),
+        ("enas", {"finalists": 2}, "enas derives the best of its own samples"),
+        ("aging-evolution", {"mutation": "random"}, "mutation is 'random'"),
     ],
 )
 def test_options_that_cannot_work_are_refused(name, options, message):

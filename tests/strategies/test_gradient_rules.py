@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fastnas.cli.configuration import parse_search
 from fastnas.errors import UserError
+from fastnas.search import prepare
 from fastnas.spaces import find
 from fastnas.strategies import create
 from fastnas.strategies.darts import second_order_gradients
@@ -27,6 +31,52 @@ from fastnas.strategies.snas import SNAS, resource
 DARTS_SPACE = find("darts")
 SKIP = DARTS_SPACE.candidates.index("skip_connect")
 SEP = DARTS_SPACE.candidates.index("sep_conv_3x3")
+
+
+# --- what all share ---
+
+
+def test_the_loss_of_alpha_is_logged_as_the_mean_of_an_epoch_term_by_term_and_survives_a_checkpoint():
+    logged = []
+    alphas = {kind: torch.zeros(14, 8) for kind in find("multi-level").kinds}
+    log = SimpleNamespace(write=lambda event, **fields: logged.append({"event": event, **fields}))
+    search = SimpleNamespace(network=SimpleNamespace(alphas=alphas), log=log, epoch=3, device=torch.device("cpu"))
+    labels = torch.tensor([0])
+
+    def begun() -> GradientStrategy:
+        strategy = create("multi-level", gamma=0.5)
+        strategy._search, strategy._losses, strategy._losses_steps = search, {}, 0
+        strategy._optimize(search)
+        return strategy
+
+    strategy = begun()
+    strategy.after_epoch(search)
+    assert logged == []  # α has not moved
+    entropy = 0.5 * 70 * math.log(8)
+    loss = strategy.logged_alpha_loss(search, torch.tensor([[0.0, 0.0]]), labels)
+    assert loss.item() == pytest.approx(math.log(2) + entropy)
+    continued = begun()
+    continued.load_state_dict(strategy.state_dict())
+    continued.logged_alpha_loss(search, torch.tensor([[math.log(3), 0.0]]), labels)
+    continued.after_epoch(search)
+    (event,) = logged
+    mean = (math.log(2) + math.log(4 / 3)) / 2
+    assert event["terms"] == {"L_val": pytest.approx(mean, abs=1e-6), "γ·L_ent": pytest.approx(entropy, rel=1e-6)}
+    assert (event["event"], event["epoch"], event["loss"]) == ("alpha", 3, pytest.approx(mean + entropy))
+    continued.after_epoch(search)
+    assert len(logged) == 1
+
+
+@pytest.mark.parametrize("flags", ["--strategy darts --order 2", "--strategy pc-darts --warm-up 1"])
+def test_every_epoch_in_which_alpha_moves_logs_its_loss(flags: str, tmp_path: Path):
+    images = "--data digits --limit 40 --batch-size 10 --image-size 8 --channels 4 --layers 3 --epochs 2 --device cpu"
+    arguments = [*flags.split(), *images.split(), "--out", str(tmp_path / "run")]
+    search = prepare(parse_search(arguments, "test", ""))
+    search.run()
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    losses = [event for event in map(json.loads, lines) if event["event"] == "alpha"]
+    assert [event["epoch"] for event in losses] == ([1] if "warm-up" in flags else [0, 1])
+    assert all(0 < event["loss"] < 30 for event in losses)
 
 
 # --- DARTS ---
