@@ -466,15 +466,17 @@ def test_the_gain_of_ppo_is_clipped_on_one_side():
 
 
 @pytest.mark.parametrize(
-    ("name", "runs", "mean", "std", "margin"),
+    ("name", "runs", "mean", "std", "margin", "spread"),
     [
-        ("random", 300, 93.70, 0.36, 0.1),
-        ("aging-evolution", 300, 93.92, 0.30, 0.1),
+        ("random", 300, 93.70, 0.36, 0.1, 0.15),
+        # 900 further runs have a spread of 0.45: see docs/results/nb201.md.
+        ("aging-evolution", 300, 93.92, 0.30, 0.1, 0.2),
+        ("aging-evolution:mutation=amoebanet", 300, 93.92, 0.30, 0.1, 0.15),
         # 300 runs give 93.79 ± 0.30; what fewer runs may miss is the standard error of their mean.
-        ("reinforce:controller=independent", 40, 93.85, 0.37, 0.15 + 0.06),
+        ("reinforce:controller=independent", 40, 93.85, 0.37, 0.15 + 0.06, 0.15),
     ],
 )
-def test_published_rows_of_nas_bench_201(shared_data, name, runs, mean, std, margin):
+def test_published_rows_of_nas_bench_201(shared_data, name, runs, mean, std, margin, spread):
     table = NB201(shared_data / "nb201_cifar10.csv.gz")
     accuracies = []
     for seed in range(runs):
@@ -483,7 +485,7 @@ def test_published_rows_of_nas_bench_201(shared_data, name, runs, mean, std, mar
             best = found if best is None or found.accuracy > best.accuracy else best
         accuracies.append(100 * table.judge(best.code))
     assert np.mean(accuracies) == pytest.approx(mean, abs=margin)
-    assert np.std(accuracies) == pytest.approx(std, abs=0.15)
+    assert np.std(accuracies) == pytest.approx(std, abs=spread)
 
 
 # --- options ---
