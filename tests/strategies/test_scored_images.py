@@ -86,6 +86,23 @@ def test_the_finalists_are_scored_on_the_whole_validation_half(tmp_path: Path):
     assert (update["best_accuracy"], update["by"]) == (best, outcome.chosen["by"])
 
 
+def test_a_search_that_stops_among_the_finalists_continues_exactly(tmp_path: Path):
+    flags = ("--finalists", "3", "--bn-mode", "batch")
+    whole = make(tmp_path / "whole", "genetic", *flags)
+    expected = whole.run()
+    search = make(tmp_path / "pieces", "genetic", *flags)
+
+    def show(phase: str, done: int, total: int) -> None:
+        if (phase, done) == ("finalists", 1):
+            search._guard.requested = "SIGTERM"
+
+    search.show = show
+    assert search.run().status == "interrupted"
+    outcome = make(tmp_path / "pieces", "genetic").run()
+    assert (outcome.chosen, outcome.genotype) == (expected.chosen, expected.genotype)
+    assert events(search.directory) == events(whole.directory)
+
+
 def test_the_finalists_are_the_best_of_different_architectures(tmp_path: Path):
     strategy = make(tmp_path / "run", "random", "--finalists", "2").strategy
     encoding = strategy.encoding
