@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -58,8 +59,7 @@ class EGNAS(Strategy):
     retraining: ClassVar[str] = "egnas"
 
     variant: Literal["paper", "official", "official_imagenet", "reproduction", "decided"] = "paper"
-    """The paper; one of its two released programs, or the published reproduction, quirks included; or decided, our own,
-    whose α decides."""
+    """The paper; a released program or the published reproduction, quirks included; or decided, our own."""
     population: Annotated[int, Range(4, MOST_INDIVIDUALS)] | None = None
     """λ, individuals per generation, at least 4."""
     samples: Count | None = None
@@ -69,11 +69,11 @@ class EGNAS(Strategy):
     warm_up: CountOrZero | None = None
     """Epochs before α moves for the first time."""
     evolve: Evolve | None = None
-    """When α moves: before or after the weight steps of an epoch."""
+    """Whether α moves before or after the weight steps."""
     weights: Weights | None = None
-    """What weight steps train: the mixture of all candidates under softmax(α), or paths drawn from it."""
+    """Weight steps train the mixture under softmax(α), or paths drawn from it."""
     score: Score | None = None
-    """What an individual is scored as: the mixture under its softmax, or the cell that is derived from it."""
+    """Individuals are scored as mixtures, or as the cells derived from them."""
     sigma: Positive = 1.0
     """First step size of CMA-ES, in logits."""
     sigma_floor: Positive = 0.02
@@ -91,9 +91,9 @@ class EGNAS(Strategy):
     fitness: FitnessForm = "eq3"
     """eq3: equation 3 of the paper; rebased: without its jump where a candidate is as accurate as α."""
     similarity: Similarity | None = None
-    """Similarity to α: one cosine of all logits (flat_logits), or the mean of one for each edge."""
+    """Similarity to α: one cosine of all logits, or the mean of one for each edge."""
     winner: Winner | None = None
-    """Which of the samples' best individuals α moves to: that of the highest accuracy, or of the lowest fitness."""
+    """By what the best of all samples is chosen."""
     update: Update | None = None
     """softmax: add ξ·softmax(winner) to α; delta: add ξ·(winner - α)."""
     center: bool | None = None
@@ -103,20 +103,17 @@ class EGNAS(Strategy):
     fitness_batches: Count | None = None
     """Batches of that size; more give less noise."""
     bn_mode: BatchNormMode | None = None
-    """BatchNorm by the batch, by running statistics, or by the batch while updating those (train)."""
+    """BatchNorm by the batch, running statistics, or the batch while updating those."""
     clip_includes_alpha: bool | None = None
-    """Include α's gradients, which are never set to zero, in the clipped norm."""
+    """Clip α's gradients, too, which are never set to zero."""
     cmaes_alias: bool = False
-    """Begin each population where the last one ended (released programs only)."""
+    """Begin each population where the last one ended (official)."""
     chunk: Count | Literal["auto"] = "auto"
-    """Individuals in one forward pass; auto: as many as fit into the memory."""
+    """Individuals in one forward pass; auto: as many as fit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = {field.name for field in dataclasses.fields(Variant)} & {
-            field.name for field in dataclasses.fields(self)
-        }
-        overrides = {name: value for name in names if (value := getattr(self, name)) is not None}
+        overrides = {name: value for name in self._of_variant() if (value := getattr(self, name)) is not None}
         self.rules = replace(VARIANTS[self.variant], **overrides)
         if self.cmaes_alias and self.rules.independent:
             raise UserError(
@@ -132,6 +129,15 @@ class EGNAS(Strategy):
         self.plain_step = self.rules.weights == "mixture" and not own_step  # type: ignore[misc]
         self.evolution_step = 0
         self._pending: dict[str, Any] | None = None  # an evolution step that was interrupted
+
+    def _of_variant(self) -> set[str]:
+        """The options that the variant decides where they are None."""
+        rules, options = ({field.name for field in dataclasses.fields(each)} for each in (Variant, EGNAS))
+        return rules & options
+
+    @property
+    def resolved(self) -> Mapping[str, Any]:
+        return {name: getattr(self.rules, name) for name in self._of_variant()}
 
     def start(self, search: SearchContext) -> None:
         if self.rules.warm_up >= search.epochs:
@@ -168,6 +174,10 @@ class EGNAS(Strategy):
     @property
     def validates(self) -> Literal["supernet", "cell"]:
         return "supernet" if self.rules.weights == "mixture" else "cell"
+
+    @property
+    def validates_augmented(self) -> bool:
+        return self.rules.validation_augment
 
     def step_size_of(self, evolution_step: int, epoch: int) -> float:
         """σ of an evolution step."""

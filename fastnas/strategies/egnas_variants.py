@@ -51,7 +51,7 @@ class Variant:
     fitness_breaks_ties: bool  # among winners of equal accuracy; else the first one is taken
     winner_softmaxes: int  # how often the winner is softmaxed before it is added
     zero_accuracy_wins: bool  # a winner that classifies nothing correctly beats the others and adds nothing to α
-    validation_augment: bool  # the accuracy of an epoch is that on augmented images
+    validation_augment: bool  # the accuracy of an epoch is that on augmented images, unless the images' options say
 
 
 PAPER = Variant(
@@ -129,7 +129,7 @@ VARIANTS = {
     "decided": replace(
         PAPER,
         samples=1,
-        generations=3,
+        generations=5,
         step_size=0.5,
         eta=0.0,
         weights="paths",

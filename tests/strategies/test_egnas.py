@@ -438,6 +438,7 @@ def test_interruption_changes_nothing() -> None:
 
 def test_interruption_of_a_real_network_changes_nothing() -> None:
     assert_interruptible(tiny_supernet, population=4, samples=2, epochs=1)
+    assert_interruptible(tiny_supernet, population=4, generations=2, epochs=1, variant="decided")
 
 
 def test_checkpoint_of_an_interrupted_step_is_small() -> None:
