@@ -8,7 +8,7 @@ from rich.console import Console
 
 from fastnas import api
 from fastnas.cli.command import INTERRUPTED, print_document, print_text, program_name, run_command
-from fastnas.cli.configuration import parse_search
+from fastnas.cli.configuration import origins, parse_search
 from fastnas.cli.searching import PROGRAM, prepare
 
 __all__ = ["main", "prepare"]
@@ -28,7 +28,7 @@ def main(arguments: list[str], console: Console) -> int:
         arguments = ["--preset", "demo"]
     options = parse_search(arguments, program_name(PROGRAM), DESCRIPTION)
     if options.command.print_config:
-        print_document(options.to_yaml())
+        print_document(options.to_yaml({"strategy": options.strategy.resolved}, origins(options, arguments)))
         return 0
     result = api.run_search(options, arguments, console)
     return INTERRUPTED if result.status == "interrupted" else 0

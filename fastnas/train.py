@@ -8,7 +8,7 @@ from rich.console import Console
 
 from fastnas import api
 from fastnas.cli.command import INTERRUPTED, print_document, program_name, run_command
-from fastnas.cli.configuration import parse_train
+from fastnas.cli.configuration import origins, parse_train
 from fastnas.cli.training import PROGRAM, prepare
 
 __all__ = ["main", "prepare"]
@@ -25,7 +25,7 @@ def main(arguments: list[str], console: Console) -> int:
     """The command. Returns the exit status: 0, 130 after Ctrl-C or SIGTERM, or 2 after an error of the user."""
     options = parse_train(arguments, program_name(PROGRAM), DESCRIPTION)
     if options.command.print_config:
-        print_document(options.to_yaml())
+        print_document(options.to_yaml(origins=origins(options, arguments)))
         return 0
     result = api.run_train(options, arguments, console)
     return INTERRUPTED if result.status == "interrupted" else 0

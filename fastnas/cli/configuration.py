@@ -1,4 +1,5 @@
-"""How a command gets its options: defaults, then --preset, then --config, then flags; each overrides what came before.
+"""How a command gets its options: defaults (of a search: what its strategy published), then --preset, then --config,
+then flags; each overrides what came before.
 
 All of them go through one parser: a preset or a config file is turned into flags that stand before the user's own. The
 file format is that of --print-config and of config.yaml in a run directory: one mapping per group of options.
@@ -53,32 +54,45 @@ RESUMABLE = {
     ("data", "prefetch"),
 }
 
-# What an option was for runs that did not know it yet: searches took all images of a source without a test split.
-FORMERLY = {("data", "test"): "none"}
+# What an option was for runs that did not know it yet: searches took all images of a source without a test split,
+# jittered the colours of ImageNet, never augmented for validation, and EG-NAS moved α before the weights.
+FORMERLY: dict[tuple[str, str], Any] = {
+    ("data", "test"): "none",
+    ("data", "color_jitter"): True,
+    ("data", "validation_augment"): False,
+    ("strategy", "evolve"): "before",
+}
 
 
 class Configuration:
     """Every option of a command: a dataclass with a field for where options come from, and one for each group."""
 
     presets: ClassVar[Path]
-    """Folder of the YAML files that --preset names."""
+    """Folder of the YAML files that --preset names: NAME.yaml for all strategies, which sets data and sizes, and
+    NAME.STRATEGY.yaml with more for one of them."""
     groups: ClassVar[tuple[str, ...]]
     """As config.yaml orders them."""
 
     @classmethod
     def preset_names(cls) -> list[str]:
-        return sorted(path.stem for path in cls.presets.glob("*.yaml"))
+        return sorted(path.stem for path in cls.presets.glob("*.yaml") if "." not in path.stem)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Plain values by group, as config.yaml holds them."""
         return {name: plain_values(getattr(self, name)) for name in self.groups}
 
-    def to_yaml(self, resolved: Mapping[str, Mapping[str, Any]] | None = None) -> str:
-        """What was asked for, as config.yaml holds it.
+    def to_yaml(
+        self,
+        resolved: Mapping[str, Mapping[str, Any]] | None = None,
+        origins: Mapping[str, Mapping[str, str]] | None = None,
+    ) -> str:
+        """What was asked for, as config.yaml holds it, with comments.
 
-        resolved: by group and option, what took the place of None and "auto"; it stands in comments.
+        Args:
+            resolved: by group and option, what took the place of None and "auto".
+            origins: by group and option, where the value comes from.
         """
-        return to_text(self.to_dict(), resolved)
+        return to_text(self.to_dict(), resolved, origins)
 
 
 @dataclass(frozen=True)
@@ -138,13 +152,8 @@ def parse_search(
         UserError: a preset, file, group or option that does not exist.
         SystemExit: --help, or a flag with a wrong value (the parser has explained it).
     """
-    files = _option_files(SearchOptions, arguments)
-    names = [content["strategy"]["name"] for _, content in files if "name" in content.get("strategy", {})]
-    name = _peek(arguments, "strategy").strategy or (names[-1] if names else SearchCommandOptions.strategy)
-    if strategy is None:
-        strategy = strategies.create(name)
-    else:
-        name = spec_of(strategy)
+    name, files = _search_files(arguments, None if strategy is None else spec_of(strategy))
+    strategy = strategies.create(name) if strategy is None else strategy
     groups = {
         "run": SearchRunOptions,
         "data": SearchDataOptions,
@@ -164,6 +173,26 @@ def parse_train(
         TrainCommandOptions(), DerivedOptions(), TrainDataOptions(), TrainingRecipe(), TrainRunOptions()
     )
     return _parse_layers(defaults, _option_files(TrainOptions, arguments), arguments, program, description, keywords)
+
+
+def origins(options: Configuration, arguments: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Where each of the options that these arguments gave comes from, by group and option."""
+    layers = _option_files(type(options), arguments)
+    if isinstance(options, SearchOptions):
+        name = spec_of(options.strategy)
+        published: Any = options.strategy.published_defaults
+        layers = [(f"strategy {name}", published), *_search_files(arguments, name)[1]]
+    found = {group: dict.fromkeys(values, "default") for group, values in options.to_dict().items()}
+    words = [word[2:].partition("=")[0].replace("-", "_") for word in arguments if word.startswith("--")]
+    given = {"name" if word == "strategy" else word.removeprefix("no_") for word in words}
+    for group, values in found.items():
+        for origin, content in [*layers, ("command line", {each: dict.fromkeys(given) for each in found})]:
+            other = group == "strategy" and content.get(group, {}).get("name") not in (
+                None,
+                options.to_dict()[group]["name"],
+            )
+            values.update({name: origin for name in content.get(group, {}) if name in values and not other})
+    return found
 
 
 def differences(run: dict[str, dict[str, Any]], options: Configuration, movable: bool) -> list[str]:
@@ -222,10 +251,20 @@ def _option_files(kind: type[Configuration], arguments: Sequence[str]) -> list[O
             raise UserError(f"nothing to resume in {path.parent}: it has no config.yaml; give a run directory.")
         content = _read(path, kind.groups)
         content.get("run", {}).pop("stop_after", None)  # it concerned the process that stopped
-        for group, name in FORMERLY:
-            content.setdefault(group, {}).setdefault(name, FORMERLY[group, name])
         files.append((str(path), content))
     return files
+
+
+def _search_files(arguments: Sequence[str], name: str | None) -> tuple[str, list[OptionFile]]:
+    """The name of the strategy, where it is not known yet, and the files of a search."""
+    files = _option_files(SearchOptions, arguments)
+    names = [content["strategy"]["name"] for _, content in files if "name" in content.get("strategy", {})]
+    name = name or _peek(arguments, "strategy").strategy or (names[-1] if names else SearchCommandOptions.strategy)
+    preset = _peek(arguments, "preset").preset
+    own = SearchOptions.presets / f"{preset}.{name}.yaml"
+    if preset is not None and own.name in os.listdir(own.parent):
+        files.insert(1, (f"preset {preset}", _read(own, SearchOptions.groups)))
+    return name, files
 
 
 def _parse_layers(
@@ -237,6 +276,8 @@ def _parse_layers(
     keywords: Mapping[str, Any] | None = None,
 ) -> AnyOptions:
     """`defaults`, then the options of files, then flags, then keywords."""
+    if _peek(arguments, "resume").resume is not None:
+        files = [(origin, _with_former(content, defaults)) for origin, content in files]
     flags = [flag for origin, content in files for flag in _flags(origin, content, defaults)]
     if keywords is not None:
         arguments = [*arguments, *_flags(program, _grouped(program, keywords, defaults), defaults)]
@@ -271,6 +312,15 @@ def _read(path: Path, groups: Sequence[str]) -> dict[str, Any]:
     if not isinstance(content.get("strategy", {}).get("name", ""), str):
         raise UserError(f"config {path}: name of strategy is no word: expected one such as egnas.")
     return content
+
+
+def _with_former(content: dict[str, Any], defaults: Configuration) -> dict[str, Any]:
+    """The options of a run, with those that it did not know yet."""
+    former = {group: dict(options) for group, options in content.items()}
+    for (group, name), value in FORMERLY.items():
+        if group in defaults.groups and name in option_hints(type(getattr(defaults, group))):
+            former.setdefault(group, {}).setdefault(name, value)
+    return former
 
 
 def _flags(origin: str, content: dict[str, Any], defaults: Configuration) -> list[str]:
@@ -315,18 +365,26 @@ def check_known(what: str, name: str, known: Sequence[str]) -> None:
     raise UserError(f"{what} {name!r} is unknown: {advice}")
 
 
-def to_text(asked: Mapping[str, Mapping[str, Any]], resolved: Mapping[str, Mapping[str, Any]] | None = None) -> str:
+def to_text(
+    asked: Mapping[str, Mapping[str, Any]],
+    resolved: Mapping[str, Mapping[str, Any]] | None = None,
+    origins: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
     """Options by group as YAML; see `Configuration.to_yaml`."""
     text = yaml.safe_dump(asked, sort_keys=False, allow_unicode=True)
-    if resolved is None:
-        return text
     lines, group = [], ""
     for line in text.splitlines():
         name = line.strip().partition(":")[0]
         group = group if line.startswith(" ") else name
-        value = resolved.get(group, {}).get(name)
-        if line.startswith("  ") and asked[group].get(name, ...) in (None, "auto") and value is not None:
-            line += f"  # {yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).splitlines()[0]}"
+        if line.startswith("  ") and name in asked[group]:
+            value = (resolved or {}).get(group, {}).get(name) if asked[group][name] in (None, "auto") else None
+            said = (
+                []
+                if value is None
+                else yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).split("\n")[:1]
+            )
+            said += [origins[group][name]] if origins else []
+            line += f"  # {', '.join(said)}" if said else ""
         lines.append(line)
     return "\n".join(lines) + "\n"
 

@@ -58,7 +58,7 @@ def described(text: str, default: Any, decider: str | None) -> tuple[str, str]:
         return text, f"(default: {default})"
     found = MEANING_OF_NONE.search(text)
     if found is None:
-        return text, "" if decider is None else f"(default: from the {decider})"
+        return text, "" if decider is None else f"(by {decider})"
     rest = text[: found.start()] + ("." if found["end"] in (".", "") else found["end"]) + text[found.end() :]
     return rest.replace("()", "").strip(), f"(default: {found['meaning'].strip()})"
 

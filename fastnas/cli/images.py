@@ -90,6 +90,8 @@ def open_pipeline(
     batch_size: int,
     train: bool,
     seed: int,
+    shuffle: bool | None = None,
+    augment: bool | None = None,
 ) -> data.Pipeline:
     """`fastnas.data.pipeline` of these options."""
     return data.pipeline(
@@ -98,6 +100,8 @@ def open_pipeline(
         batch_size=batch_size,
         indices=indices,
         train=train,
+        shuffle=shuffle,
+        augment=augment,
         seed=seed,
         augmentation=augmentation,
         device=device,

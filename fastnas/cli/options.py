@@ -59,7 +59,7 @@ class SearchCommandOptions(CommandOptions):
     """Where the options come from."""
 
     preset: str | None = None
-    """demo, cifar10 or imagenet: a set of options that fit together. Without any arguments: demo."""
+    """demo, images (your own), cifar10 or imagenet: data and sizes that fit together. Without any arguments: demo."""
     strategy: str = listed("egnas", after="config")
     """Search strategy. Its options are listed in a group of their own."""
 
@@ -190,8 +190,16 @@ class SearchDataOptions(DataOptions):
     """Images per weight step."""
     split: ShareBetween = listed(0.5, after="batch_size")
     """Share of the images that train the weights (weight half); the rest (α half) is for α and for validation."""
+    color_jitter: bool = listed(False, after="cutout")
+    """Jitter colours as a training does where that suits the data (imagenet); published searches crop and flip only."""
+    validation_augment: bool | None = listed(None, after="color_jitter")
+    """Validate on augmented images, as some published code does; None for what the strategy's source does."""
     skip_unreadable: bool = False
     """Decode every image file once before the search, and leave out those that cannot be read."""
+
+    def augmentation(self, own: Augmentation) -> Augmentation:
+        asked = super().augmentation(own)
+        return asked if self.color_jitter else replace(asked, color_jitter=(0.0, 0.0, 0.0, 0.0))
 
 
 @ordered

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +20,7 @@ from fastnas.cli.run_directory import CHECKPOINT, RECORDS
 from fastnas.data import Pipeline
 from fastnas.engine.checkpoint import check_layout, load_checkpoint
 from fastnas.engine.loop import Loop
+from fastnas.engine.search import Search
 from fastnas.env import environment
 from fastnas.errors import UserError
 
@@ -84,7 +85,8 @@ def record_start(
         data=data,
     )
     loop.log.position()  # on disk before any other file
-    write_config(loop.directory, options, _resolved(device, network, data))
+    strategy = loop.strategy.resolved if isinstance(loop, Search) else {}
+    write_config(loop.directory, options, _resolved(device, network, data, strategy))
 
 
 def describe_images(pipeline: Pipeline) -> dict[str, Any]:
@@ -100,7 +102,9 @@ def describe_images(pipeline: Pipeline) -> dict[str, Any]:
     }
 
 
-def _resolved(device: torch.device, network: dict[str, Any], data: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _resolved(
+    device: torch.device, network: dict[str, Any], data: dict[str, Any], strategy: Mapping[str, Any]
+) -> dict[str, Mapping[str, Any]]:
     """What took the place of options that were left to the program, by group and option."""
     augmentation = dict(data.get("augmentation", {}))
     jitter = zip(("brightness", "contrast", "saturation", "hue"), augmentation.pop("color_jitter", ()), strict=False)
@@ -108,11 +112,14 @@ def _resolved(device: torch.device, network: dict[str, Any], data: dict[str, Any
     return {
         "run": {"device": str(device), "threads": torch.get_num_threads()},
         "network": network,
+        "strategy": strategy,
         "data": {**data, **augmentation, **dict(jitter), "crop_scale": area[0] if area else 0.0},
     }
 
 
-def write_config(directory: Path, options: Configuration, resolved: dict[str, dict[str, Any]] | None = None) -> None:
+def write_config(
+    directory: Path, options: Configuration, resolved: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
     """Writes config.yaml; of a run that goes on it changes only where the images lie."""
     path, wanted = directory / "config.yaml", options.to_dict()
     try:

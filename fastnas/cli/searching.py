@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,14 +46,18 @@ def prepare(options: SearchOptions, arguments: Arguments = (), directory: Path |
     weight_half, alpha_half = source.search_split(options.data.split)
     augmentation = options.data.augmentation(source.augmentation)
 
-    def pipeline(indices: np.ndarray, batch_size: int, train: bool, seed: int) -> Pipeline:
-        return open_pipeline(
-            source, options.data, device, augmentation, indices, batch_size=batch_size, train=train, seed=seed
-        )
+    def pipeline(indices: np.ndarray, batch_size: int, train: bool, seed: int, augment: bool | None = None) -> Pipeline:
+        # In the order of their source, images of folders come class by class, and so would batches.
+        how: dict[str, Any] = {"batch_size": batch_size, "train": train, "seed": seed}
+        return open_pipeline(source, options.data, device, augmentation, indices, **how, shuffle=True, augment=augment)
 
     seed, batch_size = options.run.seed, options.data.batch_size
     weight_pipeline = pipeline(weight_half, batch_size, True, 2 * seed)
-    valid_pipeline = pipeline(alpha_half, min(batch_size, len(alpha_half)), False, 0)
+    valid_size = min(batch_size, len(alpha_half))
+    valid_pipeline, augmented = pipeline(alpha_half, valid_size, False, 0), None
+    wanted = options.data.validation_augment
+    if options.strategy.validates_augmented if wanted is None else wanted:
+        augmented = pipeline(alpha_half, valid_size, False, 2 * seed + 1, augment=True)
 
     seed_everything(seed)
     network = build_supernet(options, source)
@@ -73,6 +78,7 @@ def prepare(options: SearchOptions, arguments: Arguments = (), directory: Path |
         weight_pipeline=weight_pipeline,
         alpha_pipeline=lambda batch_size: pipeline(alpha_half, batch_size, True, 2 * seed + 1),
         valid_pipeline=valid_pipeline,
+        augmented_pipeline=augmented,
         directory=directory,
         seed=seed,
         options=options.to_dict(),
@@ -105,6 +111,7 @@ def prepare(options: SearchOptions, arguments: Arguments = (), directory: Path |
             "left_out": list(source.left_out),
             "test_images": source.kept_for_test,
             "test_share": source.test_share,
+            "validation_augment": augmented is not None,
             "augmentation": dataclasses.asdict(augmentation),
         },
     )

@@ -57,7 +57,8 @@ def print_search_summary(
         if outcome.valid_accuracy is not None:
             images = len(search.valid_pipeline.indices)
             whose = VALIDATED[outcome.valid_of]
-            accuracy = f"accuracy {outcome.valid_accuracy:.2%} on {images:,} images"
+            augmented = "" if search.augmented_pipeline is None else " augmented"
+            accuracy = f"accuracy {outcome.valid_accuracy:.2%} on {images:,}{augmented} images"
             print_text(console, f"{whose}, validation half: {accuracy}")
         for size in outcome.derived[-1:]:
             print_text(

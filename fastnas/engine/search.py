@@ -46,7 +46,8 @@ class Search(Loop):
         weights: how the weights are trained.
         weight_pipeline: augmented batches of the weight half.
         alpha_pipeline: batch size → a pipeline of augmented batches of the α half.
-        valid_pipeline: the α half without augmentation.
+        valid_pipeline: the α half without augmentation, in an order in which classes are mixed.
+        augmented_pipeline: the α half with augmentation, if the accuracy of an epoch is to be that on augmented images.
         directory: of the run; exists.
         seed: of everything that the search draws.
         options: plain values, stored in the checkpoint and compared on resume.
@@ -79,6 +80,7 @@ class Search(Loop):
         directory: Path,
         seed: int,
         options: dict[str, Any],
+        augmented_pipeline: Pipeline | None = None,
         checkpoint: dict[str, Any] | None = None,
         validate_every: int = 1,
         stop_after: int | None = None,
@@ -101,6 +103,7 @@ class Search(Loop):
         self.weight_pipeline = weight_pipeline
         self.alpha_pipeline = alpha_pipeline
         self.valid_pipeline = valid_pipeline
+        self.augmented_pipeline = augmented_pipeline
         self.validate_every = validate_every
         self.graphs = Graphs.on(self.device, cuda_graphs)
         self._optimize()
@@ -227,10 +230,13 @@ class Search(Loop):
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:
-        """Loss and accuracy of the strategy's architecture on the α half, in evaluation mode."""
+        """Loss and accuracy of the strategy's architecture on the α half, in evaluation mode; on newly augmented images
+        in each epoch, if on any."""
         self.network.eval()
         meter = Meter.on(self.device)
-        for step, (images, labels) in enumerate(self.valid_pipeline.epoch(0)):
+        augmented = self.augmented_pipeline
+        batches = self.valid_pipeline.epoch(0) if augmented is None else augmented.epoch(self.epoch)
+        for step, (images, labels) in enumerate(batches):
             logits = self.strategy.validation_logits(self, images)  # [B, classes]
             meter.add(F.cross_entropy(logits, labels), logits, labels)
             self.show("validation", step + 1, len(self.valid_pipeline))

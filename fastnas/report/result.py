@@ -20,7 +20,8 @@ def derived_networks(run: Run) -> Sequence[Record]:
 def validation_images(run: Run) -> str:
     """On which images a search validates, in words."""
     images = run.data.get("alpha_images")
-    return "validation half" + (f", {images:,} images" if is_number(images) else "")
+    augmented = ", augmented" if run.data.get("validation_augment") else ""
+    return "validation half" + (f", {images:,} images" if is_number(images) else "") + augmented
 
 
 def result(run: Run) -> str:

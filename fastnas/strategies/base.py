@@ -35,8 +35,13 @@ class Strategy(Options):
     search may record it as a CUDA graph, which is faster. A strategy that overrides `logits` or `penalty` cannot
     promise that; `op_weights` is called outside of the recording and may do anything."""
     published_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
-    """Published options outside the strategy, by group: {"weights": {"epochs": 50}}. Presets, files and flags override
-    them."""
+    """Published options outside the strategy, by group: {"weights": {"epochs": 50}}. Files and flags override them, and
+    the data and sizes of a preset."""
+
+    @property
+    def resolved(self) -> Mapping[str, Any]:
+        """What takes the place of options that are None, by name, as far as it is known before a search."""
+        return {}
 
     retraining: ClassVar[str] = "darts"
     """Whose recipe trains what was found: the presets of `fastnas.train` that begin with darts, pc-darts, p-darts or
@@ -87,6 +92,11 @@ class Strategy(Options):
         """Whose logits `validation_logits` gives: the supernet's with all candidates, or those of one architecture in
         it, by shared weights."""
         return "supernet"
+
+    @property
+    def validates_augmented(self) -> bool:
+        """Whether the strategy's source validates on augmented images, which --validation-augment overrides."""
+        return False
 
     @property
     def chosen(self) -> dict[str, Any] | None:

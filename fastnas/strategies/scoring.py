@@ -29,8 +29,11 @@ from fastnas.strategies.context import SearchContext
 class FitnessBatches(Protocol):
     """A strategy's options that say how many images architectures are scored on."""
 
-    fitness_batch_size: int
-    fitness_batches: int
+    @property
+    def fitness_batch_size(self) -> int: ...
+
+    @property
+    def fitness_batches(self) -> int: ...
 
 
 @dataclass

@@ -49,6 +49,10 @@ class StrategyWrapper(Strategy):
         return self.inner.validates
 
     @property
+    def validates_augmented(self) -> bool:
+        return self.inner.validates_augmented
+
+    @property
     def chosen(self) -> dict[str, Any] | None:
         return self.inner.chosen
 

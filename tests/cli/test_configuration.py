@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from fastnas import search
-from fastnas.cli.configuration import SearchOptions, differences, parse_search, parse_train
+from fastnas.cli.configuration import FORMERLY, SearchOptions, differences, parse_search, parse_train
 from fastnas.cli.options import SearchRunOptions, SupernetOptions
+from fastnas.data import imagenet
 from fastnas.engine.options import WeightOptions
 from fastnas.errors import UserError
+from fastnas.strategies import STRATEGIES
 
 
 def options(*arguments: str) -> SearchOptions:
@@ -25,9 +28,10 @@ def test_later_places_override_earlier_ones(tmp_path: Path):
     config.write_text(
         "weights: {epochs: 33, clip: 1.5}\ndata: {flip: true, download: true}\nrun: {deterministic: true}\n"
     )
-    merged = options("--preset", "cifar10", "--config", str(config), "--clip", "2", "--no-deterministic")
+    merged = options("--preset", "demo", "--config", str(config), "--clip", "2", "--no-deterministic")
     assert merged.weights.weight_decay == 3e-4  # default
-    assert merged.strategy.samples == 3  # preset
+    assert merged.network.partial_channels == 4  # the strategy's
+    assert (merged.network.channels, merged.strategy.population) == (8, 20)  # preset
     assert merged.weights.epochs == 33  # file over preset
     assert merged.weights.clip == 2  # flag over file
     assert (merged.data.flip, merged.data.download, merged.run.deterministic) == (True, True, False)
@@ -36,20 +40,89 @@ def test_later_places_override_earlier_ones(tmp_path: Path):
 @pytest.mark.parametrize("name", SearchOptions.preset_names())
 def test_presets_are_complete(name):
     preset = options("--preset", name)
-    assert preset.strategy.warm_up < preset.weights.epochs
+    assert preset.strategy.rules.warm_up < preset.weights.epochs
     assert preset.strategy.name == "egnas"
+    assert preset.strategy.variant == {"cifar10": "paper", "imagenet": "official_imagenet"}.get(name, "decided")
 
 
 def test_presets_are_the_published_settings():
-    cifar10, imagenet = options("--preset", "cifar10"), options("--preset", "imagenet")
-    assert SearchOptions.preset_names() == ["cifar10", "demo", "imagenet"]
+    cifar10, large = options("--preset", "cifar10"), options("--preset", "imagenet")
+    assert SearchOptions.preset_names() == ["cifar10", "demo", "imagenet", "images"]
     assert cifar10.network == SupernetOptions(channels=16, layers=8, partial_channels=4)
     assert cifar10.weights == WeightOptions(epochs=50, learning_rate=0.1, momentum=0.9, weight_decay=3e-4, clip=5)
-    strategy = cifar10.strategy
+    assert cifar10.data.batch_size == 256
+    strategy = cifar10.strategy.rules
     assert (strategy.warm_up, strategy.population, strategy.samples, strategy.fitness_batch_size) == (15, 50, 3, 128)
-    assert (imagenet.network.stem, imagenet.data.batch_size, imagenet.weights.learning_rate) == ("imagenet", 1024, 0.5)
-    assert imagenet.weights.learning_rate_warm_up == 5
-    assert (imagenet.strategy.warm_up, imagenet.strategy.samples, imagenet.strategy.fitness_batch_size) == (40, 5, 512)
+    assert (large.network.stem, large.data.batch_size, large.weights.learning_rate) == ("imagenet", 1024, 0.5)
+    assert large.weights.learning_rate_warm_up == 5
+    assert (large.weights.epochs, large.weights.weight_decay) == (80, 3e-4)
+    strategy = large.strategy.rules
+    assert (strategy.warm_up, strategy.samples, strategy.fitness_batch_size) == (40, 5, 512)
+
+
+SIZES = {
+    "data": ("data", "batch_size", "image_size", "workers"),
+    "network": ("channels", "layers", "stem"),
+    "weights": ("epochs",),
+}
+PUBLISHED = {"cifar10": {}, "imagenet": {"data": ("data", "image_size", "workers"), "network": ("stem",)}}
+
+
+@pytest.mark.parametrize("preset", SearchOptions.preset_names())
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_preset_leaves_what_a_strategy_published(name, preset):
+    """It sets data and sizes, and more for EG-NAS alone; those of papers set no sizes of CIFAR-10 either."""
+    if name == "egnas":
+        return
+    published = options("--strategy", name).to_dict()
+    found = options("--strategy", name, "--preset", preset).to_dict()
+    for group, values in published.items():
+        free = PUBLISHED.get(preset, SIZES).get(group, ())
+        assert {key: value for key, value in found[group].items() if key not in free} == {
+            key: value for key, value in values.items() if key not in free
+        }
+
+
+def test_a_printed_config_says_where_values_come_from(capsys, tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("weights: {clip: 1.5, momentum: 0.8}\nstrategy: {name: egnas, warm_up: 3}\n")
+    flags = ["--config", str(tmp_path / "mine.yaml"), "--momentum=0.7", "--flip", "False", "--print-config"]
+    assert search.main(["--strategy", "multi-level", "--preset", "demo", *flags]) == 0
+    printed = capsys.readouterr().out
+    said = dict(re.findall(r"^  (\w+): .*  # (.*)$", printed, re.M))
+    expected = {
+        "name": "command line", "channels": "preset demo", "partial_channels": "strategy multi-level",
+        "clip": str(tmp_path / "mine.yaml"), "momentum": "command line", "flip": "command line", "warm_up": "default",
+        "weight_decay": "default", "data": "preset demo",
+    }  # fmt: skip
+    assert {name: said[name] for name in expected} == expected
+    values = yaml.safe_load(printed)
+    assert len(said) == sum(map(len, values.values()))
+    assert search.main(["--preset", "demo", "--print-config"]) == 0
+    printed = capsys.readouterr().out
+    assert "  step_size: null  # 0.5, default\n" in printed
+    assert "  population: 20  # preset demo\n" in printed
+
+
+def test_colours_of_imagenet_are_jittered_on_demand_only():
+    own = imagenet.AUGMENTATION
+    found = options("--preset", "imagenet").data.augmentation(own)
+    assert found == replace(own, color_jitter=(0, 0, 0, 0))
+    assert options("--preset", "imagenet", "--color-jitter").data.augmentation(own) == own
+
+
+def test_a_run_that_goes_on_keeps_what_was_always_so(tmp_path: Path):
+    """Options that its config.yaml does not know yet have the values of that time."""
+    former = options("--preset", "demo", "--variant", "paper").to_dict()
+    for group, name in FORMERLY:
+        del former[group][name]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(former))
+    resumed = options("--resume", str(tmp_path))
+    assert (resumed.data.test, resumed.data.color_jitter, resumed.data.validation_augment) == ("none", True, False)
+    assert resumed.strategy.rules.evolve == "before"
+    assert differences(former, resumed, movable=False) == []
+    former["strategy"] = {"name": "darts"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(former))
+    assert options("--resume", str(tmp_path)).strategy.name == "darts"
 
 
 def test_a_printed_config_gives_the_same_options(capsys, tmp_path: Path):
@@ -90,8 +163,8 @@ def test_options_check_themselves():
 
 SEARCH = {
     "network": "space channels layers partial_channels stem backend initial_weights",
-    "data": "data test pipeline batch_size split image_size limit crop_padding flip cutout workers prefetch "
-    "skip_unreadable check_images download",
+    "data": "data test pipeline batch_size split image_size limit crop_padding flip cutout color_jitter "
+    "validation_augment workers prefetch skip_unreadable check_images download",
     "weights": "epochs learning_rate learning_rate_min learning_rate_warm_up legacy_scheduler momentum nesterov "
     "weight_decay clip",
     "run": "out device seed deterministic cuda_graphs threads validate_every stop_after",

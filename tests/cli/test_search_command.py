@@ -48,7 +48,7 @@ def message(capsys, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--preset", "cifer10"], "unknown preset 'cifer10': expected one of cifar10, demo, imagenet"),
+        (["--preset", "cifer10"], "unknown preset 'cifer10': expected one of cifar10, demo, imagenet, images"),
         (["--strategy", "egnass"], "unknown strategy 'egnass': did you mean 'egnas'?"),
         (["--config", "nowhere.yaml"], "cannot read config nowhere.yaml"),
         (["--resume", "nowhere"], "nothing to resume in nowhere"),

@@ -65,7 +65,7 @@ class Events:
 
 
 class FakeSearch:
-    """Calls `before_epoch` as the engine does, and stops where it is told to.
+    """Calls the hooks of epochs as the engine does, and stops where it is told to.
 
     Args:
         stop_at: raise `Interrupted` at this call of `check_stop`, counted from 1.
@@ -79,6 +79,7 @@ class FakeSearch:
         self.strategy = strategy
         self.epochs = epochs
         self.epoch = 0
+        self.step = 0
         self.seed = seed
         self.weight_parameters = [p for name, p in network.named_parameters() if not name.startswith("alphas.")]
         self.log = Events()
@@ -112,6 +113,7 @@ class FakeSearch:
         for self.epoch in range(first, last + 1):
             self.network.train()
             self.strategy.before_epoch(self.search)
+            self.strategy.after_epoch(self.search)
         return self
 
 
@@ -119,6 +121,11 @@ def alpha_of(network: nn.Module) -> Tensor:
     """A copy of α, [2, E, O]."""
     alphas = cast(nn.ParameterDict, network.alphas)
     return torch.stack([alphas[kind].detach().clone() for kind in CELL_KINDS])
+
+
+def by_kind(stacked: Tensor) -> dict[str, Tensor]:
+    """[..., 2, E, O] as the tables [..., E, O] of the two kinds of cells."""
+    return {kind: stacked[..., index, :, :] for index, kind in enumerate(CELL_KINDS)}
 
 
 class Toy(nn.Module):
@@ -222,12 +229,20 @@ def tiny_supernet(seed: int = 0) -> Supernet:
     return Supernet("egnas", channels=4, layers=3, num_classes=4, partial_channels=4)
 
 
+def calibrated(seed: int = 0) -> Supernet:
+    """With running statistics that are not those of a fresh network."""
+    network = tiny_supernet(seed)
+    with torch.no_grad():
+        network(3 * batch(9, 0)[0] + 1)
+    return network
+
+
 def assert_interruptible(make_network: Callable[[], nn.Module], epochs: int = 2, **options: Any) -> None:
     """Interrupts at every place where it is possible, continues in new objects from a checkpoint, and compares α, the
     network and the events with those of a run that was left alone."""
     whole = FakeSearch(make_network(), EGNAS(warm_up=0, **options)).run(0, epochs - 1)
-    places = whole.stops
-    assert places == epochs * whole.strategy.samples * whole.strategy.generations  # type: ignore[attr-defined]
+    places, rules = whole.stops, cast(EGNAS, whole.strategy).rules
+    assert places == epochs * rules.samples * rules.generations
     for place in range(1, places + 1):
         first = FakeSearch(make_network(), EGNAS(warm_up=0, **options), stop_at=place)
         with pytest.raises(Interrupted):

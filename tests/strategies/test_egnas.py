@@ -18,14 +18,20 @@ from egnas_search import (
     alpha_of,
     assert_interruptible,
     batch,
+    by_kind,
+    calibrated,
     loss_of,
     tiny_supernet,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastnas.engine.interrupt import Interrupted
-from fastnas.spaces import CELL_KINDS
-from fastnas.strategies.egnas import EGNAS, similarity
+from fastnas.nn.batch_norm import individual_statistics
+from fastnas.spaces import CELL_KINDS, encoding_of
+from fastnas.strategies.alpha_vector import AlphaVector
+from fastnas.strategies.egnas import EGNAS
+from fastnas.strategies.egnas_fitness import similarity
+from fastnas.strategies.egnas_variants import VARIANTS
 
 # --- the step as a whole ----------------------------------------------------------------------------------------------
 
@@ -104,6 +110,16 @@ def test_waits_for_the_warm_up() -> None:
     search.run(3, 3)
     assert not torch.equal(alpha_of(network), before)
     assert [event["epoch"] for event in search.log.named("update")] == [3]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_evolves_before_or_after_the_weight_steps(when: Any) -> None:
+    network = Toy()
+    search = FakeSearch(network, EGNAS(warm_up=0, population=4, evolve=when))
+    search.strategy.before_epoch(search.search)
+    assert bool(network.scored) == (when == "before")
+    search.strategy.after_epoch(search.search)
+    assert len(search.log.named("update")) == 1
 
 
 # --- populations ------------------------------------------------------------------------------------------------------
@@ -236,6 +252,15 @@ def test_equally_accurate_winners_are_told_apart_by_fitness() -> None:
     assert torch.equal(alpha_of(network), moved_by(network, before, 3, 4))
 
 
+def test_winner_can_go_by_fitness() -> None:
+    """Among the samples' best individuals, too; then accuracy does not count."""
+    sure, right = (6, 1.2), (7, 0.3)
+    network, before, search = run_script({(1, 3): sure, (5, 1): right}, winner="fitness")
+    assert torch.equal(alpha_of(network), moved_by(network, before, 1, 3))
+    update = search.log.named("update")[0]
+    assert update["best_loss"] == update["best_fitness"] == pytest.approx(loss_of(*sure))
+
+
 def test_first_of_equals_wins() -> None:
     network, before, _ = run_script({})
     assert torch.equal(alpha_of(network), moved_by(network, before, 1, 0))
@@ -265,14 +290,15 @@ def test_equal_accuracy_is_penalised(form: Any) -> None:
 
 
 def test_similarity_in_the_log(cma_runs: list[Recorder]) -> None:
-    """What is compared with α are the samples as they were drawn."""
+    """What is compared with α are the samples as they were drawn; both terms of the fitness are logged."""
     for kind in ("flat_logits", "edge_mean", "edge_mean_probabilities"):
         cma_runs.clear()
         _, before, search = run_script({}, samples=1, eta=0.4, similarity=kind)
         event = search.log.named("population")[0]
-        likeness = similarity(before, cma_runs[0].samples[0].view(-1, *before.shape).float(), kind)
+        likeness = similarity(by_kind(before), by_kind(cma_runs[0].samples[0].view(-1, *before.shape).float()), kind)
         expected = [loss_of(*WORSE) + 0.4 * value for value in likeness.tolist()]
         assert event["fitness"] == pytest.approx(expected, rel=1e-6)
+        assert event["similarity"] == pytest.approx(likeness.tolist(), rel=1e-6)
 
 
 def test_nan_loses() -> None:
@@ -326,7 +352,7 @@ def test_statistics_and_training_flag_stay(mode: Any, training: bool) -> None:
     search = FakeSearch(network, strategy)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.train(training)
-    strategy.before_epoch(search.search)
+    strategy.after_epoch(search.search)
     assert all(module.training is training for module in network.modules())
     changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"alphas.normal", "alphas.reduce"}
@@ -339,7 +365,7 @@ def test_alpha_has_no_gradient() -> None:
     for epoch in range(2):
         search.run(epoch, epoch)
         images, labels = batch(epoch, 1)
-        F.cross_entropy(network(images, strategy.op_weights(search.search)), labels).backward()
+        F.cross_entropy(strategy.logits(search.search, images), labels).backward()
     clipped = strategy.clipped_parameters(search.search)
     assert [id(p) for p in clipped] == [id(p) for p in network.weight_parameters()]
     assert all(parameter.grad is not None for parameter in clipped)
@@ -412,6 +438,7 @@ def test_interruption_changes_nothing() -> None:
 
 def test_interruption_of_a_real_network_changes_nothing() -> None:
     assert_interruptible(tiny_supernet, population=4, samples=2, epochs=1)
+    assert_interruptible(tiny_supernet, population=4, generations=2, epochs=1, variant="decided")
 
 
 def test_checkpoint_of_an_interrupted_step_is_small() -> None:
@@ -440,6 +467,9 @@ def test_state_is_a_snapshot() -> None:
     assert len(state["pending"]["run"]["told"]) == 1
 
 
+# --- kinds of cells ---------------------------------------------------------------------------------------------------
+
+
 def test_kinds_are_in_order() -> None:
     """Index 0 of every [2, E, O] is the normal cell, in and out of the network."""
     assert CELL_KINDS == ("normal", "reduce")
@@ -449,3 +479,96 @@ def test_kinds_are_in_order() -> None:
     FakeSearch(network, EGNAS(warm_up=0, population=4)).run(0, 0)
     assert torch.equal(network.scored[0][0, 0], torch.full((2, 7), 1 / 7))
     assert not torch.equal(network.scored[0][0, 1], torch.full((2, 7), 1 / 7))
+
+
+def test_tables_of_unequal_shape_are_one_vector() -> None:
+    tables = {"one": torch.randn(2, 3), "other": torch.randn(4, 5), "third": torch.randn(1, 1)}
+    vector = AlphaVector(tables)
+    flat = vector.flatten(tables)
+    assert flat.tolist() == [value for table in tables.values() for value in table.flatten().tolist()]
+    population = torch.stack([flat, 2 * flat])
+    assert {kind: tuple(table.shape) for kind, table in vector.split(population).items()} == {
+        "one": (2, 2, 3), "other": (2, 4, 5), "third": (2, 1, 1)
+    }  # fmt: skip
+    assert all(torch.equal(vector.split(flat)[kind], table) for kind, table in tables.items())
+    sums = vector.by_row(lambda table: table.sum(-1, keepdim=True).expand_as(table), vector.softmax(population))
+    torch.testing.assert_close(sums, torch.ones_like(population))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_any_kinds_of_cells(variant: Any) -> None:
+    """One kind, and two whose tables differ in shape: all of α moves."""
+
+    class Uneven(Toy):
+        def __init__(self, shapes: dict[str, tuple[int, int]]) -> None:
+            super().__init__()
+            self.alphas = nn.ParameterDict({kind: nn.Parameter(torch.randn(shape)) for kind, shape in shapes.items()})
+
+        def population_logits(self, x: Tensor, alphas: dict[str, Tensor], chunk: int, bn_mode: str) -> Tensor:
+            sums = sum((table.softmax(-1).square().sum((1, 2)) for table in alphas.values()), torch.zeros(()))  # [P]
+            return sums[:, None, None] * torch.ones(len(x), 4).cumsum(-1)
+
+        def forward(self, x: Tensor, op_weights: dict[str, Tensor]) -> Tensor:
+            return self.population_logits(x, {kind: table[None] for kind, table in op_weights.items()}, 1, "")[0]
+
+    for shapes in ({"normal": (6, 5)}, {"low": (2, 3), "high": (4, 5)}):
+        network = Uneven(shapes)
+        before = {kind: alpha.detach().clone() for kind, alpha in network.alphas.items()}
+        FakeSearch(network, EGNAS(variant=variant, warm_up=0, population=4, score="mixture")).run(0, 0)
+        for kind, alpha in network.alphas.items():
+            assert alpha.shape == before[kind].shape
+            assert not torch.equal(alpha, before[kind])
+
+
+# --- paths and cells --------------------------------------------------------------------------------------------------
+
+
+def test_a_path_is_drawn_from_alpha() -> None:
+    """A weight step trains a cell: those candidates and edges often that weigh most, and always the same ones where α
+    is decided."""
+    network = tiny_supernet()
+    strategy = EGNAS(variant="decided", warm_up=0, population=4)
+    search = FakeSearch(network, strategy)
+    images, _ = batch(0, 0)
+    drawn = []
+    for step in range(3):
+        search.step = step
+        strategy.logits(search.search, images).sum().backward()
+        trained = {name for name, p in network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        drawn.append(trained)
+        network.zero_grad()
+    assert drawn[0] != drawn[1] != drawn[2]
+    with torch.no_grad():
+        for alpha in network.alphas.values():
+            alpha[:, 3] += 50.0
+            alpha += 100.0 * torch.arange(len(alpha))[:, None]  # no effect within a row
+    generator = torch.Generator().manual_seed(0)
+    paths = [strategy._scores.drawn_path(generator) for _ in range(4)]
+    for path in paths:
+        for table in path.values():
+            assert set(table.sum(-1).tolist()) <= {0.0, 1.0}
+            assert table.sum() == table[:, 3].sum() == 8
+
+
+def test_individuals_are_scored_as_cells() -> None:
+    """Loss and accuracy are those of the derived cell alone, by the statistics of the batch."""
+    network = calibrated()
+    strategy = EGNAS(warm_up=0, population=4, samples=1, score="cell", eta=0.0)
+    search = FakeSearch(network, strategy)
+    z = torch.randn(3, 2 * 14 * 7)
+    images, labels = batch(0, 0)
+    loss, accuracy = strategy._scores.of(z, [(images, labels)])
+    encoding = encoding_of(network.space)
+    for index in range(3):
+        cell = network.space.derive(
+            {kind: table.softmax(-1) for kind, table in strategy._vector.split(z[index]).items()}
+        )
+        path = encoding.op_weights(encoding.encode(cell))
+        with torch.no_grad(), individual_statistics(network, len(images)):
+            logits = network.path_logits(images, path)
+        assert loss[index].item() == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+        assert accuracy[index].item() == (logits.argmax(-1) == labels).double().mean().item()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    search.run(0, 0)
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"alphas.normal", "alphas.reduce"}

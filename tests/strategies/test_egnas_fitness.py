@@ -7,16 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from egnas_search import (
-    FakeSearch,
-    Toy,
-)
+from egnas_search import FakeSearch, Toy, by_kind
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastnas import strategies
 from fastnas.errors import UserError
-from fastnas.strategies.egnas import EGNAS, compound_fitness, similarity
+from fastnas.strategies.egnas import EGNAS
+from fastnas.strategies.egnas_fitness import compound_fitness, similarity
 
 # --- fitness ----------------------------------------------------------------------------------------------------------
 
@@ -69,7 +67,7 @@ def soft(row: list[float]) -> list[float]:
 @pytest.mark.parametrize("kind", ["flat_logits", "edge_mean", "edge_mean_probabilities"])
 def test_similarity_by_hand(kind: str) -> None:
     current, candidates = torch.randn(2, 3, 5).double(), torch.randn(4, 2, 3, 5).double()
-    measured = similarity(current, candidates, kind)  # type: ignore[arg-type]
+    measured = similarity(by_kind(current), by_kind(candidates), kind)  # type: ignore[arg-type]
     assert measured.shape == (4,)
     for candidate, value in zip(candidates, measured.tolist(), strict=True):
         if kind == "flat_logits":
@@ -87,18 +85,20 @@ def test_similarity_by_hand(kind: str) -> None:
 def test_similarity_of_directions() -> None:
     current = torch.randn(2, 14, 7)
     candidates = torch.stack([3 * current, -current, torch.zeros_like(current)])
-    assert similarity(current, candidates, "flat_logits").tolist() == pytest.approx([1, 0, 0.5], abs=1e-6)
-    assert similarity(current, current[None], "edge_mean_probabilities").item() == pytest.approx(1)
+    assert similarity(by_kind(current), by_kind(candidates), "flat_logits").tolist() == pytest.approx(
+        [1, 0, 0.5], abs=1e-6
+    )
+    assert similarity(by_kind(current), by_kind(current[None]), "edge_mean_probabilities").item() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("kind", ["flat_logits", "edge_mean", "edge_mean_probabilities"])
 def test_similarity_of_zero_is_a_number(kind: str) -> None:
     zero, some = torch.zeros(2, 14, 7), torch.randn(2, 14, 7)
     for current, candidate in ((zero, some), (some, zero), (zero, zero)):
-        value = similarity(current, candidate[None], kind).item()  # type: ignore[arg-type]
+        value = similarity(by_kind(current), by_kind(candidate[None]), kind).item()  # type: ignore[arg-type]
         assert 0 <= value <= 1 + 1e-6
     if kind != "edge_mean_probabilities":
-        assert similarity(some, zero[None], kind).item() == 0.5  # type: ignore[arg-type]
+        assert similarity(by_kind(some), by_kind(zero[None]), kind).item() == 0.5  # type: ignore[arg-type]
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def test_similarity_of_zero_is_a_number(kind: str) -> None:
     [
         (
             {"variant": "papper"},
-            "variant is 'papper', expected paper, official or official_imagenet",
+            "variant is 'papper', expected paper, official, official_imagenet, reproduction or decided",
         ),
         ({"variant": None}, "variant is None"),
         ({"sigma_schedule": "epoch"}, "sigma_schedule is 'epoch', expected es_step, global_epoch, constant or None"),
@@ -119,7 +119,7 @@ def test_similarity_of_zero_is_a_number(kind: str) -> None:
         ),
         ({"bn_mode": "eval"}, "bn_mode is 'eval', expected batch, running, train or None"),
         ({"fitness": "eq4"}, "fitness is 'eq4', expected eq3 or rebased"),
-        ({"update": "add"}, "update is 'add', expected softmax or delta"),
+        ({"update": "add"}, "update is 'add', expected softmax, delta or None"),
         ({"population": 3}, "population is 3, expected a whole number from 4 to 100,000"),
         ({"samples": 0}, "samples is 0, expected a whole number from 1"),
         ({"generations": 0}, "generations is 0, expected a whole number from 1"),
@@ -131,6 +131,10 @@ def test_similarity_of_zero_is_a_number(kind: str) -> None:
         ({"sigma": math.inf}, "sigma is inf"),
         ({"sigma_floor": -0.1}, "sigma_floor is -0.1"),
         ({"cmaes_alias": True}, "cmaes_alias .* variant=official"),
+        ({"winner": "loss"}, "winner is 'loss', expected accuracy, fitness or None"),
+        ({"evolve": "never"}, "evolve is 'never', expected before, after or None"),
+        ({"score": "cell", "bn_mode": "train"}, "score=cell .* bn_mode=batch or running"),
+        ({"weights": "paths", "clip_includes_alpha": True}, "no gradient with weights=paths"),
     ],
 )
 def test_impossible_options(options: dict[str, Any], message: str) -> None:
@@ -162,10 +166,22 @@ def test_strategies_by_name() -> None:
 
 def test_defaults_are_the_published_settings() -> None:
     strategy = EGNAS()
-    published = {"variant": "paper", "population": 50, "samples": 3, "generations": 1, "warm_up": 15, "sigma": 1.0,
-                 "sigma_floor": 0.02, "noise": 0.01, "step_size": 0.1, "zeta": 1.0, "eta": 0.4, "fitness": "eq3",
-                 "update": "softmax", "fitness_batch_size": 128, "fitness_batches": 1}  # fmt: skip
-    assert {name: getattr(strategy, name) for name in published} == published
+    options = {"variant": "paper", "sigma": 1.0, "sigma_floor": 0.02, "noise": 0.01, "zeta": 1.0, "fitness": "eq3"}
+    assert {name: getattr(strategy, name) for name in options} == options
+    paper = {"population": 50, "samples": 3, "generations": 1, "warm_up": 15, "step_size": 0.1, "eta": 0.4,
+             "update": "softmax", "fitness_batch_size": 128, "fitness_batches": 1, "evolve": "after",
+             "winner": "accuracy", "weights": "mixture", "score": "mixture"}  # fmt: skip
+    program = {"evolve": "before", "winner": "accuracy", "validation_augment": True}
+    imagenet = {"samples": 5, "warm_up": 40, "fitness_batch_size": 512, "clip_includes_alpha": False}
+    reproduction = {"population": 25, "step_size": 0.6, "cma_seed": "run", "unit_rows": True, "winner_softmaxes": 2}
+    for variant, expected in (
+        ("paper", paper),
+        ("official", paper | program),
+        ("official_imagenet", paper | program | imagenet),
+        ("reproduction", paper | program | reproduction),
+    ):
+        rules = EGNAS(variant=variant).rules
+        assert {name: getattr(rules, name) for name in expected} == expected
     assert EGNAS.default_space == "egnas"
 
 

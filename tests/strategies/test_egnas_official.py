@@ -20,6 +20,8 @@ from egnas_search import (
     alpha_of,
     assert_interruptible,
     batch,
+    by_kind,
+    calibrated,
     loss_of,
     tiny_supernet,
 )
@@ -29,7 +31,8 @@ from fastnas.data import Pipeline
 from fastnas.engine.options import WeightOptions
 from fastnas.engine.search import Search
 from fastnas.nn import Supernet
-from fastnas.strategies.egnas import EGNAS, similarity
+from fastnas.strategies.egnas import EGNAS
+from fastnas.strategies.egnas_fitness import similarity
 
 PROGRAMS = ("official", "official_imagenet")
 WORSE = (2, 3.0)
@@ -40,7 +43,7 @@ def official(**options: Any) -> EGNAS:
 
 
 def imagenet(**options: Any) -> EGNAS:
-    return official(variant="official_imagenet", **options)
+    return official(**{"variant": "official_imagenet", "samples": 3, **options})
 
 
 def run_script(
@@ -205,8 +208,10 @@ def test_bounds_of_a_unit_row(cma_runs: list[Recorder], monkeypatch: pytest.Monk
 def test_likeness_is_of_probabilities_and_the_unit_candidate(cma_runs: list[Recorder]) -> None:
     _, before, search = run_script({}, official(samples=1))
     unit = F.normalize(cma_runs[0].samples[0].view(-1, *before.shape).float(), dim=-1)  # [λ, 2, E, O]
-    likeness = similarity(before, unit, "edge_mean")
-    assert not torch.allclose(likeness, similarity(before, unit, "edge_mean_probabilities"), atol=1e-3)
+    likeness = similarity(by_kind(before), by_kind(unit), "edge_mean")
+    assert not torch.allclose(
+        likeness, similarity(by_kind(before), by_kind(unit), "edge_mean_probabilities"), atol=1e-3
+    )
     expected = [loss_of(*WORSE) + 0.4 * value for value in likeness.tolist()]  # ties with α take the plus
     assert search.log.named("population")[0]["fitness"] == pytest.approx(expected, rel=1e-6)
 
@@ -263,14 +268,6 @@ def test_alpha_stays_near_uniform() -> None:
 
 
 # --- normalisation ----------------------------------------------------------------------------------------------------
-
-
-def calibrated(seed: int = 0) -> Supernet:
-    """With running statistics that are not those of a fresh network."""
-    network = tiny_supernet(seed)
-    with torch.no_grad():
-        network(3 * batch(9, 0)[0] + 1)
-    return network
 
 
 def test_explores_by_running_statistics() -> None:
@@ -351,7 +348,8 @@ def test_clipped_parameters_of_each_choice() -> None:
     weights, alphas = [network.from_images, network.from_weights], list(network.alphas.values())
     for options, expected in (
         ({}, [*weights, *alphas]),
-        ({"variant": "official_imagenet"}, [*weights, *alphas]),
+        ({"variant": "reproduction"}, [*weights, *alphas]),
+        ({"variant": "official_imagenet"}, weights),  # there α is no parameter of the network
         ({"clip_includes_alpha": False}, weights),
         ({"variant": "paper"}, weights),
         ({"variant": "paper", "clip_includes_alpha": True}, [*weights, *alphas]),
@@ -440,7 +438,7 @@ def test_imagenet_likeness_is_between_probabilities(cma_runs: list[Recorder]) ->
     alpha = alpha_of(network)
     search = FakeSearch(network, imagenet(samples=1, zeta=0.0)).run(0, 0)
     candidates = cma_runs[0].samples[0].view(-1, *alpha.shape).float()
-    likeness = similarity(alpha, candidates, "edge_mean_probabilities").double()
+    likeness = similarity(by_kind(alpha), by_kind(candidates), "edge_mean_probabilities").double()
     fitness = search.log.named("population")[0]["fitness"]
     assert [abs(value) for value in fitness] == pytest.approx((0.4 * likeness).tolist(), rel=1e-6)
 
@@ -482,7 +480,7 @@ def test_options_beat_the_variant(cma_runs: list[Recorder]) -> None:
     assert set(network.modes) == {"batch"}
     assert alpha_of(network).sum(-1).abs().max() < 1e-6
     unit = F.normalize(cma_runs[0].samples[0].view(-1, *before.shape).float(), dim=-1)
-    likeness = similarity(before, unit, "flat_logits").double()
+    likeness = similarity(by_kind(before), by_kind(unit), "flat_logits").double()
     fitness = search.log.named("population")[0]["fitness"]
     assert [abs(value) for value in fitness] == pytest.approx((0.4 * likeness).tolist(), rel=1e-6)
     search.run(1, 1)

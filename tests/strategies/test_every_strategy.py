@@ -104,18 +104,6 @@ def test_runs_and_resumes_exactly(name: str, tmp_path: Path):
     assert all(0 <= event["valid_accuracy"] <= 1 for event in epochs)
 
 
-@pytest.mark.parametrize("name", ["darts", "gdas", "snas", "aging-evolution", "nasnet-ppo"])
-def test_runs_in_the_space_of_nas_bench_201(name: str, tmp_path: Path):
-    flags = ["--space", "nb201", *(["--resource", "none"] if name == "snas" else [])]
-    search = make(tmp_path / "run", name, *flags)
-    outcome = search.run()
-    assert outcome.status == "finished"
-    assert len(outcome.genotype.operations) == 6
-    page = write_report(search.directory).read_text()
-    assert str(outcome.genotype).split("|")[1].split("~")[0] in page
-    assert "could not be read" not in page
-
-
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_published_options_are_the_defaults_and_can_be_overridden(name: str):
     options = parse_search(["--strategy", name, "--data", "digits"], "test", "")

@@ -86,16 +86,22 @@ def test_a_strategy_says_whether_its_weight_step_is_plain(name: str):
 def test_a_promise_of_plain_steps_that_would_be_broken_is_refused(hook: str):
     own = {hook: lambda self, search, *images: 0.0}
     with pytest.raises(TypeError, match=r"Mine overrides logits or penalty, .* set plain_step = False"):
-        type("Mine", (EGNAS,), own)
-    type("Mine", (EGNAS,), {**own, "plain_step": False})
+        type("Mine", (Strategy,), {**own, "plain_step": True})
+    type("Mine", (Strategy,), {**own, "plain_step": False})
+
+
+def test_egnas_steps_plainly_where_it_trains_the_mixture():
+    class Mine(EGNAS):
+        def penalty(self, search):
+            return 1.0
+
+    assert [EGNAS().plain_step, EGNAS(weights="paths").plain_step, Mine().plain_step] == [True, False, False]
 
 
 def test_steps_are_not_plain_unless_a_strategy_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     seen = []
 
     class Careless(EGNAS):
-        plain_step = Strategy.plain_step
-
         def logits(self, search, images):
             seen.append(images.shape)
             return super().logits(search, images)
