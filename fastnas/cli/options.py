@@ -147,6 +147,8 @@ class DataOptions(Options):
     """Pixels a side to resize and crop to; None: as they are."""
     limit: Count | None = None
     """At most this many images, evenly from all classes; None for all."""
+    normalise: Literal["own", "cifar10", "cifar100", "imagenet"] = "own"
+    """Whose mean and standard deviation normalise the images; programs for CIFAR-100 often take those of CIFAR-10."""
     crop_padding: SideOrZero | None = None
     """Pixels of padding before a random crop; None for what suits the data."""
     flip: bool | None = None

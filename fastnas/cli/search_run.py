@@ -16,7 +16,7 @@ from fastnas.report.run import Run, mapping, read_run
 
 # What the search was told about its images, and the training has to know as well. How many of them it took (limit) and
 # how it loaded them is its own affair.
-TAKEN = ("data", "image_size", "skip_unreadable", "crop_padding", "flip")
+TAKEN = ("data", "image_size", "skip_unreadable", "normalise", "crop_padding", "flip")
 
 Groups = dict[str, dict[str, Any]]
 
