@@ -70,7 +70,7 @@ class SNAS(GradientStrategy):
 
     name: ClassVar[str] = "snas"
     published_defaults: ClassVar = {
-        "weights": {"epochs": 150, "learning_rate": 0.025, "learning_rate_min": 0.001},
+        "weights": {"epochs": 150, "learning_rate": 0.025, "learning_rate_min": 0.001, "search_drop_path": 0.3},
         "data": {"batch_size": 64, "split": 0.9},
         "network": {"channels": 16, "layers": 8, "partial_channels": 1},
     }
