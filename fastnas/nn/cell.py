@@ -91,8 +91,8 @@ class SearchCell(nn.Module):
             active: [E, O] booleans on the CPU; the other candidates are not computed. All by default.
             masks: [E, B], factors of whole edges for each image (drop path); ones by default. Not for a population.
         """
-        if self.backend == "fused" and masks is None:
-            fused = self._fused(s0, s1, weights, edge_weights, active)
+        if self.backend == "fused":
+            fused = self._fused(s0, s1, weights, edge_weights, active, masks)
             if fused is not None:
                 return fused
         states = [
@@ -113,7 +113,13 @@ class SearchCell(nn.Module):
         return torch.cat(states[2:], dim=-3)
 
     def _fused(
-        self, s0: Tensor, s1: Tensor, weights: Tensor, edge_weights: Tensor | None, active: Tensor | None
+        self,
+        s0: Tensor,
+        s1: Tensor,
+        weights: Tensor,
+        edge_weights: Tensor | None,
+        active: Tensor | None,
+        masks: Tensor | None,
     ) -> Tensor | None:
         # torch.compile traces the current modules, and guards them itself.
         if not torch.compiler.is_compiling() and not self._is_planned(active):
@@ -121,7 +127,7 @@ class SearchCell(nn.Module):
         layout = self._modules.get("layout")
         if not isinstance(layout, CellLayout) or not layout.known:
             return None
-        return fused_cell(layout, s0, s1, weights, edge_weights)
+        return fused_cell(layout, s0, s1, weights, edge_weights, masks)
 
     def _plan(self, active: Tensor | None = None) -> None:
         preprocess = tuple(match_op(module) for module in (self.preprocess0, self.preprocess1))

@@ -259,12 +259,12 @@ class Supernet(nn.Module):
 
     def _chunked(self, x: Tensor, weights: OpWeights, individuals: int, chunk: int) -> Tensor:
         logits = []
-        s0, s1 = self.stem(x) if self.backend != "reference" and individuals else (x, x)
+        s0, s1 = self.stem(x) if individuals else (x, x)
         for first in range(0, individuals, chunk):
             part = {kind: weights[kind][first : first + chunk] for kind in self.space.kinds}  # [chunk, E, O]
             if self.backend == "reference":
                 one = {kind: part[kind][0] for kind in self.space.kinds}  # [E, O]
-                logits.append(self._classify(*self.stem(x), one)[None])
+                logits.append(self._classify(s0, s1, one)[None])
             else:
                 logits.append(self._classify(s0[None], s1[None], part))  # [chunk, B, num_classes]
         return torch.cat(logits) if logits else x.new_empty(0, len(x), self.num_classes)
