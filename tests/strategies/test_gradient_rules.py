@@ -276,7 +276,7 @@ def test_the_weights_of_gdas_move_before_alpha(tmp_path):
     search.optimizer.step = watch("weights", search.optimizer.step)
     search.strategy.alpha_optimizer.step = watch("alpha", search.strategy.alpha_optimizer.step)
     search.run()
-    assert moved[:4] == ["weights", "alpha", "weights", "alpha"]
+    assert moved == ["weights", "alpha"]  # of the one step
 
 
 @pytest.mark.parametrize(("name", "rule"), [("gdas", "pairs"), ("snas", "edges"), ("darts", "top2")])
