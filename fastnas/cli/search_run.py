@@ -45,9 +45,7 @@ class SearchRun:
             recipe = strategies.find(self.run.strategy or "").retraining
         except UserError:  # a strategy of a Python program that is not this one
             recipe = strategies.Strategy.retraining
-        if self.run.option("network", "stem") == "imagenet":
-            return "egnas-imagenet" if recipe == "egnas" else "darts-imagenet"
-        return f"{recipe}-cifar10"
+        return f"{recipe}-imagenet" if self.run.option("network", "stem") == "imagenet" else f"{recipe}-cifar10"
 
     def options(self) -> Groups:
         """Options of a training on the images of the search."""
