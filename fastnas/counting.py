@@ -55,11 +55,11 @@ def _inputs(module: Any, x: Tensor, y: Tensor) -> int:
     return x.numel()
 
 
-_MACS: CostTable = ((_CONVS, _conv), (_TRANSPOSED_CONVS, _conv_transposed), ((nn.Linear,), _linear))
+MACS: CostTable = ((_CONVS, _conv), (_TRANSPOSED_CONVS, _conv_transposed), ((nn.Linear,), _linear))
 _COSTS: dict[Rule, CostTable] = {
-    "macs": _MACS,
+    "macs": MACS,
     "flops_counter": (
-        *_MACS,
+        *MACS,
         ((*_CONVS, *_TRANSPOSED_CONVS), _bias),
         (_NORMS, _norm),
         (_ACTIVATIONS, _outputs),
@@ -104,6 +104,20 @@ def count_macs(module: nn.Module, input_size: Sequence[int], rule: Rule = "macs"
     """
     if rule not in _COSTS:
         raise UserError(f"unknown counting rule {rule!r}: use 'macs' or 'flops_counter'.")
+    return sum_costs(module, input_size, _COSTS[rule])
+
+
+def sum_costs(module: nn.Module, input_size: Sequence[int], costs: CostTable) -> int:
+    """The sum of a cost over the submodules that run in one forward pass in evaluation mode, as in `count_macs`.
+
+    Args:
+        module, input_size: see `count_macs`.
+        costs: (classes of modules, cost) pairs; the cost is a function of the module, its input and its output. A
+            module counts once for each pair whose classes it is of.
+
+    Raises:
+        UserError: an `input_size` that is neither of the two.
+    """
     sizes = tuple(input_size)
     if len(sizes) not in (3, 4) or not all(isinstance(size, int) and size > 0 for size in sizes):
         raise UserError(f"input_size is {sizes}, expected positive integers (C, H, W) or (N, C, H, W).")
@@ -117,7 +131,7 @@ def count_macs(module: nn.Module, input_size: Sequence[int], rule: Rule = "macs"
 
     replica = _meta_copy(module).eval()
     for submodule in replica.modules():
-        for kinds, cost in _COSTS[rule]:
+        for kinds, cost in costs:
             if isinstance(submodule, kinds):
                 hook = functools.partial(add, cost)
                 submodule.register_forward_hook(hook, with_kwargs=True)

@@ -109,8 +109,9 @@ class Genotype:
     def multi_level(cls, cells: Iterable[Any]) -> Self:
         """A genotype of five cells, each (pairs, concat), in the order of `LEVELS`.
 
-        Source: "Neural architecture search with multi-level cells and architecture entropy": cells of one level share
-        their genotype, and a reduction cell ends the low and the middle level.
+        Source: Li, Chen, Sun, "Multi-level differentiable architecture search with heuristic entropy", 2021(08), DOI
+        10.11918/202011092: cells of one level share their genotype, and a reduction cell ends the low and the middle
+        level.
         """
         levels = _checked_levels(cells)
         if not levels:

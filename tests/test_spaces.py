@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fastnas import spaces
 from fastnas.errors import UserError
-from fastnas.genotype import CellKind
+from fastnas.genotype import CellKind, Genotype
+from fastnas.nn.derived import DerivedNetwork
 from fastnas.nn.primitives import PRIMITIVES
 from fastnas.spaces import SPACES, CellSpace
 from fastnas.spaces.encoding import encoding_of
@@ -195,6 +196,59 @@ def test_none_is_never_chosen_and_does_not_rank_its_edge() -> None:
         },
     )
     assert DARTS.derive(weights).pairs("normal")[1] == (("sep_conv_3x3", 1), ("dil_conv_3x3", 2))
+
+
+def test_the_rules_of_gdas_and_snas_by_hand() -> None:
+    """The same tables as above, by the two strongest pairs of a node, and by every edge."""
+    weights = table(
+        DARTS,
+        {
+            (0, 2): {"none": 0.9, "sep_conv_3x3": 0.4, "skip_connect": 0.3},
+            (1, 2): {"dil_conv_3x3": 0.2},
+            (0, 3): {"skip_connect": 0.1},
+            (1, 3): {"none": 0.2},
+            (2, 3): {"sep_conv_5x5": 0.3, "none": 0.2},
+            (0, 4): {"none": 0.1},
+            (1, 4): {"none": 0.5},
+            (2, 4): {"none": 0.3},
+            (3, 4): {"none": 0.4},
+            (4, 5): {"avg_pool_3x3": 0.1},
+        },
+    )
+    pairs = DARTS.derive(weights, "pairs")
+    assert pairs.pairs("normal")[0] == (("sep_conv_3x3", 0), ("skip_connect", 0))  # both on one edge
+    assert pairs.pairs("normal")[1] == (("sep_conv_5x5", 2), ("skip_connect", 0))
+    edges = DARTS.derive(weights, "edges")
+    assert edges.pairs("normal")[:3] == (
+        (("dil_conv_3x3", 1),),  # "none" wins on the other edge, which is left out
+        (("sep_conv_5x5", 2), ("skip_connect", 0)),
+        (("none", 1),),  # nothing else: one stays
+    )
+    assert edges.pairs("normal")[3][0] == ("avg_pool_3x3", 4)
+    assert len(edges.pairs("normal")[3]) == 1  # where all weigh the same, the first is "none"
+    assert edges.normal == edges.reduce
+    assert Genotype.from_dict(edges.to_dict()) == edges
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**31))
+def test_the_strongest_pairs_of_a_node_share_an_edge_or_are_those_of_darts(seed: int) -> None:
+    alphas = DARTS.uniform_alphas(1.0, torch.Generator().manual_seed(seed))
+    weights = {kind: torch.softmax(alpha, -1) for kind, alpha in alphas.items()}
+    pairs, top2 = (DARTS.derive(weights, rule) for rule in ("pairs", "top2"))
+    for kind in DARTS.kinds:
+        for found, expected in zip(pairs.pairs(kind), top2.pairs(kind), strict=True):
+            assert found[0] == expected[0]
+            assert found == expected or found[0][1] == found[1][1]
+
+
+def test_a_network_of_every_edge_computes_its_argmax() -> None:
+    """The derived network of "edges" has the operations of the table, and "none" adds nothing."""
+    weights = table(DARTS, {edge: {"none" if edge[0] % 2 else "sep_conv_3x3": 1.0} for edge in DARTS.edges})
+    genotype = DARTS.derive(weights, "edges")
+    network = DerivedNetwork(genotype, channels=4, layers=3, auxiliary=False)
+    assert [len(node) for node in genotype.pairs("normal")] == [1, 2, 2, 3]
+    assert network(torch.rand(2, 3, 8, 8)).isfinite().all()
 
 
 def test_none_takes_its_share_in_the_softmax() -> None:

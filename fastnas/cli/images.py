@@ -26,6 +26,7 @@ def open_search_source(options: SearchDataOptions) -> data.Source:
         limit=options.limit,
         skip_unreadable=options.skip_unreadable,
         test_share=options.test_share,
+        normalise=options.normalise,
     )
     _check_share(source, options)
     return source
@@ -55,7 +56,7 @@ def open_train_sources(options: TrainOptions) -> TrainSources:
         raise UserError("--select best_valid needs held-out images: give --validation, for example 0.1.")
     if options.run.select == "best_test" and wanted.test == "none":
         raise UserError("--select best_test needs test images: leave out --test none.")
-    names = ("image_size", "download", "evaluated_share", "skip_unreadable", "test_share")
+    names = ("image_size", "download", "evaluated_share", "skip_unreadable", "test_share", "normalise")
     how: dict[str, Any] = {name: getattr(wanted, name) for name in names}
     source = data.open(wanted.data, limit=wanted.limit, **how)
     _check_share(source, wanted)

@@ -47,6 +47,7 @@ def build_derived(options: TrainOptions, genotype: Genotype, source: Source) -> 
         num_classes=len(source.classes),
         in_channels=source.channels,
         auxiliary=fits if wanted.auxiliary is None else wanted.auxiliary,
+        auxiliary_norm=wanted.auxiliary_norm,
         stem=wanted.stem,
         drop_path_by_depth=options.recipe.drop_path_schedule == "scheduled",
         backend="reference" if options.recipe.compile else wanted.backend,

@@ -70,8 +70,8 @@ class TrainCommandOptions(CommandOptions):
     """Where the options come from."""
 
     preset: str | None = None
-    """demo, darts-cifar10, pc-darts-cifar10, p-darts-cifar10, egnas-cifar10, egnas-cifar100, darts-imagenet or
-    egnas-imagenet: the recipe of a paper."""
+    """demo, darts-cifar10, pc-darts-cifar10, p-darts-cifar10, egnas-cifar10, egnas-cifar100, darts-imagenet,
+    pc-darts-imagenet, p-darts-imagenet or egnas-imagenet: the recipe of a paper."""
     search_run: _From = listed(None, after=None)
     """Run directory of a search: its genotype is trained on its images, by the recipe that belongs to its strategy."""
     resume: Path | None = None
@@ -125,6 +125,8 @@ class DerivedOptions(NetworkOptions):
     layers: Layers = 20
     auxiliary: bool | None = listed(None, after="stem")
     """Train with an auxiliary head; None: where the images have the size that it needs."""
+    auxiliary_norm: bool | None = listed(None, after="auxiliary")
+    """BatchNorm after the head's second convolution; None: as DARTS, with the CIFAR stem only. P-DARTS has it with both."""
 
 
 # --- the images ---
@@ -147,6 +149,8 @@ class DataOptions(Options):
     """Pixels a side to resize and crop to; None: as they are."""
     limit: Count | None = None
     """At most this many images, evenly from all classes; None for all."""
+    normalise: Literal["own", "cifar10", "cifar100", "imagenet"] = "own"
+    """Whose mean and standard deviation normalise the images; programs for CIFAR-100 often take those of CIFAR-10."""
     crop_padding: SideOrZero | None = None
     """Pixels of padding before a random crop; None for what suits the data."""
     flip: bool | None = None

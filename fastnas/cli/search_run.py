@@ -16,7 +16,7 @@ from fastnas.report.run import Run, mapping, read_run
 
 # What the search was told about its images, and the training has to know as well. How many of them it took (limit) and
 # how it loaded them is its own affair.
-TAKEN = ("data", "image_size", "skip_unreadable", "crop_padding", "flip")
+TAKEN = ("data", "image_size", "skip_unreadable", "normalise", "crop_padding", "flip")
 
 Groups = dict[str, dict[str, Any]]
 
@@ -45,9 +45,7 @@ class SearchRun:
             recipe = strategies.find(self.run.strategy or "").retraining
         except UserError:  # a strategy of a Python program that is not this one
             recipe = strategies.Strategy.retraining
-        if self.run.option("network", "stem") == "imagenet":
-            return "egnas-imagenet" if recipe == "egnas" else "darts-imagenet"
-        return f"{recipe}-cifar10"
+        return f"{recipe}-imagenet" if self.run.option("network", "stem") == "imagenet" else f"{recipe}-cifar10"
 
     def options(self) -> Groups:
         """Options of a training on the images of the search."""

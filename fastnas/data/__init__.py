@@ -20,16 +20,16 @@ import torch
 from numpy.typing import ArrayLike
 
 from fastnas.data.augmentation import Augmentation
-from fastnas.data.cifar import open_cifar10, open_cifar100
+from fastnas.data.cifar import CIFAR10, CIFAR100, open_cifar10, open_cifar100
 from fastnas.data.dali import DaliPipeline, is_installed
 from fastnas.data.digits import open_digits
 from fastnas.data.folder import open_folder
 from fastnas.data.held import KIND, Held, HeldData, hold, open_held
 from fastnas.data.image import MOST_PIXELS
-from fastnas.data.imagenet import open_imagenet
+from fastnas.data.imagenet import IMAGENET, open_imagenet
 from fastnas.data.npz import open_npz
 from fastnas.data.pipeline import Pipeline
-from fastnas.data.source import Source, check_same_classes
+from fastnas.data.source import Source, Statistics, check_same_classes
 from fastnas.data.split import balanced
 from fastnas.data.tensor import TensorPipeline, fits, serves
 from fastnas.data.torchvision import TorchvisionPipeline
@@ -49,6 +49,7 @@ SOURCES: dict[str, tuple[str, Callable[..., Source]]] = {
 MOST_SIDE = math.isqrt(MOST_PIXELS)
 DIVISIBLE = ("folder", "imagenet", "npz")  # may have no test split of their own
 SIZED = ("digits", "imagenet")  # have an image size of their own
+STATISTICS: dict[str, Statistics] = {"cifar10": CIFAR10, "cifar100": CIFAR100, "imagenet": IMAGENET}
 PIPELINES: dict[str, Callable[..., Pipeline]] = {
     "dali": DaliPipeline,
     "tensor": TensorPipeline,
@@ -56,7 +57,7 @@ PIPELINES: dict[str, Callable[..., Pipeline]] = {
 }
 
 # Training splits in use, so that a test split finds their statistics instead of measuring them again.
-_How: TypeAlias = tuple[str, int | None, float | None, bool, float | None]
+_How: TypeAlias = tuple[str, int | None, float | None, bool, float | None, str]
 _TRAINING: WeakValueDictionary[_How, Source] = WeakValueDictionary()
 
 
@@ -70,6 +71,7 @@ def open(
     limit: int | None = None,
     skip_unreadable: bool = False,
     test_share: float | None = None,
+    normalise: str = "own",
 ) -> Source:
     """Opens a set of images.
 
@@ -89,6 +91,8 @@ def open(
             arrays), this share of each class, in (0, 1), becomes one, and `split="train"` is the rest. Which images
             these are depends on the images and on the share alone: the same ones in every search, training and
             evaluation. None: no split is made. `source.test_share` says whether it was.
+        normalise: whose mean and standard deviation normalise the images: "own", or the published ones of "cifar10",
+            "cifar100" or "imagenet".
 
     Raises:
         UserError: the spec, an option or the data cannot be used; the message names the file or folder.
@@ -116,7 +120,9 @@ def open(
             )
     if test_share is not None and not 0 < test_share < 1:
         raise UserError(f"test_share is {test_share}; give a share of the images, above 0 and below 1")
-    how = (spec, image_size, evaluated_share, skip_unreadable, test_share)
+    if normalise not in ("own", *STATISTICS):
+        raise UserError(f"normalise is {normalise!r}; give own, {', '.join(STATISTICS)}")
+    how = (spec, image_size, evaluated_share, skip_unreadable, test_share, normalise)
     if open_source is None:
         source = open_held(spec, split, image_size, evaluated_share, test_share)
     else:
@@ -124,6 +130,10 @@ def open(
         if kind in DIVISIBLE:
             more["test_share"] = test_share
         source = open_source(location, split, image_size, download, evaluated_share, **more)
+    if normalise != "own":
+        if source.channels != 3:
+            raise UserError(f"normalise is {normalise!r}, whose images have 3 channels; {spec} has {source.channels}")
+        source.published = STATISTICS[normalise]
     if split == "train":
         _TRAINING[how] = source
     elif open_source is not None:
@@ -220,13 +230,14 @@ def _fastest(source: Source, device: torch.device, augmentation: Augmentation | 
 def _training(how: _How) -> Source:
     if (source := _TRAINING.get(how)) is not None:
         return source
-    spec, image_size, evaluated_share, skip_unreadable, test_share = how
+    spec, image_size, evaluated_share, skip_unreadable, test_share, normalise = how
     return open(
         spec,
         image_size=image_size,
         evaluated_share=evaluated_share,
         skip_unreadable=skip_unreadable,
         test_share=test_share,
+        normalise=normalise,
     )
 
 

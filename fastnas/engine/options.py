@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from fastnas.errors import UserError
 from fastnas.option_types import Count, CountOrZero, NotNegative, Options, ShareBelowOne
@@ -58,6 +58,14 @@ class SGDOptions(Options):
     """Largest gradient norm of a step; 0 for no limit."""
 
 
+DropPathSchedule = Literal["constant", "linear", "scheduled"]
+
+
+def drop_path_at(largest: float, schedule: DropPathSchedule, epoch: int, epochs: int) -> float:
+    """The drop path probability of an epoch (of the last cell, where it depends on the depth)."""
+    return largest if schedule == "constant" else largest * epoch / epochs
+
+
 @ordered
 @dataclass(frozen=True, kw_only=True)
 class WeightOptions(SGDOptions):
@@ -72,6 +80,11 @@ class WeightOptions(SGDOptions):
     """Use Nesterov momentum."""
     weight_decay: NotNegative = 3e-4
     """Weight decay (L2 penalty) of the weights, never of α."""
+    search_drop_path: ShareBelowOne = 0.0
+    """Probability that a weight step drops the output of an edge for an image (drop path); 0 for never."""
+    search_drop_path_schedule: DropPathSchedule = "constant"
+    """constant (SNAS); linear: rises from 0 to --search-drop-path; scheduled: and rises with the cell's depth (NASNet).
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from fastnas.engine.options import SGDOptions, listed, ordered
+from fastnas.engine.options import DropPathSchedule, SGDOptions, drop_path_at, listed, ordered
 from fastnas.option_types import Count, CountOrZero, NotNegative, ShareAboveZero, ShareBelowOne
 
 
@@ -30,7 +30,7 @@ class TrainingRecipe(SGDOptions):
     """Share of the target that is spread evenly over all classes."""
     drop_path: ShareBelowOne = 0.2
     """Largest probability that the output of an operation is dropped for an image."""
-    drop_path_schedule: Literal["linear", "constant", "scheduled"] = "linear"
+    drop_path_schedule: DropPathSchedule = "linear"
     """linear: rises from 0 to --drop-path; constant; scheduled: as linear, and rises with the cell's depth (NASNet)."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of activations, by autocast; float16 also scales the loss."""
@@ -60,4 +60,4 @@ class TrainingRecipe(SGDOptions):
 
     def drop_path_at(self, epoch: int) -> float:
         """The drop path probability of an epoch (of the last cell, where it depends on the depth)."""
-        return self.drop_path if self.drop_path_schedule == "constant" else self.drop_path * epoch / self.epochs
+        return drop_path_at(self.drop_path, self.drop_path_schedule, epoch, self.epochs)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -16,7 +17,7 @@ from fastnas.data import Pipeline
 from fastnas.engine.checkpoint import check_layout
 from fastnas.engine.cuda_graph import Graphs
 from fastnas.engine.loop import Loop, Meter, Status, peak_memory_mb
-from fastnas.engine.options import WeightOptions
+from fastnas.engine.options import WeightOptions, drop_path_at
 from fastnas.engine.sizes import derived_sizes
 from fastnas.genotype import AnyGenotype
 from fastnas.nn import Supernet
@@ -200,7 +201,8 @@ class Search(Loop):
         op_weights = self.strategy.op_weights(self) if self.strategy.plain_step else None
         tables = [] if op_weights is None else [op_weights[kind] for kind in self.network.alphas]  # [E, O] each
         # A graph would cut off the gradients of the tables, and repeat the random draws of a step that is not plain.
-        if self.strategy.plain_step and not any(table.requires_grad for table in tables):
+        plain = self.strategy.plain_step and self.weights.search_drop_path == 0
+        if plain and not any(table.requires_grad for table in tables):
             loss, logits, _ = self.graphs.call("weight step", self._update_weights, images, labels, *tables)
         else:
             loss, logits, _ = self._update_weights(images, labels, *tables)
@@ -216,17 +218,30 @@ class Search(Loop):
         them alive; that is why they are returned.
         """
         self.optimizer.zero_grad(set_to_none=True)
-        if self.strategy.plain_step:
-            op_weights = dict(zip(self.network.alphas, tables, strict=True)) if tables else None
-            logits = self.network(images, op_weights)  # [B, classes]
-        else:
-            logits = self.strategy.logits(self, images)  # [B, classes]
+        with self._dropping():
+            if self.strategy.plain_step:
+                op_weights = dict(zip(self.network.alphas, tables, strict=True)) if tables else None
+                logits = self.network(images, op_weights)  # [B, classes]
+            else:
+                logits = self.strategy.logits(self, images)  # [B, classes]
         loss = F.cross_entropy(logits, labels)
         (loss + self.strategy.penalty(self)).backward()
         if self.weights.clip > 0:
             torch.nn.utils.clip_grad_norm_(self.strategy.clipped_parameters(self), self.weights.clip)
         self.optimizer.step()
         return loss.detach(), logits.detach(), [parameter.grad for parameter in self.network.parameters()]
+
+    @contextmanager
+    def _dropping(self) -> Iterator[None]:
+        """Within it the network drops edges, as `search_drop_path` says."""
+        network, schedule = self.network, self.weights.search_drop_path_schedule
+        network.drop_path_by_depth = schedule == "scheduled"
+        largest = self.weights.search_drop_path
+        network.drop_path_prob = drop_path_at(largest, schedule, *self.strategy.schedule(self))
+        try:
+            yield
+        finally:
+            network.drop_path_prob = 0.0
 
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:

@@ -79,6 +79,7 @@ class SearchCell(nn.Module):
         weights: Tensor,
         edge_weights: Tensor | None = None,
         active: Tensor | None = None,
+        masks: Tensor | None = None,
     ) -> Tensor:
         """States [B, C_i, H_i, W_i] and weights [E, O] → [B, nodes·C, H', W'].
 
@@ -88,9 +89,12 @@ class SearchCell(nn.Module):
         Args:
             edge_weights: [E] or [P, E], factors of whole edges, bypassing channels too; ones by default.
             active: [E, O] booleans on the CPU; the other candidates are not computed. All by default.
+            masks: [E, B], factors of whole edges for each image (drop path); ones by default. Not for a population.
         """
-        if self.backend == "fused" and (fused := self._fused(s0, s1, weights, edge_weights, active)) is not None:
-            return fused
+        if self.backend == "fused":
+            fused = self._fused(s0, s1, weights, edge_weights, active, masks)
+            if fused is not None:
+                return fused
         states = [
             self.preprocess0(s0.flatten(0, -4)).unflatten(0, s0.shape[:-3]),  # [..., B, C, H, W]
             self.preprocess1(s1.flatten(0, -4)).unflatten(0, s1.shape[:-3]),  # [..., B, C, H, W]
@@ -102,12 +106,20 @@ class SearchCell(nn.Module):
                 output = self.edges[edge](states[source], weights[..., edge, :], chosen)  # [..., B, C, H', W']
                 if edge_weights is not None:
                     output = output * edge_weights[..., edge, None, None, None, None]
+                if masks is not None:
+                    output = output * masks[edge].to(output.dtype)[:, None, None, None]
                 total = output if total is None else total + output
             states.append(total)
         return torch.cat(states[2:], dim=-3)
 
     def _fused(
-        self, s0: Tensor, s1: Tensor, weights: Tensor, edge_weights: Tensor | None, active: Tensor | None
+        self,
+        s0: Tensor,
+        s1: Tensor,
+        weights: Tensor,
+        edge_weights: Tensor | None,
+        active: Tensor | None,
+        masks: Tensor | None,
     ) -> Tensor | None:
         # torch.compile traces the current modules, and guards them itself.
         if not torch.compiler.is_compiling() and not self._is_planned(active):
@@ -115,7 +127,7 @@ class SearchCell(nn.Module):
         layout = self._modules.get("layout")
         if not isinstance(layout, CellLayout) or not layout.known:
             return None
-        return fused_cell(layout, s0, s1, weights, edge_weights)
+        return fused_cell(layout, s0, s1, weights, edge_weights, masks)
 
     def _plan(self, active: Tensor | None = None) -> None:
         preprocess = tuple(match_op(module) for module in (self.preprocess0, self.preprocess1))

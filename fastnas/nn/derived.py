@@ -33,12 +33,14 @@ class AuxiliaryHead(nn.Module):
 
     Source: Szegedy et al., "Going Deeper with Convolutions", CVPR 2015, in the form of the DARTS code: the pool of the
     ImageNet network has stride 2, that of the CIFAR network stride 3; the former has no normalisation after the
-    second convolution.
+    second convolution, which P-DARTS adds (`normalised`).
     """
 
-    def __init__(self, channels: int, num_classes: int, stem: str) -> None:
+    def __init__(self, channels: int, num_classes: int, stem: str, normalised: bool | None = None) -> None:
         super().__init__()
         stride = 3 if stem == "cifar" else 2
+        if normalised is None:
+            normalised = stem == "cifar"
         # From maps of these sizes the pool makes 2×2 and the last convolution 1×1, which the classifier needs.
         self.map_sizes = range(5 + stride, 5 + 2 * stride)
         self.features = nn.Sequential(
@@ -48,7 +50,7 @@ class AuxiliaryHead(nn.Module):
             nn.BatchNorm2d(128),
             nn.ReLU(),
             nn.Conv2d(128, 768, 2, bias=False),
-            nn.BatchNorm2d(768) if stem == "cifar" else nn.Identity(),
+            nn.BatchNorm2d(768) if normalised else nn.Identity(),
             nn.ReLU(),
         )
         self.classifier = nn.Linear(768, num_classes)
@@ -86,6 +88,8 @@ class DerivedNetwork(nn.Module):
         backend: "fused" computes every node in one pass of our operators, on a CPU and, where they were built for it,
             on a GPU (under `torch.compile` it is plain torch; forward hooks of the modules within a cell do not run,
             and those of a cell see its nodes as a tuple); "reference" is plain torch; "auto" is "fused".
+        auxiliary_norm: a BatchNorm after the second convolution of the auxiliary head; None: as in the code of DARTS,
+            with the CIFAR stem only. P-DARTS has it with both.
 
     Attributes:
         drop_path_prob: probability in [0, 1) that the output of an operation is dropped for a sample in training;
@@ -110,6 +114,7 @@ class DerivedNetwork(nn.Module):
         drop_path: float = 0.0,
         drop_path_by_depth: bool = False,
         backend: str = "auto",
+        auxiliary_norm: bool | None = None,
     ) -> None:
         super().__init__()
         self._drop_path: Tensor
@@ -142,7 +147,7 @@ class DerivedNetwork(nn.Module):
             channels_in = (channels_in[1], len(genotype.concat(kind)) * channels)
             reduction_before = reduction
             if auxiliary and index == self.auxiliary_after:
-                self.auxiliary_head = AuxiliaryHead(channels_in[1], num_classes, stem)
+                self.auxiliary_head = AuxiliaryHead(channels_in[1], num_classes, stem, auxiliary_norm)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels_in[1], num_classes)
 
@@ -235,6 +240,8 @@ class DerivedNetwork(nn.Module):
         Raises:
             UserError: the weights are of another network. It is not built then, however large it would be.
         """
+        # The files do not say whether the head is normalised: its weights do.
+        options.setdefault("auxiliary_norm", "auxiliary_head.features.6.weight" in weights)
         with torch.device("meta"):
             check_weights(cls(*arguments, **options), weights, path)
         network = cls(*arguments, **options)

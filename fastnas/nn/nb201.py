@@ -50,9 +50,10 @@ class NB201Cell(nn.Module):
         weights: Tensor,
         edge_weights: Tensor | None = None,
         active: Tensor | None = None,
+        masks: Tensor | None = None,
     ) -> Tensor:
-        """x [B, C, H, W], weights [E, O], edge_weights [E], active [E, O] → [B, C, H, W]; a population with a leading
-        P."""
+        """x [B, C, H, W], weights [E, O], edge_weights [E], active [E, O], masks [E, B] → [B, C, H, W]; a population
+        with a leading P."""
         states = [x]
         for node in range(1, self.space.nodes + 1):
             outputs = []
@@ -61,6 +62,8 @@ class NB201Cell(nn.Module):
                 output = self.edges[edge](states[source], weights[..., edge, :], chosen)  # [..., B, C, H, W]
                 if edge_weights is not None:
                     output = output * edge_weights[..., edge, None, None, None, None]
+                if masks is not None:
+                    output = output * masks[edge].to(output.dtype)[:, None, None, None]
                 outputs.append(output)
             states.append(functools.reduce(torch.add, outputs))
         return states[-1]

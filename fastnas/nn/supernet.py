@@ -28,6 +28,11 @@ OpWeights = Mapping[str, Tensor]
 MEMORY_BUDGET = 5 * 2**28
 
 
+def drop_path_masks(edges: int, x: Tensor, probability: float) -> Tensor:
+    """[E, B]: 0 with this probability, else 1 / (1 - probability), for the images of x [B, C, H, W]."""
+    return torch.empty(edges, len(x), device=x.device).bernoulli_(1 - probability) / (1 - probability)
+
+
 class Supernet(nn.Module):
     """Stem, `layers` search cells, global average pooling, linear classifier (DARTS, Liu et al. 2019, section 3).
 
@@ -50,12 +55,19 @@ class Supernet(nn.Module):
         alphas: `nn.ParameterDict` {"normal": [E, O], "reduce": [E, O]}, a table for each of `space.kinds`, initialised
             to 1e-3·N(0, 1). Part of the `state_dict`, and of `parameters()`: give `weight_parameters()` to the
             optimizer of ω.
+        drop_path_prob: probability in [0, 1) that the output of an edge is dropped for an image by `forward` in
+            training mode; the others are divided by the share that is kept. Masks come from torch's random state.
+        drop_path_by_depth: cell i of L drops with `(i + 1) / L` of that probability (ScheduledDropPath, Zoph et al.,
+            CVPR 2018).
 
     Raises:
         UserError: an unknown space, backend or stem, a number below 1 or beyond any network (1,000,000; 20,000
             candidates in all cells), channels that `partial_channels` does not divide, or odd channels with the
             ImageNet stem.
     """
+
+    drop_path_prob: float = 0.0
+    drop_path_by_depth: bool = False
 
     def __init__(
         self,
@@ -183,7 +195,8 @@ class Supernet(nn.Module):
                     f"{what} have shapes {self._shapes(what, tables)}, expected {expected} for {kinds} of cells."
                 )
         s0, s1 = self.stem(x)
-        return self._classify(s0, s1, weights, edge_weights, active)  # [B, num_classes]
+        drop_path = self.drop_path_prob if self.training else 0.0
+        return self._classify(s0, s1, weights, edge_weights, active, drop_path)  # [B, num_classes]
 
     def path_logits(self, x: Tensor, path: OpWeights) -> Tensor:
         """`forward` of a sampled architecture: `path` holds operation weights on the CPU, and only the candidates whose
@@ -200,11 +213,14 @@ class Supernet(nn.Module):
         weights: OpWeights,
         edge_weights: OpWeights | None = None,
         active: OpWeights | None = None,
+        drop_path: float = 0.0,
     ) -> Tensor:
-        for cell in self.cells:
+        for index, cell in enumerate(self.cells):
             kind: Any = cell.kind
             tables = [None if each is None else each[kind] for each in (edge_weights, active)]
-            s0, s1 = s1, cell(s0, s1, weights[kind], *tables)  # [..., B, nodes·C, H', W']
+            depth = (index + 1) / len(self.cells) if self.drop_path_by_depth else 1.0
+            masks = drop_path_masks(len(self.space.edges), s1, drop_path * depth) if drop_path > 0 else None
+            s0, s1 = s1, cell(s0, s1, weights[kind], *tables, masks)  # [..., B, nodes·C, H', W']
         pooled = self.pool(self.last(s1.flatten(0, -4))).flatten(1)  # [P·B, nodes·C]
         return self.classifier(pooled).unflatten(0, s1.shape[:-3])  # [..., B, num_classes]
 
@@ -243,11 +259,12 @@ class Supernet(nn.Module):
 
     def _chunked(self, x: Tensor, weights: OpWeights, individuals: int, chunk: int) -> Tensor:
         logits = []
-        s0, s1 = self.stem(x) if self.backend != "reference" and individuals else (x, x)
+        s0, s1 = self.stem(x) if individuals else (x, x)
         for first in range(0, individuals, chunk):
             part = {kind: weights[kind][first : first + chunk] for kind in self.space.kinds}  # [chunk, E, O]
             if self.backend == "reference":
-                logits.append(self.forward(x, {kind: part[kind][0] for kind in self.space.kinds})[None])
+                one = {kind: part[kind][0] for kind in self.space.kinds}  # [E, O]
+                logits.append(self._classify(s0, s1, one)[None])
             else:
                 logits.append(self._classify(s0[None], s1[None], part))  # [chunk, B, num_classes]
         return torch.cat(logits) if logits else x.new_empty(0, len(x), self.num_classes)

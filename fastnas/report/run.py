@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 from fastnas.errors import UserError
 from fastnas.genotype import AnyGenotype, Genotype
 from fastnas.input_file import check_file, parse_yaml, read_text
-from fastnas.spaces.nb201 import NB201Genotype
+from fastnas.spaces.nb201 import NB201Genotype, any_genotype
 
 Record = dict[str, Any]
 LARGEST = 1e30  # of a number; charts of larger ones, and sums of their squares, are no numbers
@@ -277,8 +277,7 @@ def _read_genotype(path: Path, epochs: list[Record], problems: list[str]) -> tup
     for epoch in reversed(epochs):
         if "genotype" in epoch:
             try:
-                record = mapping(epoch["genotype"])
-                genotype = (NB201Genotype if "nb201" in record else Genotype).from_dict(record)
+                genotype = any_genotype(mapping(epoch["genotype"]))
             except UserError as error:
                 problems.append(f"The genotype of epoch {epoch['epoch'] + 1} could not be read: {error}")
                 break

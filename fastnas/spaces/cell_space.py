@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from fastnas.errors import UserError
 from fastnas.genotype import LEVELS, AnyGenotype, CellKind, Genotype, Pair
+from fastnas.genotype_cell import Cell
 from fastnas.spaces.topology import dag_edges, incoming_edges
 
 CELL_KINDS: tuple[CellKind, ...] = ("normal", "reduce")
+Derivation = Literal["top2", "pairs", "edges"]
+"""How a cell is read off operation weights; see `CellSpace.derive`."""
 
 
 @dataclass(frozen=True)
@@ -68,36 +71,47 @@ class CellSpace:
             return "reduce" if reduction else "normal"
         return LEVELS[2 * level + reduction]
 
-    def derive(self, op_weights: Mapping[str, Tensor]) -> AnyGenotype:
-        """The genotype, by the rule of DARTS (Liu et al. 2019, section 2.4).
-
-        Each node keeps the two incoming edges whose best candidate weighs most, and on each of them that candidate;
-        "none" takes part in the softmax but is never chosen. Ties go to the lower source and to the earlier candidate.
-        The two pairs of a node are listed strongest first.
+    def derive(self, op_weights: Mapping[str, Tensor], rule: Derivation = "top2") -> AnyGenotype:
+        """The genotype. Ties go to the lower source, then to the earlier candidate; the pairs of a node are listed
+        strongest first.
 
         Args:
             op_weights: {"normal": [E, O], "reduce": [E, O]}, for instance softmax(α).
+            rule: what a node keeps. "top2", of DARTS (Liu et al. 2019, section 2.4): the two incoming edges whose best
+                candidate weighs most, each with that candidate. "pairs", of GDAS' program: the two heaviest (edge,
+                candidate) pairs, which may lie on one edge. In both "none" takes part in the softmax but is never
+                chosen. "edges", of SNAS (Xie et al. 2019): every incoming edge with its heaviest candidate; edges whose
+                heaviest is "none" are left out, and one of them stays where a node has no other.
         """
-        return self.assemble(tuple(self._strongest(op_weights[kind].detach().cpu().double()) for kind in self.kinds))
+        return self.assemble(tuple(self._cell(op_weights[kind].detach().cpu().double(), rule) for kind in self.kinds))
 
-    def assemble(self, cells: tuple[tuple[Pair, ...], ...]) -> Genotype:
+    def assemble(self, cells: tuple[Cell, ...]) -> Genotype:
         """The genotype with these pairs for each of `kinds`; all nodes of a cell form its output."""
         concat = tuple(range(2, self.nodes + 2))
         if self.kinds == LEVELS:
             return Genotype.multi_level((pairs, concat) for pairs in cells)
         return Genotype(normal=cells[0], normal_concat=concat, reduce=cells[1], reduce_concat=concat)
 
-    def _strongest(self, weights: Tensor) -> tuple[Pair, ...]:  # [E, O]
-        allowed = [index for index, name in enumerate(self.candidates) if name != "none"]
-        best = []  # of each edge: (weight, candidate)
-        for row in weights[:, allowed].tolist():
-            winner = max(range(len(row)), key=row.__getitem__)
-            best.append((row[winner], self.candidates[allowed[winner]]))
-        pairs: list[Pair] = []
-        for node in range(2, self.nodes + 2):
-            ranked = sorted(self.incoming(node), key=lambda edge: -best[edge][0])  # stable: lower source first
-            pairs += [(best[edge][1], self.edges[edge][0]) for edge in ranked[:2]]
-        return tuple(pairs)
+    def _cell(self, weights: Tensor, rule: Derivation) -> Cell:  # [E, O]
+        table = [dict(zip(self.candidates, row, strict=True)) for row in weights.tolist()]
+        nodes = range(self.inputs, self.inputs + self.nodes)
+        return tuple(self._node([table[edge] for edge in self.incoming(node)], rule) for node in nodes)
+
+    def _node(self, edges: list[dict[str, float]], rule: Derivation) -> tuple[Pair, ...]:
+        """The pairs of a node, from the weight of each candidate on each of its incoming edges."""
+        every = [
+            (name, source) for source, row in enumerate(edges) for name in row if rule == "edges" or name != "none"
+        ]
+        ranked = sorted(every, key=lambda pair: -edges[pair[1]][pair[0]])  # stable
+        if rule == "pairs":
+            return tuple(ranked[:2])
+        best: dict[int, Pair] = {}  # of each edge, strongest first
+        for name, source in ranked:
+            best.setdefault(source, (name, source))
+        pairs = tuple(best.values())
+        if rule == "top2":
+            return pairs[:2]
+        return tuple(pair for pair in pairs if pair[0] != "none") or pairs[:1]
 
     def uniform_alphas(self, scale: float = 1e-3, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """Initial α: `scale`·N(0, 1), {"normal": [E, O], "reduce": [E, O]}."""

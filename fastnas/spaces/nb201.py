@@ -16,9 +16,9 @@ from torch import Tensor
 
 from fastnas.atomic_file import replace_file
 from fastnas.errors import UserError
-from fastnas.genotype import CellKind, Pair
+from fastnas.genotype import AnyGenotype, CellKind, Genotype, Pair
 from fastnas.input_file import path_of, read_json
-from fastnas.spaces.cell_space import CellSpace
+from fastnas.spaces.cell_space import CellSpace, Derivation
 
 CANDIDATES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
@@ -100,6 +100,11 @@ class NB201Genotype:
         return cls.from_dict(data if isinstance(data, dict) else {})
 
 
+def any_genotype(data: Mapping[str, Any]) -> AnyGenotype:
+    """The genotype, of whatever space, whose `to_dict` gave `data`. Raises UserError where it is none."""
+    return NB201Genotype.from_dict(data) if "nb201" in data else Genotype.from_dict(data)
+
+
 @dataclass(frozen=True)
 class NB201Space(CellSpace):
     """The space as a `CellSpace` of one kind of cell with one input; see the module docstring."""
@@ -114,11 +119,12 @@ class NB201Space(CellSpace):
     def kind_of(self, level: int, reduction: bool) -> CellKind:
         return "normal"
 
-    def derive(self, op_weights: Mapping[str, Tensor]) -> NB201Genotype:
+    def derive(self, op_weights: Mapping[str, Tensor], rule: Derivation = "edges") -> NB201Genotype:
         """The heaviest candidate of every edge, "none" included; ties go to the earlier one.
 
         Args:
             op_weights: {"normal": [6, 5]}.
+            rule: makes no difference: a cell of this space has a candidate on every edge.
         """
         best = op_weights["normal"].detach().cpu().argmax(-1).tolist()  # [6]
         return NB201Genotype(tuple(self.candidates[index] for index in best))

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from fastnas.errors import UserError
-from fastnas.genotype import AnyGenotype, Genotype
+from fastnas.genotype import AnyGenotype
 from fastnas.option_types import Count
+from fastnas.spaces.nb201 import any_genotype
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
 from fastnas.strategies.registry import parse, register_strategy
@@ -94,4 +95,4 @@ class DARTSPlus(StrategyWrapper):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.stopped, self.ranking, self.unchanged = state["stopped"], state["ranking"], state["unchanged"]
-        self.last = None if state["last"] is None else Genotype.from_dict(state["last"])
+        self.last = None if state["last"] is None else any_genotype(state["last"])

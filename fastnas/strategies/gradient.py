@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
+from fastnas.genotype import AnyGenotype
 from fastnas.nn.batch_norm import check_one_image
 from fastnas.nn.supernet import OpWeights
 from fastnas.optimizer_state import load_optimizer
 from fastnas.option_types import CountOrZero, NotNegative, ShareBelowOne
+from fastnas.spaces.cell_space import Derivation
 from fastnas.strategies.base import Strategy
 from fastnas.strategies.context import SearchContext
 
@@ -42,6 +44,10 @@ class GradientStrategy(Strategy):
     """Weight decay (L2 penalty) of α."""
     warm_up: CountOrZero = 0
     """Epochs before α moves for the first time."""
+    derive: Derivation = "top2"
+    """What a node of the genotype keeps. top2: its two strongest edges with the best candidate of each (DARTS); pairs:
+    the two strongest pairs of edge and candidate (GDAS); edges: every edge with its best candidate, which may be none
+    (SNAS). In nb201 it is always every edge."""
 
     def start(self, search: SearchContext) -> None:
         if self.warm_up >= search.epochs:
@@ -98,6 +104,9 @@ class GradientStrategy(Strategy):
     def validation_logits(self, search: SearchContext, images: Tensor) -> Tensor:
         return search.network(images, **self.mean_arch_weights(search))
 
+    def genotype(self, search: SearchContext) -> AnyGenotype:
+        return search.network.space.derive(self.mean_op_weights(search), self.derive)
+
     def alpha_loss(self, search: SearchContext, logits: Tensor, labels: Tensor) -> Tensor | Mapping[str, Tensor]:
         """What α minimises: [B, classes], [B] → [], or the terms that are added up, by name."""
         return F.cross_entropy(logits, labels)
@@ -122,6 +131,10 @@ class GradientStrategy(Strategy):
         return search.epoch >= self.warm_up
 
     def before_step(self, search: SearchContext) -> None:
+        self.alpha_step(search)
+
+    def alpha_step(self, search: SearchContext) -> None:
+        """Moves α once."""
         if not self.alpha_moves(search):
             return
         for parameter, gradient in zip(self.alpha_parameters, self.alpha_gradients(search), strict=True):

@@ -21,8 +21,3 @@ def straight_through(soft: Tensor) -> Tensor:
     """One-hot at the largest entry of each row, with the gradient of `soft`: [..., O] → [..., O]."""
     hard = torch.zeros_like(soft).scatter_(-1, soft.argmax(-1, keepdim=True), 1.0)
     return hard + soft - soft.detach()
-
-
-def linear(first: float, last: float, epoch: int, epochs: int) -> float:
-    """`first` at epoch 0, on a straight line to `last` at epoch `epochs`."""
-    return first + (last - first) * epoch / epochs

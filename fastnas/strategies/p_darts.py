@@ -118,6 +118,11 @@ class PDARTS(GradientStrategy):
 
     def start(self, search: SearchContext) -> None:
         space = search.network.space
+        if self.derive != "top2":
+            raise UserError(
+                f"derive is {self.derive!r}, but p-darts has a rule of its own, two edges for each node and at most "
+                "--skip-limit skip connections: leave --derive out."
+            )
         if search.epochs % STAGES or search.epochs < STAGES:
             raise UserError(
                 f"epochs is {search.epochs}, but p-darts has {STAGES} equal stages: give a multiple of them."

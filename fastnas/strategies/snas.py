@@ -6,25 +6,48 @@ falls. The loss may contain a penalty on expected resources.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from fastnas.counting import count_macs, count_parameters
+from fastnas.counting import MACS, CostTable, count_parameters, sum_costs
 from fastnas.errors import UserError
 from fastnas.nn.cell import SearchCell
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.primitives import Zero
 from fastnas.option_types import NotNegative, Temperature
+from fastnas.spaces.cell_space import Derivation
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
-from fastnas.strategies.gumbel import gumbel_softmax, linear
+from fastnas.strategies.gumbel import gumbel_softmax
 from fastnas.strategies.registry import register_strategy
 
 CLIP = 10.0  # of α's gradient norm
 COSTS = 3  # parameters, operations, memory access
+
+
+def _pooled(module: Any, x: Tensor, y: Tensor) -> int:
+    side = module.kernel_size
+    return y.numel() * (side[0] * side[1] if isinstance(side, tuple) else side * side)
+
+
+def _read_and_written(module: Any, x: Tensor, y: Tensor) -> int:
+    """Reads are the pixels that the strides step over, as in the released program."""
+    down, across = module.stride if isinstance(module.stride, tuple) else (module.stride, module.stride)
+    return x.shape[1] * y[:, 0].numel() * down * across + y.numel()
+
+
+_POOLS = (nn.MaxPool2d, nn.AvgPool2d)
+OPERATIONS: CostTable = (*MACS, (_POOLS, _pooled))
+"""Multiply-accumulates, and k² for each output of a pool."""
+MEMORY_ACCESS: CostTable = (
+    ((nn.Conv2d, *_POOLS), _read_and_written),
+    ((nn.Linear,), lambda module, x, y: x.numel() + y.numel()),
+)
+"""Values that convolutions, linear layers and pools read and write, those between them included; without weights."""
 
 
 def resource(choice: Tensor, costs: Tensor, log: bool) -> Tensor:
@@ -42,24 +65,25 @@ def resource(choice: Tensor, costs: Tensor, log: bool) -> Tensor:
 @register_strategy
 @dataclass
 class SNAS(GradientStrategy):
-    """SNAS with Adam for α. A part of the images is held out for validation; the released program validated on test
-    images."""
+    """SNAS with Adam for α, as in the paper and on several GPUs in the released program (on one it has SGD). A part of
+    the images is held out for validation; the released program validated on test images."""
 
     name: ClassVar[str] = "snas"
     published_defaults: ClassVar = {
-        "weights": {"epochs": 150, "learning_rate": 0.025, "learning_rate_min": 0.001},
+        "weights": {"epochs": 150, "learning_rate": 0.025, "learning_rate_min": 0.001, "search_drop_path": 0.3},
         "data": {"batch_size": 64, "split": 0.9},
         "network": {"channels": 16, "layers": 8, "partial_channels": 1},
     }
 
     temperature: Temperature = 1.0
-    """τ, temperature of the Gumbel-softmax at the first epoch."""
+    """τ, temperature of the Gumbel-softmax, from which it falls linearly; the first epoch is one step down already."""
     temperature_min: Temperature = 0.03
-    """τ at the end; it falls linearly."""
+    """τ of the last epoch."""
+    derive: Derivation = "edges"
     resource: Literal["log", "linear", "none"] = "log"
     """Penalty on expected parameters, operations and memory access: on their logarithms, on themselves, or none."""
-    resource_weight: NotNegative = 1e-2
-    """λ, weight of that penalty; for linear 1e-4 to 1e-5."""
+    resource_weight: NotNegative = 1.5e-3
+    """λ, weight of that penalty, as in the released commands; for linear 1e-4 to 1e-5."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +104,8 @@ class SNAS(GradientStrategy):
         self._costs = cell_costs(search) if self.resource != "none" else {}
 
     def temperature_at(self, epoch: int, epochs: int) -> float:
-        return linear(self.temperature, self.temperature_min, epoch, epochs)
+        """τ of an epoch. The program's schedule steps once when it is made and once more before the first epoch."""
+        return self.temperature + (self.temperature_min - self.temperature) * (epoch + 1) / epochs
 
     def arch_weights(self, search: SearchContext, draw: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(search.seed_for(search.epoch, search.step, draw))
@@ -111,8 +136,7 @@ class SNAS(GradientStrategy):
 
 
 def cell_costs(search: SearchContext) -> dict[str, list[Tensor]]:
-    """For each kind of cell, the costs [3, E, O] of the candidates in each cell: parameters, multiply-accumulate
-    operations, and values read and written, for one image."""
+    """For each kind of cell, the costs [3, E, O] of the candidates in each cell, see `candidate_costs`."""
     found: dict[str, list[Tensor]] = {}
     known: dict[Any, list[float]] = {}
     shrink = 8 if search.network.stem_name == "imagenet" else 1
@@ -127,17 +151,22 @@ def cell_costs(search: SearchContext) -> dict[str, list[Tensor]]:
             for column, candidate in enumerate(mixed.candidates):
                 key = (cell.space.candidates[column], mixed.processed, mixed.stride, sides)
                 if key not in known:
-                    known[key] = _candidate_costs(candidate, mixed.processed, mixed.stride, sides)
+                    known[key] = candidate_costs(candidate, mixed.processed, sides)
                 table[:, edge, column] = torch.tensor(known[key])
         found.setdefault(cell.kind, []).append(table.to(search.device))
         height, width = smaller
     return found
 
 
-def _candidate_costs(candidate: nn.Module, channels: int, stride: int, sides: tuple[int, int]) -> list[float]:
+def candidate_costs(candidate: nn.Module, channels: int, sides: tuple[int, int]) -> list[float]:
+    """Parameters, operations, and values read and written, for one image of [channels, *sides]: those of the released
+    program, in which normalisations and ReLUs are free, a pool does k² operations for each output, and "none" costs
+    nothing."""
     if isinstance(candidate, Zero):
         return [0.0, 0.0, 0.0]
+    size = (channels, *sides)
+    if isinstance(candidate, nn.Identity):
+        return [0.0, 0.0, 2.0 * math.prod(size)]
     parameters = count_parameters(candidate)
-    read = channels * sides[0] * sides[1]
-    written = channels * -(-sides[0] // stride) * -(-sides[1] // stride)
-    return [float(parameters), float(count_macs(candidate, (channels, *sides))), float(read + written + parameters)]
+    memory = sum_costs(candidate, size, MEMORY_ACCESS) + parameters
+    return [float(parameters), float(sum_costs(candidate, size, OPERATIONS)), float(memory)]

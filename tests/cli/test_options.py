@@ -19,6 +19,8 @@ PUBLISHED = {  # in the papers and their code: epochs, batch, drop path, rate, w
     "egnas-cifar10": (800, 96, 0.3, 0.025, 3e-4, 0.0),
     "egnas-cifar100": (800, 96, 0.3, 0.025, 3e-4, 0.0),
     "darts-imagenet": (250, 128, 0.0, 0.1, 3e-5, 0.1),
+    "pc-darts-imagenet": (250, 1024, 0.0, 0.5, 3e-5, 0.1),
+    "p-darts-imagenet": (250, 256, 0.0, 0.1, 3e-5, 0.1),
     "egnas-imagenet": (250, 1024, 0.0, 0.5, 3e-5, 0.1),
 }
 
@@ -34,6 +36,7 @@ def test_presets(name: str) -> None:
     assert (recipe.clip, recipe.auxiliary_weight, recipe.momentum) == (5.0, 0.4, 0.9)
     assert (options.network.channels, options.network.layers) == ((48, 14) if imagenet else (36, 20))
     assert options.network.auxiliary is True
+    assert options.network.auxiliary_norm is (True if name == "p-darts-imagenet" else None)
     assert options.data.cutout == (0 if imagenet else 16)
     assert options.run.select == "last"
     # CIFAR's: what suits the data, which is a crop of the padded image and a flip.

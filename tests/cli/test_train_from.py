@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def searched(folder: Path) -> Path:
     """The run directory of a finished search."""
     out = folder.parent / "search"
-    assert search.main(["--data", f"folder:{folder}", *SEARCH, "--out", str(out)]) == 0
+    assert search.main(["--data", f"folder:{folder}", *SEARCH, "--normalise", "cifar10", "--out", str(out)]) == 0
     return out
 
 
@@ -66,6 +66,7 @@ def test_the_printed_next_step_runs(searched: Path, folder: Path, tmp_path: Path
     assert f"from {searched}: its genotype and images, and the recipe egnas-cifar10" in shown
     assert "has no test split: 8 of its images, 20% of each class and always the same ones" in shown
     assert last_line(out)["test"]["images"] == 8
+    assert "normalise: cifar10" in (out / "config.yaml").read_text()
     assert (out / "genotype.json").read_text() == (searched / "genotype.json").read_text()
     assert evaluate.main([str(out), "--data", f"folder:{folder}", "--runs", "0", "--json", str(out / "e.json")]) == 0
     found = json.loads((out / "e.json").read_text())["evaluation"]

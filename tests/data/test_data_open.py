@@ -169,3 +169,26 @@ def test_without_dali_the_error_names_the_command_and_auto_takes_the_next(monkey
         data.pipeline(source, "dali", batch_size=4)
     monkeypatch.setattr(data, "fits", lambda source, device: False)
     assert data.pipeline(source, batch_size=4).kind == "torchvision"
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_images_are_normalised_as_asked(tmp_path: Path, split: str) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), dtype=np.uint8)  # [N, H, W, C]
+    labels = np.array([0, 1, 0, 1])
+    np.savez(tmp_path / "a.npz", images=images, labels=labels, test_images=images, test_labels=labels)
+    spec = f"npz:{tmp_path / 'a.npz'}"
+    training = data.open(spec, normalise="cifar10")  # which others must not take
+    own, asked = data.open(spec, split), data.open(spec, split, normalise="cifar10", limit=2)
+    assert asked.statistics() == training.statistics() == ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    assert own.statistics() != asked.statistics()
+    batch, _ = data.pipeline(asked, "tensor", batch_size=2, train=False).batch(0, 0)  # [2, C, H, W]
+    mean, std = (torch.tensor(values)[:, None, None] for values in asked.statistics())
+    expected = (torch.from_numpy(asked.images()).permute(0, 3, 1, 2) / 255 - mean) / std
+    torch.testing.assert_close(batch, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_statistics_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(UserError, match="normalise is 'cifar10', whose images have 3 channels; digits has 1"):
+        data.open("digits", normalise="cifar10")
+    with pytest.raises(UserError, match="normalise is 'mnist'; give own, cifar10, cifar100, imagenet"):
+        data.open("digits", normalise="mnist")

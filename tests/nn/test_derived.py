@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,6 +149,19 @@ def test_both_auxiliary_heads() -> None:
         for size in (1, sizes[0] - 1, sizes[-1] + 1):
             with pytest.raises(UserError, match=f"got feature maps of {size}×{size}, expected {sizes[0]}×{sizes[0]}"):
                 head(images(channels=6, size=size))
+
+
+@pytest.mark.parametrize("normalised", [None, True, False])
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_the_norm_of_the_auxiliary_head_is_saved_with_it(stem: str, normalised: bool | None, tmp_path: Path) -> None:
+    """P-DARTS has it for ImageNet, the code of DARTS does not."""
+    net = small(stem=stem, auxiliary_norm=normalised)
+    again = DerivedNetwork.load(net.save(tmp_path / "net"))
+    expected = (stem == "cifar") if normalised is None else normalised
+    for network in (net, again):
+        assert network.auxiliary_head is not None
+        assert isinstance(network.auxiliary_head.features[6], nn.BatchNorm2d) == expected
+    assert again.options == net.options
 
 
 def test_auxiliary_head_averages_5x5_windows() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,18 +16,20 @@ from torch import Tensor
 
 from fastnas.cli.configuration import parse_search
 from fastnas.errors import UserError
+from fastnas.nn.primitives import make_primitive
 from fastnas.search import prepare
 from fastnas.spaces import find
 from fastnas.strategies import create
 from fastnas.strategies.darts import second_order_gradients
 from fastnas.strategies.darts_plus import DARTSPlus
 from fastnas.strategies.enas import restarted
+from fastnas.strategies.gdas import GDAS
 from fastnas.strategies.gradient import GradientStrategy, gradients
 from fastnas.strategies.gumbel import gumbel_softmax, straight_through
 from fastnas.strategies.multi_level import architecture_entropy
 from fastnas.strategies.p_darts import limit_skips, prune, skip_dropout, strongest_pairs
 from fastnas.strategies.pc_darts import edge_softmax
-from fastnas.strategies.snas import SNAS, resource
+from fastnas.strategies.snas import SNAS, candidate_costs, resource
 
 DARTS_SPACE = find("darts")
 SKIP = DARTS_SPACE.candidates.index("skip_connect")
@@ -237,11 +240,100 @@ def test_stages_shrink_the_candidates_and_grow_the_network(tmp_path):
 # --- SNAS, GDAS ---
 
 
-def test_the_temperature_falls_on_a_straight_line():
+def test_the_temperature_of_snas_is_one_step_down_in_the_first_epoch():
+    """The released scheduler steps when it is made, and again before the first epoch."""
     strategy = SNAS()
-    assert strategy.temperature_at(0, 150) == 1
-    assert strategy.temperature_at(75, 150) == pytest.approx(0.515)
-    assert strategy.temperature_at(149, 150) == pytest.approx(0.03647, abs=1e-5)
+    taus = [strategy.temperature_at(epoch, 150) for epoch in (0, 74, 149)]
+    assert taus == pytest.approx([0.99353, 0.515, 0.03], abs=5e-6)
+
+
+def test_the_temperature_of_gdas_is_that_of_the_last_epoch_in_the_last_epoch():
+    strategy = GDAS()
+    taus = [strategy.temperature_at(epoch, 250) for epoch in (0, 1, 249)]
+    assert taus == pytest.approx([10.0, 10 - 9.9 / 249, 0.1])
+    assert strategy.temperature_at(0, 1) == 10
+
+
+def test_the_recipe_of_gdas_is_that_of_its_search_in_the_space_of_darts():
+    options = parse_search(["--strategy", "gdas", "--data", "digits"], "test", "")
+    assert (options.weights.weight_decay, options.weights.epochs, options.weights.nesterov) == (5e-4, 250, True)
+    assert (options.data.batch_size, options.network.layers, options.network.channels) == (256, 6, 16)
+
+
+def test_the_weights_of_gdas_move_before_alpha(tmp_path):
+    from test_every_strategy import make
+
+    search = make(tmp_path / "run", "gdas", "--epochs", "1", "--limit", "32", "--batch-size", "8")
+    moved = []
+
+    def watch(name: str, step) -> None:
+        def moving(*arguments, **keywords):
+            moved.append(name)
+            return step(*arguments, **keywords)
+
+        return moving
+
+    search.optimizer.step = watch("weights", search.optimizer.step)
+    search.strategy.alpha_optimizer.step = watch("alpha", search.strategy.alpha_optimizer.step)
+    search.run()
+    assert moved == ["weights", "alpha"]  # of the one step
+
+
+@pytest.mark.parametrize(("name", "rule"), [("gdas", "pairs"), ("snas", "edges"), ("darts", "top2")])
+def test_cells_are_derived_by_the_rule_of_the_strategy(name, rule):
+    alphas = {kind: torch.nn.Parameter(torch.randn(14, 8)) for kind in ("normal", "reduce")}
+    tables = {kind: torch.softmax(alpha, -1) for kind, alpha in alphas.items()}
+    network = SimpleNamespace(space=DARTS_SPACE, alphas=alphas, op_weights=lambda: tables)
+    strategy = create(name)
+    search = SimpleNamespace(network=network)
+    assert strategy.derive == rule
+    assert strategy.genotype(search) == DARTS_SPACE.derive(tables, rule)
+    others = {DARTS_SPACE.derive(tables, other) for other in ("top2", "pairs", "edges")} - {strategy.genotype(search)}
+    assert others
+    with pytest.raises(UserError, match="derive is 'edge', expected top2, pairs or edges"):
+        create(name, derive="edge")
+
+
+def snas_table(stride: int, channels: int = 16, side: int = 32) -> dict[str, list[float]]:
+    """Size, operations, memory access of every candidate, by the formulas of the released program; y is the height of
+    the output."""
+    c, y = channels, side // stride
+    area = y * y
+    halved = stride == 2
+    sep, dil = ({k: copies * c * (k * k + c) for k in (3, 5)} for copies in (2, 1))
+    skip = [c * c, c * c * area, 2 * area * (4 * c + c // 2) + c * c] if halved else [0, 0, 2 * c * area]
+    pool = [0, 9 * c * area, (5 if halved else 2) * c * area]
+    table = {"none": [0, 0, 0], "max_pool_3x3": pool, "avg_pool_3x3": pool, "skip_connect": skip}
+    for k in (3, 5):
+        table[f"sep_conv_{k}x{k}"] = [sep[k], sep[k] * area, (11 if halved else 8) * c * area + sep[k]]
+        table[f"dil_conv_{k}x{k}"] = [dil[k], dil[k] * area, (7 if halved else 4) * c * area + dil[k]]
+    return table
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_cost_table_of_snas_is_that_of_the_released_program(stride):
+    norm = partial(torch.nn.BatchNorm2d, affine=False)
+    for name, expected in snas_table(stride).items():
+        candidate = make_primitive(name, 16, stride, norm=norm, pool_norm=True)
+        assert candidate_costs(candidate, 16, (32, 32)) == expected, name
+    assert snas_table(1)["sep_conv_3x3"] == [800, 819_200, 8 * 16 * 1024 + 800]  # worked out by hand
+    assert SNAS().resource_weight == 1.5e-3  # of the released commands
+
+
+def test_snas_knows_the_size_of_the_maps_of_every_cell(tmp_path):
+    from test_every_strategy import make
+
+    search = make(tmp_path / "run", "snas")  # 4 channels at 8×8, reductions in cells 1 and 2
+    columns = {name: column for column, name in enumerate(DARTS_SPACE.candidates)}
+    (normal,), (first, second) = search.strategy._costs["normal"], search.strategy._costs["reduce"]
+    for costs, edge, stride, channels, side in (
+        (normal, 0, 1, 4, 8),
+        (first, 0, 2, 8, 8),
+        (first, 4, 1, 8, 4),  # from node 2
+        (second, 0, 2, 16, 4),
+    ):
+        for name, expected in snas_table(stride, channels, side).items():
+            assert costs[:, edge, columns[name]].tolist() == expected, (edge, name)
 
 
 def test_a_relaxed_choice_chooses_by_the_softmax_of_its_logits():
@@ -395,6 +487,16 @@ def test_early_stopping_ends_a_search_and_stays_ended(tmp_path):
     assert make(tmp_path / "run", "darts-plus").run().epoch == 1
 
 
+def test_early_stopping_resumes_in_the_space_of_nas_bench_201(tmp_path):
+    from test_every_strategy import make
+
+    flags = ("--base", "darts:order=1", "--space", "nb201", "--skips", "20", "--stop-after", "1")
+    first = make(tmp_path / "run", "darts-plus", *flags).run()
+    search = make(tmp_path / "run", "darts-plus")
+    assert search.strategy.last == first.genotype
+    assert search.run().status == "finished"
+
+
 def test_only_gradient_strategies_can_be_stopped_early():
     with pytest.raises(UserError, match="'random' is not one of them"):
         DARTSPlus(base="random")
@@ -436,6 +538,7 @@ def test_options_that_cannot_work_are_refused(name, options, message):
         ("p-darts", ["--warm-up", "1"], "warm_up is 1 epochs, but a stage has 1"),
         ("p-darts", ["--drop-1", "4"], "fewer than 3 are left for the last stage"),
         ("p-darts", ["--space", "nb201"], "p-darts needs cells with two inputs"),
+        ("p-darts", ["--derive", "edges"], "p-darts has a rule of its own"),
         ("snas", ["--space", "nb201"], "give --resource none"),
     ],
 )

@@ -28,6 +28,7 @@ class SavedCell:
     inputs: list[Tensor]  # as they came [N, C_i, H_i, W_i]
     op_weights: Tensor  # [1, K], of the rows
     edge_weights: Tensor | None  # [1, E]
+    masks: Tensor | None  # [E, N]
     weights: CellWeights
     mean: Tensor  # [K, 1, C/k] of the rows
     rstd: Tensor  # [K, 1, C/k]
@@ -38,7 +39,7 @@ class SavedCell:
 
     def save(self, ctx: Any) -> None:
         """Gives the tensors to autograd."""
-        tensors = [self.op_weights, self.edge_weights, self.mean, self.rstd, self.output]
+        tensors = [self.op_weights, self.edge_weights, self.masks, self.mean, self.rstd, self.output]
         outputs = [[[each.first, each.second, each.norm] for each in state] for state in self.branches]
         lists = [tensors, self.inputs, self.preprocess_rstd, self.preprocessed, list(self.weights), outputs]
         ctx.structure = structure_of(lists)
@@ -50,12 +51,13 @@ class SavedCell:
         tensors, inputs, preprocess_rstd, preprocessed, weights, outputs = nested(
             ctx.structure, iter(ctx.saved_tensors)
         )
-        op_weights, edge_weights, mean, rstd, output = tensors
+        op_weights, edge_weights, masks, mean, rstd, output = tensors
         branches = [[BranchOutput(*each) for each in state] for state in outputs]
         return cls(
             inputs,
             op_weights,
             edge_weights,
+            masks,
             CellWeights(*weights),
             mean,
             rstd,
@@ -105,6 +107,7 @@ class _CellBackward:
         self.grad_weights = CellWeights([[], []], [[] for _ in layout.states])
         self.grads: dict[int, Tensor] = {}  # of each node [N, C, H', W']
         self.grads_group0: dict[int, Tensor] = {}  # the part of it that candidates contributed to [N, C/k, H', W']
+        self.grads_of_edges: dict[int, tuple[Tensor, Tensor]] = {}  # the two for each edge, where there are masks
         self.rows: list[Tensor | None] = [None] * len(layout.row_norms)  # raw outputs of the candidates
         for state, plan, outputs in zip(states, layout.states, saved.branches, strict=False):
             x = state.narrow(1, 0, self.seen)
@@ -117,31 +120,49 @@ class _CellBackward:
 
         `grad` includes those of all later nodes, in the channels that pass on to them what bypassed this node.
         """
-        part = slice(*self.layout.first_row[node - 2 : node])
         bypasses = []
         if self.grad_edge_weights is not None:
             sources = zip(self.states, self.layout.states[:node], strict=False)
             bypasses = [bypass(state, self.seen, plan.stride) for state, plan in sources]
+        if self.saved.masks is not None:
+            for source, edge in enumerate(range(len(self.saved.masks))[incoming(node - 2)]):
+                mask = self.saved.masks[edge].to(grad.dtype).view(-1, 1, 1, 1)
+                masked = grad * mask  # [N, C, H', W']
+                rows = slice(*self.layout.first_row_of_edge[edge : edge + 2])
+                group0 = self._through_rows(rows, masked, bypasses[source : source + 1], slice(edge, edge + 1))
+                self.grads_of_edges[edge] = masked, group0
+            return
         known = self.grads_group0.get(node, grad)
+        part = slice(*self.layout.first_row[node - 2 : node])
+        group0 = self._through_rows(part, known, bypasses, incoming(node - 2))
+        self.grads[node] = grad
+        self.grads_group0[node] = group0
+
+    def _through_rows(self, part: slice, grad: Tensor, bypasses: list[Tensor], edges: slice) -> Tensor:
+        """From the gradient of a sum to those of the weights of its rows and edges, and to the coefficients of its
+        rows. Returns the part of the gradient that candidates contributed to [N, C/k, H', W']."""
+        if part.start == part.stop and not bypasses:
+            return grad
+        rows = part if part.start < part.stop else slice(0, 1)  # the operator needs one
         group0, sum_dy, sum_dy_xhat, of_edges = _node_sum_grad(
-            known, self.rows[part], self.saved.mean[part], self.saved.rstd[part], bypasses
+            grad, self.rows[rows], self.saved.mean[rows], self.saved.rstd[rows], bypasses
         )
         if self.grad_edge_weights is not None:
-            self.grad_edge_weights[0, incoming(node - 2)] = of_edges
-        self.grads[node] = grad
-        self.grads_group0[node] = group0 if known.shape[1] > self.seen else known
-        self.grad_op_weights[0, part] = sum_dy_xhat.sum(1)
-        coeffs = bn_backward_coeffs(
-            sum_dy, sum_dy_xhat, self.mean[part], self.rstd[part], self.scale[part], self._count(grad)
-        )
-        self.coeffs[part] = coeffs
+            self.grad_edge_weights[0, edges] = of_edges
+        if part.start < part.stop:
+            self.grad_op_weights[0, part] = sum_dy_xhat.sum(1)
+            self.coeffs[part] = bn_backward_coeffs(
+                sum_dy, sum_dy_xhat, self.mean[part], self.rstd[part], self.scale[part], self._count(grad)
+            )
+        return group0 if grad.shape[1] > self.seen else grad
 
     def through_state(self, source: int, from_outside: list[Tensor]) -> Tensor:
         """The gradient of a state [N, C, H, W], from all candidates that read it."""
         plan, state, parts = self.layout.states[source], self.states[source], self.settings.parts
+        of_nodes = [self._of_edge(source, node) for node in plan.nodes]
         back = BackwardPass(
             states=[state.narrow(1, 0, self.seen)],
-            grads=[self.grads_group0[node] for node in plan.nodes],
+            grads=[group0 for _, group0 in of_nodes],
             coeffs=self.coeffs,
             batch=self.settings.batch,
             indices=self.indices,
@@ -160,7 +181,7 @@ class _CellBackward:
         if edge_weights is None:
             whole, factors = [self.grads[max(2, source + 1)]], self.scale.new_ones(1)
         else:
-            whole, factors = [self.grads[node] for node in plan.nodes], edge_weights[0, self.indices[plan.edges]]
+            whole, factors = [grad for grad, _ in of_nodes], edge_weights[0, self.indices[plan.edges]]
         if plan.stride == 1:
             passes_on = source >= 2 and edge_weights is None
             grad, group0 = _bypass_grad(total, whole, factors, from_outside, self.seen, passes_on)
@@ -170,6 +191,12 @@ class _CellBackward:
         halved, _ = _bypass_grad(None, whole, factors, [], self.seen)  # [N, C, H', W']
         # Only inputs are halved: nothing comes from outside.
         return _halve_grad(halved.narrow(1, self.seen, halved.shape[1] - self.seen), state, total)
+
+    def _of_edge(self, source: int, node: int) -> tuple[Tensor, Tensor]:
+        """The gradient of the output of an edge [N, C, H', W'], and the part that candidates contributed to."""
+        if self.saved.masks is not None:
+            return self.grads_of_edges[incoming(node - 2).start + source]
+        return self.grads[node], self.grads_group0[node]
 
     def through_preprocess(self, index: int, grad: Tensor) -> Tensor:
         """The gradient of an input [N, C_i, H_i, W_i]."""

@@ -40,16 +40,18 @@ class _Cell(torch.autograd.Function):
         s1: Tensor,
         op_weights: Tensor,
         edge_weights: Tensor | None,
+        masks: Tensor | None,
         *tensors: Tensor,
     ) -> Tensor:
         inputs, weights = [s0, s1], CellWeights(*nested(structure, iter(tensors)))
         with torch._C._AutoDispatchBelowAutograd():  # otherwise each operator would call Python to ask about autograd
-            done = run_forward(layout, settings, inputs, op_weights, edge_weights, weights, normalizer, keep=True)
+            done = run_forward(layout, settings, inputs, op_weights, edge_weights, weights, normalizer, True, masks)
         ctx.layout, ctx.settings = layout, settings
         saved = SavedCell(
             inputs=inputs,
             op_weights=op_weights,
             edge_weights=edge_weights,
+            masks=masks,
             weights=weights,
             mean=done.mean,
             rstd=done.rstd,
@@ -68,7 +70,7 @@ class _Cell(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             grads = run_backward(ctx.layout, ctx.settings, SavedCell.restore(ctx), grad)
         of_weights = flattened(list(grads.weights))
-        return None, None, None, None, *grads.inputs, grads.op_weights, grads.edge_weights, *of_weights
+        return None, None, None, None, *grads.inputs, grads.op_weights, grads.edge_weights, None, *of_weights
 
 
 def _mode(norm: nn.BatchNorm2d) -> tuple[bool, bool, int | None, float, float | None]:
@@ -79,16 +81,23 @@ def _mode(norm: nn.BatchNorm2d) -> tuple[bool, bool, int | None, float, float | 
 
 
 def fused_cell(
-    layout: CellLayout, s0: Tensor, s1: Tensor, op_weights: Tensor, edge_weights: Tensor | None = None
+    layout: CellLayout,
+    s0: Tensor,
+    s1: Tensor,
+    op_weights: Tensor,
+    edge_weights: Tensor | None = None,
+    masks: Tensor | None = None,
 ) -> Tensor | None:
     """The output of a cell as `SearchCell.forward` describes it, or None where the operators cannot compute it.
 
-    s0, s1 [B, C, H, W], op_weights [E, O] and edge_weights [E]; for a population [P or 1, B, C, H, W], [P, E, O], [P,
-    E].
+    s0, s1 [B, C, H, W], op_weights [E, O], edge_weights [E] and masks [E, B]; for a population [P or 1, B, C, H, W],
+    [P, E, O], [P, E] and no masks.
     """
     plain, training, images, eps, momentum = _mode(layout.norms[0])
     alike = len({_mode(norm) for norm in layout.norms}) == 1
     if not (s0.device.type in DEVICE_TYPES and s0.is_floating_point() and plain and alike) or momentum is None:
+        return None
+    if masks is not None and (s0.dim() == 5 or torch.compiler.is_compiling()):
         return None
     individuals = op_weights.shape[0] if s0.dim() == 5 else 1
     batch = training or images is not None
@@ -115,15 +124,18 @@ def fused_cell(
     columns = layout.indices.tensors()[layout.columns]
     rows = op_weights.reshape(individuals, -1).index_select(1, columns).to(acc)  # [P, K]
     of_bypasses = None  # [P, E]: without partial channels nothing bypasses the candidates
-    if edge_weights is not None and layout.parts > 1:
+    if layout.parts > 1 and edge_weights is not None:
         of_bypasses = edge_weights.reshape(individuals, -1).to(acc)
+    elif layout.parts > 1 and masks is not None:
+        of_bypasses = rows.new_ones(1, len(masks))
+    masks = None if masks is None else masks.to(acc)
     normalizer = Normalizer(batch, acc, follows=images is None)
     arguments = layout, settings, inputs, rows, of_bypasses, CellWeights(*nested(structure, iter(tensors))), normalizer
     if differentiable and not torch.compiler.is_compiling():
-        output = _Cell.apply(layout, settings, normalizer, structure, *inputs, rows, of_bypasses, *tensors)
-    elif not batch and layout.sums and not torch.compiler.is_compiling():
+        output = _Cell.apply(layout, settings, normalizer, structure, *inputs, rows, of_bypasses, masks, *tensors)
+    elif masks is None and not batch and layout.sums and not torch.compiler.is_compiling():
         output = evaluate(*arguments)
     else:
-        output = run_forward(*arguments, keep=differentiable).output
+        output = run_forward(*arguments, keep=differentiable, masks=masks).output
     normalizer.follow()
     return output.unflatten(0, (individuals, -1)) if s0.dim() == 5 else output

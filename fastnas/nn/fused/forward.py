@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -62,6 +63,7 @@ def run_forward(
     weights: CellWeights,
     normalizer: Normalizer,
     keep: bool,
+    masks: Tensor | None = None,
 ) -> ForwardResult:
     """One pass over a cell.
 
@@ -73,6 +75,7 @@ def run_forward(
         weights: of the convolutions.
         normalizer: gives and collects statistics.
         keep: whether the backward pass will need the outputs of the candidates.
+        masks: [E, N], factors of whole edges for each image, for one individual; then bypassing channels have weights.
     """
     individuals, indices = settings.individuals, layout.indices.tensors()
     images = inputs[0].shape[0] // settings.individuals_of(0)  # B
@@ -95,6 +98,7 @@ def run_forward(
     kept: list[list[BranchOutput]] = []
     rows: list[Tensor | None] = [None] * len(layout.row_norms)
     bypasses: list[Tensor] = []
+    of_images = None if masks is None else op_weights * masks_of_rows(layout, masks).T  # [N, K]
     # Nodes are written straight into the output, except under torch.compile, which differentiates `node_sum` itself.
     written: Tensor | None = None
     for source, plan in enumerate(layout.states):
@@ -125,6 +129,14 @@ def run_forward(
         edges = None if edge_weights is None else edge_weights[:, incoming(node)].contiguous()
         bypassing, prev_node = bypassing_of(settings, edges, node, bypasses, state)
         of_node = rows[part], mean[part], rstd[part], op_weights[:, part]
+        shares = individuals, images
+        if masks is not None and of_images is not None:
+            # Every image is an individual of its own, with weights of its own.
+            shares = images, 1
+            # [K, N, C/k] each
+            of_mean, of_rstd = (table[part].expand(-1, images, -1).contiguous() for table in (mean, rstd))
+            of_node = rows[part], of_mean, of_rstd, of_images[:, part].contiguous()
+            edges = None if edges is None else (edges * masks[incoming(node)].T).contiguous()  # [N, E]
         if torch.compiler.is_compiling():
             # Autograd saves the tables, of which other rows are still to be written.
             candidates, of_mean, of_rstd, of_weights = of_node
@@ -136,7 +148,7 @@ def run_forward(
             size = cast(Tensor, rows[part][0]).shape[2:]
             written = empty_images(states[0], (individuals * images, (len(layout.states) - 1) * channels, *size))
         states.append(written.narrow(1, node * channels, channels))
-        _node_sum_into(states[-1], *of_node, bypassing, edges, individuals, images, prev_node)
+        _node_sum_into(states[-1], *of_node, bypassing, edges, *shares, prev_node)
         if not keep:
             rows[part] = [None] * len(rows[part])
     output = torch.cat(states[2:], 1) if written is None else written
@@ -144,6 +156,12 @@ def run_forward(
         of_norms = indices[layout.normalised_rows]
         normalizer.record(row_norms, BatchStats(mean[of_norms], variance[of_norms], count_values(output)))
     return ForwardResult(output, states, mean, rstd, preprocess_rstd, kept)
+
+
+def masks_of_rows(layout: CellLayout, masks: Tensor) -> Tensor:
+    """masks [E, N] of the edges → [K, N] of the rows."""
+    counts = [last - first for first, last in itertools.pairwise(layout.first_row_of_edge)]
+    return torch.cat([mask.expand(count, -1) for mask, count in zip(masks.split(1), counts, strict=True)])
 
 
 def _entries(mean: Tensor, variance: Tensor, eps: float) -> Tensor:

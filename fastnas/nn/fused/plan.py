@@ -74,6 +74,7 @@ class CellLayout(nn.Module):
     Attributes:
         states: one plan for each state that an edge leaves.
         first_row: of each node; and the number of rows K.
+        first_row_of_edge: of each edge; and the number of rows.
         active: [E, O] booleans, the candidates that take part; None for all.
         row_norms: of each row; None where a candidate is not normalised.
         norms: all of them: of the preprocessings, between stages state by state, of the rows.
@@ -92,6 +93,7 @@ class CellLayout(nn.Module):
         self.indices = IndexTensors()
         self.row_norms: list[nn.BatchNorm2d | None] = []
         self.first_row = [0]
+        self.first_row_of_edge = [0]
         self.states: list[StatePlan] = []
         candidates = len(pattern.edges[0])
         columns: list[int] = []
@@ -111,6 +113,7 @@ class CellLayout(nn.Module):
                         self.known &= state.enter(candidate, len(columns))
                         columns.append(edge * candidates + column)
                 edge += 1
+                self.first_row_of_edge.append(len(columns))
             self.first_row.append(len(columns))
         if not self.known:
             return
