@@ -41,24 +41,22 @@ def options_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
     for field in dataclasses.fields(kind):
         if field.init:
             default = getattr(info.default, field.name) if isinstance(info.default, kind) else _default(field)
-            shown, hint = described(docstring(kind, field.name), default, _decider(kind))
+            shown, hint = described(docstring(kind, field.name), default)
             how = tyro.conf.arg(metavar=metavar(hints[field.name]), help_behavior_hint=hint)
             annotated: Any = Annotated[hints[field.name], how]
             fields.append(StructFieldSpec(field.name, annotated, default, shown))
     return StructConstructorSpec(instantiate=kind, fields=tuple(fields))
 
 
-def described(text: str, default: Any, decider: str | None) -> tuple[str, str]:
-    """The help of an option, and the words about its default that follow it.
-
-    decider: another option, on which a default depends where it is None."""
+def described(text: str, default: Any) -> tuple[str, str]:
+    """The help of an option, and the words about its default that follow it; none where nothing says what None is."""
     if default is dataclasses.MISSING or default is tyro.MISSING:
         return text, "(required)"
     if default is not None:
         return text, f"(default: {default})"
     found = MEANING_OF_NONE.search(text)
     if found is None:
-        return text, "" if decider is None else f"(by {decider})"
+        return text, ""
     rest = text[: found.start()] + ("." if found["end"] in (".", "") else found["end"]) + text[found.end() :]
     return rest.replace("()", "").strip(), f"(default: {found['meaning'].strip()})"
 
@@ -97,11 +95,6 @@ def _docstrings(kind: type[Any]) -> dict[str, str]:
             case (ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text)))):
                 found[name] = " ".join(text.split())
     return found
-
-
-def _decider(kind: type[Any]) -> str | None:
-    found = re.search(r"Where no default is given, the (\w+) decides", kind.__doc__ or "")
-    return found[1] if found else None
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

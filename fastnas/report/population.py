@@ -30,9 +30,12 @@ def population_charts(run: Run) -> Iterator[Chart]:
     """Fitness (minimised) and accuracy, one bar for each evolution step over all its samples and generations."""
     reading = "Thin line: from the lowest to the highest individual; thick line: the middle half; notch: the median."
     evolves = any("best_fitness" in update for update in run.updates)
-    taken = (
-        " Taken: the individual towards which α moves, the most accurate of those that have the lowest fitness in "
-        "their population; so it need not have the lowest fitness of all."
+    by_fitness = any(update.get("winner") == "fitness" for update in run.updates)
+    taken = " Taken: the individual towards which α moves, " + (
+        "the one of the lowest fitness."
+        if by_fitness
+        else "the most accurate of those that have the lowest fitness in their population; so it need not have the "
+        "lowest fitness of all."
     )
     if bars := _bars(run, "fitness", 1.0):
         note = reading + (taken if evolves else "")
@@ -52,7 +55,7 @@ def _below_alpha(run: Run) -> str:
     reason = (
         " In the fitness eq3, similarity to α counts against individuals that are at least as accurate as α and in "
         "favour of all others, so that one slightly below α often has the lowest fitness."
-        if run.option("strategy", "fitness") in (None, "eq3")
+        if all(update.get("form", "eq3") == "eq3" for update in run.updates)
         else ""
     )
     return f" In {below} of {len(known)} steps the individual that was taken is less accurate than α.{reason}"

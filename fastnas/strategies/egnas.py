@@ -319,7 +319,8 @@ class EGNAS(Strategy):
             best_similarity=best["similarity"],
             best_accuracy=best["accuracy"],
             current_accuracy=step["current_accuracy"],
-            form=self.fitness,
+            form=self.fitness if rules.eta > 0 else "loss",
+            winner=rules.winner,
         )
 
     def _rank(self, winner: dict[str, Any]) -> tuple[float, ...]:

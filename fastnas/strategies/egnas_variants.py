@@ -129,9 +129,10 @@ VARIANTS = {
     "decided": replace(
         PAPER,
         samples=1,
-        generations=5,
-        step_size=0.5,
+        generations=10,
+        step_size=1.0,
         eta=0.0,
+        fitness_batches=2,
         weights="paths",
         score="cell",
         sigma_schedule="constant",

@@ -68,8 +68,7 @@ def test_a_docstring_is_one_paragraph(capsys: Any, monkeypatch: Any) -> None:
     ],
 )
 def test_what_none_means(text: str, default: Any, expected: tuple[str, str] | None) -> None:
-    assert described(text, default, None) == (expected or (text, f"(default: {default})"))
-    assert described("A file.", None, "variant") == ("A file.", "(by variant)")
+    assert described(text, default) == (expected or (text, f"(default: {default})"))
 
 
 def test_the_version(capsys: Any) -> None:

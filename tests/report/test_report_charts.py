@@ -197,19 +197,20 @@ def test_population_marks_who_was_taken_and_alpha() -> None:
     assert len(hovers(charts["population_accuracy"])) == 4
 
 
-@pytest.mark.parametrize(("form", "reason"), [(None, True), ("eq3", True), ("rebased", False)])
-def test_the_chart_says_why_somebody_worse_than_alpha_was_taken(form: str | None, reason: bool) -> None:
+@pytest.mark.parametrize(("form", "reason"), [(None, True), ("eq3", True), ("rebased", False), ("loss", False)])
+@pytest.mark.parametrize("winner", ["accuracy", "fitness"])
+def test_the_chart_says_why_somebody_worse_than_alpha_was_taken(form: str | None, reason: bool, winner: str) -> None:
+    how = {"winner": winner} if form is None else {"winner": winner, "form": form}
     updates = [
-        {"epoch": i, "step": i, "best_fitness": 1.0, "best_accuracy": taken, "current_accuracy": 0.5}
+        {"epoch": i, "step": i, "best_fitness": 1.0, "best_accuracy": taken, "current_accuracy": 0.5, **how}
         for i, taken in enumerate((0.4, 0.5, 0.6))
     ]
     records = [{"epoch": i, "step": i, "fitness": [1.0], "accuracy": [0.4]} for i in range(3)]
-    config = {"strategy": {"name": "egnas", "fitness": form}}
-    charts = by_name(population_charts(Run(Path("run"), config, populations=records, updates=updates)))
+    charts = by_name(population_charts(Run(Path("run"), populations=records, updates=updates)))
     note = charts["population_accuracy"].note
     assert "In 1 of 3 steps the individual that was taken is less accurate than α." in note
     assert ("eq3" in note) == reason
-    assert "need not have the lowest fitness" in charts["population_fitness"].note
+    assert ("need not have the lowest fitness" in charts["population_fitness"].note) == (winner == "accuracy")
 
 
 def test_strategies_that_evaluate_architectures_mark_the_best_so_far() -> None:
