@@ -26,9 +26,10 @@ RANDOM_CELLS = 100
 DRAWN = 2000
 """Random cells of which the `RANDOM_CELLS` nearest in size are taken."""
 LEAST_IMAGES = 64
-TRAINED_PER_IMAGE = 800
-"""Cells are compared on one image for so many that the weights were trained on, repetitions counted: the comparison
-takes a small share of the run, the same one in every repetition."""
+TRAINED_PER_IMAGE = {True: 400, False: 800}
+"""Cells are compared on one image for so many that the weights were trained on, repetitions counted: so the comparison
+takes a small share of the run, and the same one in every repetition. Weight steps of strategies that derive their cell
+from α (True) take longer, for most compute all candidates."""
 MOST_SKIPS = 2
 """In a normal cell, as P-DARTS (M) and DARTS+ (criterion 1) have it."""
 AT_ONCE = 25  # cells between two looks for a signal
@@ -122,8 +123,10 @@ class Evidence:
             return {}
         network, strategy = search.network, self.strategy
         trained = search.epoch * len(search.weight_pipeline) * search.weight_pipeline.batch_size
-        wanted = max(LEAST_IMAGES, trained // TRAINED_PER_IMAGE)
-        pipeline, group = search.valid_pipeline, min(self.group, wanted)
+        wanted = max(LEAST_IMAGES, trained // TRAINED_PER_IMAGE[strategy.derives_from_alpha])
+        pipeline = search.valid_pipeline
+        # A GPU takes as long for few images as for many.
+        group = min(wanted, 8 * pipeline.batch_size if search.device.type == "cuda" else self.group)
         total = -(-min(wanted, len(pipeline.indices)) // group) * (len(others) + 1)
         paths = [path, *others]
         count, done = 0, 0
