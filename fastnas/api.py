@@ -251,7 +251,7 @@ def run_search(
             outcome = run.run()
         report = write_report(run.directory)
         print_search_summary(run, outcome, report, arguments, _heard(console, outcome.status))
-    return SearchResult(outcome.status, run.directory, outcome.genotype, outcome.valid_accuracy)
+    return SearchResult(outcome.status, run.directory, outcome.genotype, outcome.valid_accuracy, outcome.evidence)
 
 
 def run_train(

@@ -48,6 +48,7 @@ RESUMABLE = {
     ("run", "out"),
     ("run", "device"),
     ("run", "cuda_graphs"),
+    ("run", "evidence"),
     ("run", "threads"),
     ("run", "stop_after"),
     ("data", "workers"),

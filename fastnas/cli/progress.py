@@ -127,7 +127,7 @@ def shown(
             left.epoch(record)
             print_text(console, line(record, loop.epochs, left.seconds))
             if "valid_of" in record:
-                explain(f"        (valid: {VALIDATED[record['valid_of']]}, validation half)")
+                explain(f"        (valid: {VALIDATED[record['valid_of']]}, validation half{_how(record)})")
         elif record["event"] == "update":
             print_text(console, update_line(record), style="dim")
             for words in update_legend(record):
@@ -162,6 +162,12 @@ def call_back(loop: Loop, on_epoch: OnEpoch | None, on_step: OnStep | None) -> N
             on_step({"seed": loop.seed, "epoch": loop.epoch, "phase": phase, "step": done - 1, "steps": total})
 
         loop.show = show
+
+
+def _how(record: dict[str, Any]) -> str:
+    """What is to be known of a validation that does not take running statistics."""
+    by_batch = record.get("valid_statistics") == "batch"
+    return "; BatchNorm by its images, as an epoch is too short for running statistics" if by_batch else ""
 
 
 def _number(value: float | None, form: str) -> str:

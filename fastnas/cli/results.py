@@ -31,12 +31,16 @@ class SearchResult:
         directory: of the run.
         genotype: the architecture; of an unfinished search the one that it has arrived at.
         valid_accuracy: of the last validation, in 0..1; None before the first one.
+        evidence: what the search is worth, as the event "evidence" of metrics.jsonl has it: "comparison" (with
+            "better_than", "random", …), "derivation", "alpha", "cells"; docs/evidence.md explains them. None until
+            finished, or without evidence.
     """
 
     status: Status
     directory: Path
     genotype: AnyGenotype
     valid_accuracy: float | None
+    evidence: dict[str, Any] | None = None
 
     @property
     def report(self) -> Path:

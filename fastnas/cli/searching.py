@@ -84,6 +84,7 @@ def prepare(options: SearchOptions, arguments: Arguments = (), directory: Path |
         options=options.to_dict(),
         checkpoint=checkpoint,
         validate_every=options.run.validate_every,
+        evidence=options.run.evidence,
         stop_after=options.run.stop_after,
         cuda_graphs=options.run.cuda_graphs,
         check_images=options.data.check_images,

@@ -19,6 +19,7 @@ from fastnas.engine.retrain import Retrain, TrainOutcome
 from fastnas.engine.search import Outcome, Search
 from fastnas.genotype import Genotype
 from fastnas.report import print_genotype
+from fastnas.report.evidence import evidence_words
 
 
 def print_search_header(search: Search, console: Console) -> None:
@@ -66,6 +67,12 @@ def print_search_summary(
                 f"network of the cell, {size['channels']} channels, {size['layers']} cells: {size['parameters']:,} "
                 f"parameters, {size['macs'] / 1e6:,.1f} M multiply-adds, not trained yet",
             )
+        if outcome.evidence is not None:
+            said, warned = evidence_words(outcome.evidence)
+            for number, words in enumerate(said):
+                print_text(console, f"{'' if number else 'evidence':<9} {words}")
+            for words in warned:
+                print_text(console, f"{'':<9} {words}", style="yellow")
         print_text(console, f"genotype  {search.directory / 'genotype.json'}")
         if isinstance(outcome.genotype, Genotype):
             following = command_line("fastnas.train", "--from", str(search.directory))

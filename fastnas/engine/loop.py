@@ -153,6 +153,9 @@ class Loop(ABC):
     def _final(self) -> dict[str, Any]:
         """Fields of the "end" event."""
 
+    def _conclude(self) -> None:  # noqa: B027  (an empty hook)
+        """After the last epoch: what is left to measure. If interrupted, the resumed run calls it again."""
+
     def _finished(self) -> bool:
         """Whether there is no epoch left; a subclass may end before the last planned one."""
         return self.epoch >= self.epochs
@@ -186,6 +189,8 @@ class Loop(ABC):
                                 status = "stopped"
                                 break
                             self.check_stop()
+                    if status == "finished":
+                        self._conclude()
                 except Interrupted:
                     status = "interrupted"
                     self.save()

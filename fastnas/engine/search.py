@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,14 @@ from torch import Tensor
 from fastnas.data import Pipeline
 from fastnas.engine.checkpoint import check_layout
 from fastnas.engine.cuda_graph import Graphs
+from fastnas.engine.evidence import Evidence, entropy
 from fastnas.engine.loop import Loop, Meter, Status, peak_memory_mb
 from fastnas.engine.options import WeightOptions, drop_path_at
 from fastnas.engine.sizes import derived_sizes
+from fastnas.evaluators.shared import joined
 from fastnas.genotype import AnyGenotype
 from fastnas.nn import Supernet
+from fastnas.nn.batch_norm import individual_statistics
 from fastnas.optimizer_state import load_optimizer
 from fastnas.strategies.base import Strategy
 
@@ -36,6 +39,13 @@ class Outcome:
     valid_of: str = "supernet"  # whose accuracy it is: "supernet", or "cell": one architecture by shared weights
     chosen: dict[str, Any] | None = None  # see `Strategy.chosen`
     derived: Sequence[dict[str, Any]] = ()  # see `derived_sizes`; empty until finished
+    evidence: dict[str, Any] | None = None  # see `Evidence.conclude`; None until finished
+
+
+SHORT_EPOCH = 50
+"""Weight steps. Running statistics keep 0.9 of themselves in each step, so after fewer steps more than half a percent
+of what they were before the epoch is left in them, in the first epoch of what they were before any training."""
+GROUP = 128  # images that are validated at once, in at most eight batches
 
 
 class Search(Loop):
@@ -53,7 +63,9 @@ class Search(Loop):
         seed: of everything that the search draws.
         options: plain values, stored in the checkpoint and compared on resume.
         checkpoint: what to continue from; None for a new search.
-        validate_every: epochs between validations.
+        validate_every: epochs between validations. Where an epoch has fewer than `SHORT_EPOCH` weight steps, the
+            supernet is validated by the BatchNorm statistics of the validation images, not by running ones.
+        evidence: watch the search, and sum it up at the end (`Evidence`).
         stop_after: stop after so many epochs in this process; None for no stop.
         cuda_graphs: record the kernels of weight steps and populations and launch them together, on CUDA.
         check_images: as for `Loop`.
@@ -84,6 +96,7 @@ class Search(Loop):
         augmented_pipeline: Pipeline | None = None,
         checkpoint: dict[str, Any] | None = None,
         validate_every: int = 1,
+        evidence: bool = True,
         stop_after: int | None = None,
         cuda_graphs: bool = True,
         check_images: str = "sizes",
@@ -106,12 +119,15 @@ class Search(Loop):
         self.valid_pipeline = valid_pipeline
         self.augmented_pipeline = augmented_pipeline
         self.validate_every = validate_every
+        self.group = max(valid_pipeline.batch_size, min(GROUP, 8 * valid_pipeline.batch_size))
+        self.evidence = Evidence(strategy, self.group) if evidence else None
         self.graphs = Graphs.on(self.device, cuda_graphs)
         self._optimize()
         self._prepared = False  # whether before_epoch is done
         self._ended = False  # before the last epoch, by the strategy's wish
         self._valid_accuracy: float | None = None
         self._derived: list[dict[str, Any]] = []
+        self._evidence: dict[str, Any] | None = None
         strategy.start(self)
         self._begin(checkpoint)
 
@@ -128,6 +144,8 @@ class Search(Loop):
     def rebuild(self, **changes: Any) -> None:
         """Replaces the network by one with fresh weights, fresh α and these options changed (`Supernet.rebuilt`)."""
         self.network = self.network.rebuilt(**changes)
+        if self.evidence is not None:
+            self.evidence.forget()
         self._optimize()
 
     def run(self) -> Outcome:
@@ -140,8 +158,22 @@ class Search(Loop):
         strategy = self.strategy
         genotype = strategy.genotype(self)
         return Outcome(
-            status, self.epoch, genotype, self._valid_accuracy, strategy.validates, strategy.chosen, self._derived
+            status,
+            self.epoch,
+            genotype,
+            self._valid_accuracy,
+            strategy.validates,
+            strategy.chosen,
+            self._derived,
+            self._evidence,
         )
+
+    @property
+    def valid_statistics(self) -> Literal["batch", "running"] | None:
+        """By which statistics the supernet is validated; None where a strategy validates a cell, in its own way."""
+        if self.strategy.validates != "supernet":
+            return None
+        return "batch" if len(self.weight_pipeline) < SHORT_EPOCH else "running"
 
     # --- one epoch ---
 
@@ -186,10 +218,12 @@ class Search(Loop):
             valid_loss=valid_loss,
             valid_accuracy=valid_accuracy,
             valid_of=self.strategy.validates,
+            valid_statistics=self.valid_statistics,
             alpha_entropy={kind: entropy(table) for kind, table in op_weights.items()},
             skip_count={kind: genotype.skip_count(kind) for kind in genotype.kinds},
             op_weights={kind: table.tolist() for kind, table in op_weights.items()},
             genotype=genotype.to_dict(),
+            **({} if self.evidence is None else {"derivation": self.evidence.after_epoch(op_weights)}),
             seconds=self._seconds,
             peak_memory_mb=peak_memory_mb(self.device),
         )
@@ -249,12 +283,17 @@ class Search(Loop):
         in each epoch, if on any."""
         self.network.eval()
         meter = Meter.on(self.device)
-        augmented = self.augmented_pipeline
-        batches = self.valid_pipeline.epoch(0) if augmented is None else augmented.epoch(self.epoch)
-        for step, (images, labels) in enumerate(batches):
-            logits = self.strategy.validation_logits(self, images)  # [B, classes]
+        pipeline, epoch = self.valid_pipeline, 0
+        if self.augmented_pipeline is not None:
+            pipeline, epoch = self.augmented_pipeline, self.epoch
+        by_batch = self.valid_statistics == "batch"
+        for images, labels in joined(pipeline.epoch(epoch), self.group):
+            with individual_statistics(self.network, images=len(images)) if by_batch else nullcontext():
+                logits = self.strategy.validation_logits(self, images)  # [B, classes]
             meter.add(F.cross_entropy(logits, labels), logits, labels)
-            self.show("validation", step + 1, len(self.valid_pipeline))
+            if self.evidence is not None:
+                self.evidence.validated(self, images, labels, logits if by_batch else None)
+            self.show("validation", -(-meter.images // pipeline.batch_size), len(pipeline))
         self.network.train()
         return meter.means()
 
@@ -268,6 +307,7 @@ class Search(Loop):
             "optimizer": self.optimizer.state_dict(),
             "strategy": self.strategy.state_dict(),
             "valid_accuracy": self._valid_accuracy,
+            **({} if self.evidence is None else {"evidence": self.evidence.state_dict()}),
         }
 
     def _load_state(self, checkpoint: dict[str, Any]) -> None:
@@ -280,9 +320,16 @@ class Search(Loop):
         self.network.load_state_dict(checkpoint["network"])
         load_optimizer(self.optimizer, checkpoint["optimizer"])
         self._valid_accuracy = checkpoint["valid_accuracy"]
+        if self.evidence is not None and "evidence" in checkpoint:  # else the run began without, or long ago
+            self.evidence.load_state_dict(checkpoint["evidence"])
 
     def _finished(self) -> bool:
         return self._ended or super()._finished()
+
+    def _conclude(self) -> None:
+        if self.evidence is not None:
+            self._evidence = self.evidence.conclude(self)
+            self.log.write("evidence", **self._evidence)
 
     def _final(self) -> dict[str, Any]:
         source = self.weight_pipeline.source
@@ -294,12 +341,3 @@ class Search(Loop):
             "chosen": self.strategy.chosen,
             "derived": self._derived,
         }
-
-
-def entropy(op_weights: Tensor) -> float:
-    """Mean over edges of -Σ p ln p, in nats: op_weights [E, O]; ln O where α is uniform, 0 where it is decided.
-
-    Each row is normalised first: a strategy may weigh whole edges, or leave some out."""
-    p = op_weights.double()
-    p = p / p.sum(-1, keepdim=True).clamp(min=1e-300)
-    return max(0.0, -torch.xlogy(p, p).sum(-1).mean().item())  # not -0.0

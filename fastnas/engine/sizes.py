@@ -12,6 +12,7 @@ from fastnas.errors import UserError
 from fastnas.evaluators import derived_network
 from fastnas.genotype import AnyGenotype
 from fastnas.nn import Supernet
+from fastnas.nn.primitives import make_primitive
 from fastnas.spaces.nb201 import NB201Genotype
 
 TRAINED = {"cifar": (36, 20), "imagenet": (48, 14)}  # channels and cells of the papers' networks, by stem
@@ -25,6 +26,26 @@ def supernet_macs(network: Supernet, input_size: Sequence[int]) -> int | None:
             return count_macs(network.rebuilt(backend="reference"), input_size)
     except (RuntimeError, NotImplementedError):  # candidates of a user's own need not run without data
         return None
+
+
+def operation_parameters(network: Supernet) -> dict[str, list[list[int]]]:
+    """What each candidate on each edge costs in the derived network of the supernet's channels and layers: parameters,
+    [E][O] for each kind of cell, summed over all cells of the kind. The rest of that network is the same for all cells.
+    """
+    space = network.space
+    counts = {kind: [[0] * len(space.candidates) for _ in space.edges] for kind in space.kinds}
+    known: dict[tuple[str, int, int], int] = {}
+    with torch.random.fork_rng(devices=[]):  # initial weights must not move the search's generator
+        for cell in network.cells:
+            kind: Any = cell.kind
+            for edge, mixed in enumerate(getattr(cell, "edges", ())):
+                channels = mixed.processed * mixed.partial_channels
+                for column, name in enumerate(space.candidates):
+                    key = name, channels, mixed.stride
+                    if key not in known:
+                        known[key] = count_parameters(make_primitive(*key, norm=torch.nn.BatchNorm2d))
+                    counts[kind][edge][column] += known[key]
+    return counts
 
 
 def derived_sizes(network: Supernet, genotype: AnyGenotype, input_size: Sequence[int]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, cast
 
 import torch
@@ -18,6 +18,30 @@ from fastnas.spaces.encoding import Code, encoding_of
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 RECALIBRATION_BATCHES = 20
+
+
+def joined(batches: Batches, images: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Neighbouring batches as one, until they have at least so many images; what is left over belongs to the last.
+
+    Statistics of a batch are as good as it is large, and an incomplete last one may hold a single image.
+    """
+    held: tuple[Tensor, Tensor] | None = None  # complete, and kept back for what may be left over
+    parts: list[tuple[Tensor, Tensor]] = []
+    for batch in batches:
+        parts.append(batch)
+        if sum(len(labels) for _, labels in parts) >= images:
+            if held is not None:
+                yield held
+            held, parts = _joined(parts), []
+    if held is not None or parts:
+        yield _joined([*([] if held is None else [held]), *parts])
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    if len(parts) == 1:
+        return parts[0]
+    # torch.cat keeps the memory format, which the operators read in place.
+    return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
 
 
 class SharedWeights(Evaluator):

@@ -70,6 +70,7 @@ class SearchCell(nn.Module):
             )
             for source, _ in space.edges
         )
+        self.layout: CellLayout
         self._plan()
 
     def forward(
@@ -122,8 +123,11 @@ class SearchCell(nn.Module):
         masks: Tensor | None,
     ) -> Tensor | None:
         # torch.compile traces the current modules, and guards them itself.
-        if not torch.compiler.is_compiling() and not self._is_planned(active):
-            self._plan(active)
+        if not torch.compiler.is_compiling():
+            if not self._is_planned():
+                self._plan(active)
+            elif not _is_same(self.layout.active, active):  # another path through the same modules
+                self.layout = CellLayout(self._pattern, active)
         layout = self._modules.get("layout")
         if not isinstance(layout, CellLayout) or not layout.known:
             return None
@@ -132,26 +136,28 @@ class SearchCell(nn.Module):
     def _plan(self, active: Tensor | None = None) -> None:
         preprocess = tuple(match_op(module) for module in (self.preprocess0, self.preprocess1))
         edges = tuple(tuple(map(match_op, cast(MixedOp, edge).candidates)) for edge in self.edges)
-        pattern = CellPattern(
+        self._pattern = CellPattern(
             cast(tuple[PointwisePattern, PointwisePattern], preprocess),
             edges,
             1 + self.reduction,
             self.partial_channels,
         )
-        self.layout = CellLayout(pattern, active)
+        self.layout = CellLayout(self._pattern, active)
         parts = [cast(nn.Module, self._modules[name]) for name in PARTS]
         inner = [(m._modules, list(m._modules.values())) for part in parts for m in part.modules() if m._modules]
         self._planned_for = parts, inner
 
-    def _is_planned(self, active: Tensor | None) -> bool:
-        """Whether the layout was made for these candidates and for the current modules: other code may replace
-        modules, as `nn.DataParallel` does in its replicas."""
-        if "_planned_for" not in self.__dict__:
+    def _is_planned(self) -> bool:
+        """Whether the pattern is that of the current modules: other code may replace modules, as `nn.DataParallel` does
+        in its replicas."""
+        if "_pattern" not in self.__dict__:
             return False  # the cell was pickled by an older version
-        planned = self.layout.active
-        if planned is not active and (planned is None or active is None or not planned.equal(active)):
-            return False
         parts, inner = self._planned_for
         return all(self._modules[name] is part for name, part in zip(PARTS, parts, strict=True)) and all(
             list(modules.values()) == known for modules, known in inner
         )
+
+
+def _is_same(planned: Tensor | None, active: Tensor | None) -> bool:
+    """Whether two masks of candidates are equal; None for all candidates."""
+    return planned is active or (planned is not None and active is not None and planned.equal(active))

@@ -64,7 +64,10 @@ def _whose(run: Run) -> str:
     kinds = dict.fromkeys(str(epoch["valid_of"]) for epoch in run.epochs if "valid_of" in epoch)
     names = {"supernet": "the supernet", "cell": "the chosen cell by shared weights"}
     validated = ", later ".join(names.get(kind, kind) for kind in kinds) or f"the {run.validated}"
-    return f"Training: the supernet on the weight half. Validation: {validated}, on the validation half."
+    words = f"Training: the supernet on the weight half. Validation: {validated}, on the validation half."
+    if any(epoch.get("valid_statistics") == "batch" for epoch in run.epochs):
+        words += " BatchNorm by the validation images: an epoch is too short for running statistics."
+    return words
 
 
 def _train_and_valid(run: Run, what: str, scale: float = 1.0) -> list[Curve]:

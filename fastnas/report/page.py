@@ -15,6 +15,7 @@ from fastnas.atomic_file import replace_file
 from fastnas.report import sections, training
 from fastnas.report.alphas import weight_charts
 from fastnas.report.curves import epoch_charts, time_charts
+from fastnas.report.evidence import evidence
 from fastnas.report.front import front_charts, front_table
 from fastnas.report.palette import stylesheet
 from fastnas.report.population import population_charts
@@ -109,6 +110,7 @@ def _parts_of_search(run: Run) -> list[Part]:
     return [
         ("result", "Result", result(run)),
         ("cells", "Cells", sections.cells(run)),
+        ("evidence", "Evidence", evidence(run)),
         ("front", "Front", sections.charts(front_charts(run)) + front_table(run)),
         ("curves", "Curves", _curves(run)),
         ("weights", "Operation weights", sections.charts(weight_charts(run))),

@@ -39,6 +39,7 @@ class Run:
     problems: list[str] = field(default_factory=list)
     fronts: list[Record] = field(default_factory=list)
     alphas: list[Record] = field(default_factory=list)
+    evidence: Record = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -168,11 +169,14 @@ def read_run(run_dir: str | Path) -> Run:
     starts: list[Record] = []
     tables: dict[str, _Table] = {event: {} for event in _KEYS}
     ending = None
+    evidence: Record = {}
     for record in _read_records(path / "metrics.jsonl", problems):
         event = record["event"]
         if event == "run":
             starts.append(record)
-            ending = None
+            ending, evidence = None, {}
+        elif event == "evidence":
+            evidence = record
         elif event in ("end", "interrupted"):
             ending = record
         elif event in tables:
@@ -183,7 +187,9 @@ def read_run(run_dir: str | Path) -> Run:
         which = f"epoch {lost[0]}" if len(lost) == 1 else f"{len(lost)} epochs, the first of them {lost[0]},"
         problems.append(f"metrics.jsonl lacks the records of {which} which a file of before held.")
     genotype, origin = _read_genotype(path / "genotype.json", epochs, problems)
-    return Run(path, config, starts, epochs, populations, updates, ending, genotype, origin, problems, fronts, alphas)
+    return Run(
+        path, config, starts, epochs, populations, updates, ending, genotype, origin, problems, fronts, alphas, evidence
+    )
 
 
 _KEYS = {

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 
 import torch
 from torch import Tensor
 
+from fastnas.errors import UserError
 from fastnas.genotype import AnyGenotype, Genotype, Pair
 from fastnas.spaces.cell_space import CellSpace
 
@@ -21,6 +22,29 @@ Code = tuple[int, ...]
 def encoding_of(space: CellSpace) -> Encoding:
     """The encoding of a space."""
     return EdgeEncoding(space) if space.inputs == 1 else CellEncoding(space)
+
+
+def zero_weights(space: CellSpace) -> dict[str, Tensor]:
+    """Zeros [E, O] for each kind of cell."""
+    return {kind: torch.zeros(len(space.edges), len(space.candidates)) for kind in space.kinds}
+
+
+def op_weights_of(space: CellSpace, genotype: AnyGenotype) -> dict[str, Tensor]:
+    """Operation weights [E, O] of each kind of cell under which the supernet computes the cells of a genotype: 1 for
+    each operation, whatever their number, 0 elsewhere.
+
+    Raises:
+        UserError: the genotype has other cells, nodes or candidates than the space.
+    """
+    weights = zero_weights(space)
+    edges = {edge: index for index, edge in enumerate(space.edges)}
+    for kind in genotype.kinds:
+        for node, pairs in enumerate(genotype.pairs(kind), start=space.inputs):
+            for name, source in pairs:
+                if kind not in weights or (source, node) not in edges or name not in space.candidates:
+                    raise UserError(f"{name!r} from node {source} to {node} of a {kind} cell is not in {space.name!r}.")
+                weights[kind][edges[source, node], space.candidates.index(name)] += 1
+    return weights
 
 
 class Encoding(ABC):
@@ -63,8 +87,15 @@ class Encoding(ABC):
         """A code of a genotype."""
 
     @abstractmethod
+    def operations(self, code: Code) -> Iterator[tuple[str, int, int]]:
+        """(kind of cell, edge, column of the candidate) of every operation of a code."""
+
     def op_weights(self, code: Code) -> dict[str, Tensor]:
         """One-hot operation weights [E, O] of each kind of cell; zeros on edges that the architecture lacks."""
+        weights = zero_weights(self.space)
+        for kind, edge, column in self.operations(code):
+            weights[kind][edge, column] = 1
+        return weights
 
     def sample(self, rng: Random) -> Code:
         """A random architecture, every gene uniform among its legal values."""
@@ -145,18 +176,14 @@ class CellEncoding(Encoding):
                 code += [s0, s1, self.candidates.index(op0), self.candidates.index(op1)]
         return tuple(code)
 
-    def op_weights(self, code: Code) -> dict[str, Tensor]:
-        weights = {}
+    def operations(self, code: Code) -> Iterator[tuple[str, int, int]]:
         for kind, cell in zip(self.space.kinds, self.cells, strict=True):
-            table = torch.zeros(len(self.space.edges), len(self.space.candidates))  # [E, O]
             genes = code[cell]
             for node in range(self.space.nodes):
                 first = self.space.incoming(node + 2).start
                 s0, s1, o0, o1 = genes[4 * node : 4 * node + 4]
-                table[first + s0, self._columns[o0]] = 1
-                table[first + s1, self._columns[o1]] = 1
-            weights[kind] = table
-        return weights
+                yield kind, first + s0, self._columns[o0]
+                yield kind, first + s1, self._columns[o1]
 
 
 class EdgeEncoding(Encoding):
@@ -190,7 +217,6 @@ class EdgeEncoding(Encoding):
         operations = [name for node in genotype.pairs(self.space.kinds[0]) for name, _ in node]
         return tuple(self.space.candidates.index(name) for name in operations)
 
-    def op_weights(self, code: Code) -> dict[str, Tensor]:
-        table = torch.zeros(len(self.space.edges), len(self.space.candidates))  # [E, O]
-        table[range(len(code)), list(code)] = 1
-        return {self.space.kinds[0]: table}
+    def operations(self, code: Code) -> Iterator[tuple[str, int, int]]:
+        for edge, column in enumerate(code):
+            yield self.space.kinds[0], edge, column

@@ -99,6 +99,11 @@ class Strategy(Options):
         return False
 
     @property
+    def derives_from_alpha(self) -> bool:
+        """Whether the cell is read off α; False for strategies that choose among architectures which they evaluate."""
+        return True
+
+    @property
     def chosen(self) -> dict[str, Any] | None:
         """Of a strategy that evaluates architectures: the "accuracy" in 0..1 of the one it has chosen, "by" whom and on
         what it was measured, and how many were "evaluated". None for strategies that derive it from α."""

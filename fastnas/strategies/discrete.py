@@ -269,6 +269,10 @@ class DiscreteStrategy(Strategy):
         return "supernet" if self.best is None else "cell"
 
     @property
+    def derives_from_alpha(self) -> bool:
+        return False
+
+    @property
     def chosen(self) -> dict[str, Any] | None:
         if self.best is None:
             return None

@@ -53,6 +53,10 @@ class StrategyWrapper(Strategy):
         return self.inner.validates_augmented
 
     @property
+    def derives_from_alpha(self) -> bool:
+        return self.inner.derives_from_alpha
+
+    @property
     def chosen(self) -> dict[str, Any] | None:
         return self.inner.chosen
 

@@ -11,7 +11,7 @@ import torch
 
 SMALL = shlex.split(
     "--data digits --limit 120 --batch-size 16 --image-size 8 --channels 4 --layers 3 --epochs 4 --learning-rate 0.05 "
-    "--warm-up 1 --population 4 --samples 2 --fitness-batch-size 20 --device cpu"
+    "--warm-up 1 --population 4 --samples 2 --fitness-batch-size 20 --device cpu --no-evidence"
 )
 
 

@@ -12,10 +12,10 @@ from run_files import SMALL, events
 
 from fastnas import Genotype
 from fastnas.cli.configuration import parse_search
+from fastnas.engine.evidence import entropy
 from fastnas.engine.log import RunLog
 from fastnas.engine.loop import DivergedError
 from fastnas.engine.options import WeightOptions
-from fastnas.engine.search import entropy
 from fastnas.errors import UserError
 from fastnas.search import prepare
 

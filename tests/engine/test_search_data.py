@@ -25,7 +25,7 @@ from fastnas.search import prepare
 
 FLAGS = shlex.split(
     "--batch-size 4 --channels 4 --layers 2 --epochs 2 --learning-rate 0.05 --warm-up 1 --population 4 --samples 1 "
-    "--fitness-batch-size 6 --device cpu --crop-padding 1 --cutout 2 --test none"
+    "--fitness-batch-size 6 --device cpu --crop-padding 1 --cutout 2 --test none --no-evidence"
 )
 TIMES = ("seconds", "log_position", "options")
 DALI = pytest.param("dali", marks=pytest.mark.skipif(not is_installed(), reason="needs NVIDIA DALI"))

@@ -224,3 +224,12 @@ def test_tables_of_another_shape_are_refused(argument, shape):
     net = network("darts", 1)
     with pytest.raises(UserError, match=f"{argument} have shapes"):
         net(images(), **{argument: dict.fromkeys(net.space.kinds, torch.ones(shape))})
+
+
+def test_another_path_through_a_cell_does_not_look_at_its_modules_again(monkeypatch):
+    net, x, random = network("egnas", 1), images(), Random(0)
+    paths = [encoding_of(net.space).op_weights(encoding_of(net.space).sample(random)) for _ in range(3)]
+    first = [net.path_logits(x, path) for path in paths]
+    monkeypatch.setattr("fastnas.nn.cell.match_op", lambda module: pytest.fail("looked at the modules"))
+    for path, expected in zip(paths, first, strict=True):
+        torch.testing.assert_close(net.path_logits(x, path), expected)

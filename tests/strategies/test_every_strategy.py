@@ -47,6 +47,12 @@ OWN = {
 }
 
 
+@pytest.fixture(autouse=True)
+def few_random_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That the evidence comes out of every strategy does not depend on how many they are."""
+    monkeypatch.setattr("fastnas.engine.evidence.RANDOM_CELLS", 3)
+
+
 def make(directory: Path, name: str, *flags: str) -> Search:
     resumed = (directory / "checkpoint.pt").exists()
     begin = [*FLAGS, "--strategy", name, "--out", str(directory), *shlex.split(OWN.get(name, ""))]

@@ -98,8 +98,8 @@ class CellLayout(nn.Module):
         candidates = len(pattern.edges[0])
         columns: list[int] = []
         of_states: list[_Sorted] = [_Sorted(pattern.stride), _Sorted(pattern.stride)]  # each node but the last adds one
-        self.known = all(len(edge) == candidates for edge in pattern.edges)
-        self.known &= all(isinstance(each, PointwisePattern) for each in pattern.preprocess)
+        known = all(len(edge) == candidates for edge in pattern.edges)  # nn.Module is slow to set attributes
+        known &= all(isinstance(each, PointwisePattern) for each in pattern.preprocess)
         taking_part = None if active is None else active.tolist()
         edge = 0
         while edge < len(pattern.edges):
@@ -110,12 +110,13 @@ class CellLayout(nn.Module):
                 state.edges.append(edge)
                 for column, candidate in enumerate(pattern.edges[edge]):
                     if not isinstance(candidate, ZeroPattern) and (taking_part is None or taking_part[edge][column]):
-                        self.known &= state.enter(candidate, len(columns))
+                        known &= state.enter(candidate, len(columns))
                         columns.append(edge * candidates + column)
                 edge += 1
                 self.first_row_of_edge.append(len(columns))
             self.first_row.append(len(columns))
-        if not self.known:
+        self.known = known
+        if not known:
             return
         self.row_norms += [None] * len(columns)
         self.states += [self._state_plan(state) for state in of_states]
@@ -171,13 +172,13 @@ class CellLayout(nn.Module):
             for term in terms:
                 if term.kind != CONVOLUTION:
                     others[term.kind].append(term)
-            if any(len(same) > 1 for same in others):
-                return None
             kinds.append([[stage[2:] for stage in term.stages] for term in convolutions])
+            if any(len(same) > 1 for same in others) or kinds[-1] != kinds[0]:
+                return None
             stages += [stage[:2] for term in convolutions for stage in term.stages]
             table += [term.row for term in convolutions]
             table += [same[0].row if same else len(self.row_norms) for same in others]
-        if any(kind != kinds[0] for kind in kinds) or len(kinds[0]) > MOST_CONVOLUTIONS or len(kinds) > MOST_EDGES:
+        if len(kinds[0]) > MOST_CONVOLUTIONS or len(kinds) > MOST_EDGES:
             return None
         return SumPlan(
             branch=next((i for i, branch in enumerate(branches) if isinstance(branch, SeparableBranch)), None),
