@@ -126,7 +126,7 @@ class DerivedOptions(NetworkOptions):
     auxiliary: bool | None = listed(None, after="stem")
     """Train with an auxiliary head; None: where the images have the size that it needs."""
     auxiliary_norm: bool | None = listed(None, after="auxiliary")
-    """BatchNorm after the head's second convolution; None: as DARTS, with the CIFAR stem only. P-DARTS has it always."""
+    """BatchNorm after the head's second convolution; None: with the CIFAR stem only (DARTS)."""
 
 
 # --- the images ---

@@ -163,16 +163,16 @@ def test_options_check_themselves():
 
 SEARCH = {
     "network": "space channels layers partial_channels stem backend initial_weights",
-    "data": "data test pipeline batch_size split image_size limit crop_padding flip cutout color_jitter "
+    "data": "data test pipeline batch_size split image_size limit normalise crop_padding flip cutout color_jitter "
     "validation_augment workers prefetch skip_unreadable check_images download",
     "weights": "epochs learning_rate learning_rate_min learning_rate_warm_up legacy_scheduler momentum nesterov "
-    "weight_decay clip",
+    "weight_decay clip search_drop_path search_drop_path_schedule",
     "run": "out device seed deterministic cuda_graphs threads validate_every stop_after",
 }
 TRAIN = {
-    "network": "genotype space channels layers stem auxiliary backend",
-    "data": "data test validation pipeline batch_size image_size evaluated_share limit crop_padding crop_scale flip "
-    "cutout brightness contrast saturation hue workers prefetch skip_unreadable check_images download",
+    "network": "genotype space channels layers stem auxiliary auxiliary_norm backend",
+    "data": "data test validation pipeline batch_size image_size evaluated_share limit normalise crop_padding "
+    "crop_scale flip cutout brightness contrast saturation hue workers prefetch skip_unreadable check_images download",
     "recipe": "epochs learning_rate learning_rate_min schedule learning_rate_decay learning_rate_warm_up "
     "legacy_scheduler momentum weight_decay clip auxiliary_weight label_smoothing drop_path drop_path_schedule "
     "precision ema accumulate compile channels_last",
