@@ -126,7 +126,7 @@ class DerivedOptions(NetworkOptions):
     auxiliary: bool | None = listed(None, after="stem")
     """Train with an auxiliary head; None: where the images have the size that it needs."""
     auxiliary_norm: bool | None = listed(None, after="auxiliary")
-    """BatchNorm after the head's second convolution; None: as DARTS, with a CIFAR stem. P-DARTS has it always."""
+    """BatchNorm after the head's second convolution; None: with the CIFAR stem only (DARTS)."""
 
 
 # --- the images ---
@@ -288,8 +288,6 @@ class SearchRunOptions(RunOptions):
     """On CUDA, record the kernels of a weight step and of a population and launch them together."""
     validate_every: Count = 1
     """Epochs between validations (on the α half); the last epoch is always validated."""
-    evidence: bool = listed(True, after="validate_every")
-    """At the end, say what the search is worth: its cell beside 100 random ones, how decided α is, and more."""
 
 
 @ordered
