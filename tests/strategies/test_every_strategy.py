@@ -77,13 +77,13 @@ def without_seconds(state: object) -> object:
     return state
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_runs_and_resumes_exactly(name: str, tmp_path: Path):
-    whole = make(tmp_path / "whole", name)
+@pytest.mark.parametrize(("name", "flags"), [*((name, "") for name in STRATEGIES), ("egnas", "--variant decided")])
+def test_runs_and_resumes_exactly(name: str, flags: str, tmp_path: Path):
+    whole = make(tmp_path / "whole", name, *flags.split())
     outcome = whole.run()
     assert outcome.status == "finished"
     for stop in (2, 3, None):  # after the last weight step, then among the evaluations where there are any, then never
-        search = make(tmp_path / "pieces", name)
+        search = make(tmp_path / "pieces", name, *flags.split())
         calls = 0
 
         def check_stop(search: Search = search, look=search.check_stop, stop=stop) -> None:
