@@ -288,6 +288,8 @@ class SearchRunOptions(RunOptions):
     """On CUDA, record the kernels of a weight step and of a population and launch them together."""
     validate_every: Count = 1
     """Epochs between validations (on the α half); the last epoch is always validated."""
+    evidence: bool = listed(True, after="validate_every")
+    """At the end, say what the search is worth: its cell beside 100 random ones, how decided α is, and more."""
 
 
 @ordered
