@@ -22,20 +22,16 @@ Ctrl-C ends a run after the step in progress: the result has the status "interru
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from rich.console import Console
 
-from fastnas.cli.command import print_text
-from fastnas.cli.configuration import SearchOptions, TrainOptions, parse_search, parse_train
+from fastnas.cli.configuration import parse_search, parse_train
 from fastnas.cli.evaluating import EvaluateOptions, measure, write_page
 from fastnas.cli.exporting import ExportOptions, write_files
-from fastnas.cli.images import open_train_sources
 from fastnas.cli.keywords import (
     call_text,
     check_same_images,
@@ -48,35 +44,22 @@ from fastnas.cli.keywords import (
     without_none,
 )
 from fastnas.cli.own_code import import_space
-from fastnas.cli.places import with_absolute_places
-from fastnas.cli.progress import TRAIN_HEADER, OnEpoch, OnStep, call_back, shown, train_line
-from fastnas.cli.results import SearchResult, TrainedNetwork, TrainResult, recorded_test
-from fastnas.cli.run import Arguments, is_finished, write_config
-from fastnas.cli.run_directory import locked_directory, run_directory
-from fastnas.cli.run_lock import RunLock
-from fastnas.cli.search_run import read_search
-from fastnas.cli.searching import prepare as prepare_search
-from fastnas.cli.summary import (
-    print_report,
-    print_search_header,
-    print_search_run,
-    print_search_summary,
-    print_train_header,
-    print_train_summary,
-)
-from fastnas.cli.training import GENOTYPE, genotype_of_run
-from fastnas.cli.training import prepare as prepare_training
+from fastnas.cli.progress import OnEpoch, OnStep
+from fastnas.cli.results import SearchResult, TrainedNetwork, TrainResult
+from fastnas.cli.run import Arguments
+from fastnas.cli.running import run_search, run_train, show_search, show_train
 from fastnas.data import HeldData
 from fastnas.engine.trained import load_trained
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
 from fastnas.nn import DerivedNetwork
-from fastnas.report import write_report
-from fastnas.report.seeds import SUMMARY, summary, write_seeds_report
 from fastnas.spaces import CellSpace
 from fastnas.strategies import Strategy
 
-__all__ = ["SearchResult", "TrainResult", "TrainedNetwork", "evaluate", "export", "search", "train"]
+__all__ = [
+    "SearchResult", "TrainResult", "TrainedNetwork", "evaluate", "export", "run_evaluate", "run_export", "run_search",
+    "run_train", "search", "show_search", "show_train", "train",
+]  # fmt: skip
 
 AnyData: TypeAlias = str | HeldData
 AnyNetwork: TypeAlias = str | os.PathLike[str] | TrainResult | TrainedNetwork | DerivedNetwork
@@ -221,7 +204,7 @@ def export(network: AnyNetwork, *, space: str | None = None, progress: bool = Tr
         network, space: as of `evaluate`.
         progress: print what is written.
         options: the flags of `python -m fastnas.export`: onnx, program, save, standalone (paths), image_size,
-            with_preprocessing.
+            with_preprocessing, threads.
 
     Raises:
         UserError: the network cannot be read or exported, or a file cannot be written.
@@ -232,91 +215,6 @@ def export(network: AnyNetwork, *, space: str | None = None, progress: bool = Tr
 
 
 # --- what the commands call, with parsed options ---
-
-
-def run_search(
-    options: SearchOptions,
-    arguments: Arguments,
-    console: Console,
-    on_epoch: OnEpoch | None = None,
-    on_step: OnStep | None = None,
-) -> SearchResult:
-    """Searches, and shows it on `console`. arguments: how it was asked for, for the records of the run."""
-    with run_directory(options.command.resume, options.run.out, options.strategy.name, options.data.data) as lock:
-        run = prepare_search(options, arguments, lock.directory)
-        run.check_owned = lock.check
-        print_search_header(run, console)
-        with shown(run, console):
-            call_back(run, on_epoch, on_step)
-            outcome = run.run()
-        report = write_report(run.directory)
-        print_search_summary(run, outcome, report, arguments, _heard(console, outcome.status))
-    return SearchResult(outcome.status, run.directory, outcome.genotype, outcome.valid_accuracy, outcome.evidence)
-
-
-def run_train(
-    options: TrainOptions,
-    arguments: Arguments,
-    console: Console,
-    on_epoch: OnEpoch | None = None,
-    on_step: OnStep | None = None,
-    genotype: Genotype | None = None,
-) -> TrainResult:
-    """Trains a network for every seed, as `run_search` searches. genotype: None for the one that the options name."""
-    named = options.command.search_run or Path(options.network.genotype or GENOTYPE)
-    label = named.resolve().stem
-    with run_directory(options.command.resume, options.run.out, f"train-{label}", options.data.data) as lock:
-        return _train_in(lock, options, arguments, console, on_epoch, on_step, genotype)
-
-
-def _train_in(
-    lock: RunLock,
-    options: TrainOptions,
-    arguments: Arguments,
-    console: Console,
-    on_epoch: OnEpoch | None,
-    on_step: OnStep | None,
-    given: Genotype | None,
-) -> TrainResult:
-    directory, seeds, resume = lock.directory, options.run.seed_list(), options.command.resume is not None
-    options = with_absolute_places(options, directory if resume else None)
-    folders = {seed: directory / f"seed-{seed}" if len(seeds) > 1 else directory for seed in seeds}
-    known = [directory, *folders.values()]
-    genotype = genotype_of_run(options, known) if given is None or resume else given
-    if given not in (None, genotype):
-        raise UserError(f"the run in {directory} began with another genotype: leave it out, or start a new run.")
-    sources = open_train_sources(options)
-    if options.command.search_run is not None:
-        print_search_run(read_search(options.command.search_run), options, sources, console)
-    trained: list[TrainedNetwork] = []
-    for seed, folder in folders.items():
-        own = dataclasses.replace(options, run=dataclasses.replace(options.run, seeds=str(seed)))
-        with nullcontext(lock) if folder == directory else locked_directory(folder) as inner:
-            if is_finished(folder):  # its test images were read once, and are not read again
-                print_text(console, f"seed {seed} is done: {folder}")
-                trained.append(TrainedNetwork(seed, "finished", folder, recorded_test(folder)))
-                if not (folder / "report.html").exists():  # killed at the very end
-                    write_report(folder)
-                continue
-            retrain = prepare_training(own, sources, folder, seed, arguments, genotype)
-            retrain.check_owned = inner.check
-            if folder != directory:
-                genotype.to_json(directory / GENOTYPE)
-                write_config(directory, options)
-            print_train_header(retrain, seed, console)
-            with shown(retrain, console, TRAIN_HEADER, train_line):
-                call_back(retrain, on_epoch, on_step)
-                outcome = retrain.run()
-            report = write_report(folder)
-            print_train_summary(retrain, outcome, directory, report, arguments, _heard(console, outcome.status))
-        trained.append(TrainedNetwork(seed, outcome.status, folder, outcome.test))
-        if outcome.status != "finished":
-            return TrainResult(outcome.status, directory, tuple(trained))
-    if len(seeds) > 1:
-        report = write_seeds_report(directory, folders)
-        print_text(console, f"\n{summary(json.loads((directory / SUMMARY).read_text()))}")
-        print_report(report, console)
-    return TrainResult("finished", directory, tuple(trained))
 
 
 def run_evaluate(
@@ -342,11 +240,6 @@ def run_export(options: ExportOptions, console: Console, network: DerivedNetwork
 def _console(progress: bool) -> Console:
     # As text also in a notebook, where rich makes a block of its own of every line.
     return Console(force_jupyter=False, quiet=not progress)
-
-
-def _heard(console: Console, status: str) -> Console:
-    """Where the end is told: that a run was interrupted is told in any case."""
-    return Console(stderr=True, force_jupyter=False) if console.quiet and status == "interrupted" else console
 
 
 def _path_or_network(network: AnyNetwork) -> tuple[Path, DerivedNetwork | None]:

@@ -186,6 +186,12 @@ class Genotype:
         """
         if not isinstance(data, Mapping):
             raise UserError(f"a genotype must be a mapping with the keys {', '.join(_FIELDS)}, got {brief(data)}.")
+        if "nb201" in data:
+            raise UserError(
+                "it is a cell of NAS-Bench-201, whose network fastnas.train does not build: train "
+                "fastnas.nn.NB201Network(NB201Genotype.from_json(PATH)) in a loop of your own, as the report of the "
+                "search shows, or search in --space darts or egnas."
+            )
         if data.get("format", FORMAT) != FORMAT:
             raise UserError(
                 f"genotype format {data['format']!r} is not readable, this version reads format {FORMAT}: "

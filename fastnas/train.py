@@ -27,6 +27,9 @@ def main(arguments: list[str], console: Console) -> int:
     if options.command.print_config:
         print_document(options.to_yaml(origins=origins(options, arguments)))
         return 0
+    if options.command.dry_run:
+        api.show_train(options, console)
+        return 0
     result = api.run_train(options, arguments, console)
     return INTERRUPTED if result.status == "interrupted" else 0
 

@@ -20,6 +20,7 @@ from fastnas import data, evaluators, spaces, strategies
 from fastnas.atomic_file import cannot_write, replace_file, synchronise
 from fastnas.cli.command import print_text
 from fastnas.cli.options import CompareOptions
+from fastnas.cli.process import resolve_device
 from fastnas.cli.run_directory import CHECKPOINT, WRITTEN, refuse_foreign
 from fastnas.engine.interrupt import deferred_interrupts
 from fastnas.errors import UserError
@@ -28,6 +29,9 @@ from fastnas.report.comparison import Summary, summarise
 from fastnas.report.results import OPTIONS_FILE, RUNS_FILE, Result, read_options, read_results
 from fastnas.spaces.encoding import encoding_of
 from fastnas.strategies import DiscreteStrategy
+
+FORMERLY = {"device": "cpu"}
+"""What an option was for comparisons that did not know it yet."""
 
 
 def split_names(text: str) -> list[str]:
@@ -70,12 +74,12 @@ def open_evaluator(options: CompareOptions) -> Evaluator:
 
 
 def _training(options: CompareOptions, spec: str) -> Evaluator:
-    source = data.open(spec, limit=options.limit)
+    source, device = data.open(spec, limit=options.limit), resolve_device(options.device)
     first, second = source.search_split(0.5)
 
     def pipeline(indices: np.ndarray, train: bool) -> data.Pipeline:
         size = min(options.batch_size, len(indices))
-        return data.pipeline(source, "auto", batch_size=size, indices=indices, train=train)
+        return data.pipeline(source, "auto", batch_size=size, indices=indices, train=train, device=device)
 
     build = functools.partial(
         evaluators.derived_network,
@@ -86,7 +90,7 @@ def _training(options: CompareOptions, spec: str) -> Evaluator:
     )
     encoding = encoding_of(spaces.find(options.space))
     wanted = ("parameters", "macs") if "nsga2" in options.strategies else ()
-    costs = evaluators.Costs(wanted, encoding, build, (source.channels, *source.image_size)) if wanted else None
+    costs = evaluators.Costs(wanted, encoding, build, (source.channels, *source.image_size), device) if wanted else None
     return evaluators.ShortTraining(
         encoding, build, pipeline(first, True), pipeline(second, False), options.epochs, costs=costs
     )
@@ -120,7 +124,7 @@ _evaluator: Evaluator
 
 def _begin(options: CompareOptions) -> None:
     global _evaluator
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads or 1)
     _evaluator = open_evaluator(options)
 
 
@@ -213,6 +217,7 @@ def _claim(options: CompareOptions, clock: str) -> None:
         replace_file(path, json.dumps(fixed, indent=2) + "\n", "the options")
         return
     before = read_options(options.out)
+    before = FORMERLY | before
     if changed := [name for name in fixed if fixed[name] != before.get(name)]:
         name = changed[0]
         raise UserError(

@@ -91,7 +91,7 @@ class Configuration:
 
         Args:
             resolved: by group and option, what took the place of None and "auto".
-            origins: by group and option, where the value comes from.
+            origins: by group and option, where the value comes from, as far as that is to be said.
         """
         return to_text(self.to_dict(), resolved, origins)
 
@@ -282,7 +282,7 @@ def _parse_layers(
     flags = [flag for origin, content in files for flag in _flags(origin, content, defaults)]
     if keywords is not None:
         arguments = [*arguments, *_flags(program, _grouped(program, keywords, defaults), defaults)]
-    return parse_arguments(
+    options: Any = parse_arguments(
         type(defaults),
         [*flags, *arguments],
         program,
@@ -290,6 +290,9 @@ def _parse_layers(
         default=defaults,
         config=(tyro.conf.OmitArgPrefixes,),
     )
+    if options.command.resume is not None and options.run.budget is not None:
+        raise UserError("a run that is resumed keeps its number of epochs: leave out --budget, or give --stop-after.")
+    return options
 
 
 def _read(path: Path, groups: Sequence[str]) -> dict[str, Any]:
@@ -384,7 +387,8 @@ def to_text(
                 if value is None
                 else yaml.safe_dump(value, default_flow_style=True, allow_unicode=True).split("\n")[:1]
             )
-            said += [origins[group][name]] if origins else []
+            origin = (origins or {}).get(group, {}).get(name)
+            said += [] if origin is None else [origin]
             line += f"  # {', '.join(said)}" if said else ""
         lines.append(line)
     return "\n".join(lines) + "\n"

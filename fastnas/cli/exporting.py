@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 import tyro
 from rich.console import Console
 
@@ -14,7 +15,7 @@ from fastnas.engine.export import export_onnx, export_program, write_standalone
 from fastnas.engine.trained import image_size_of, load_trained
 from fastnas.errors import UserError
 from fastnas.nn import DerivedNetwork
-from fastnas.option_types import Options, Side
+from fastnas.option_types import Options, Processes, Side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,8 @@ class ExportOptions(Options):
     """--onnx and --program take uint8 images [B, C, H, W] and normalise them, instead of normalised float32."""
     image_size: Side | None = None
     """Pixels a side; None: of the training images."""
+    threads: Processes | None = None
+    """CPU threads; None for PyTorch's choice."""
     space: str | None = None
     """python:MODULE:OBJECT: a space of your own whose candidates the genotype names."""
 
@@ -50,6 +53,8 @@ def write_files(options: ExportOptions, console: Console, given: DerivedNetwork 
     if options.with_preprocessing and not (options.onnx or options.program):
         raise UserError("--with-preprocessing is for --onnx and --program: give one of them, or leave it out.")
     import_space(options.space)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     network = load_trained(options.network) if given is None else given
     size = image_size_of(network, options.image_size)
     for path in targets:

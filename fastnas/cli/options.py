@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from fastnas.cli.duration import seconds_of
+from fastnas.cli.process import resolve_device
 from fastnas.data import Augmentation
 from fastnas.data.split import share_of_test
 from fastnas.engine.options import listed, ordered
@@ -49,6 +51,9 @@ class CommandOptions(Options):
     """YAML file with options, such as config.yaml of a run."""
     resume: Path | None = None
     """Run directory to continue, exactly where its checkpoint stands."""
+    dry_run: bool = False
+    """Prepare everything, measure, print what would run and the estimate of its time and memory, write nothing, and
+    exit."""
     print_config: bool = False
     """Print the resolved options as YAML and exit."""
 
@@ -273,6 +278,14 @@ class RunOptions(Options):
     """Epochs between validations; the last epoch is always validated."""
     stop_after: Count | None = None
     """Stop after so many epochs in this process; --resume continues."""
+    budget: str | None = None
+    """Time for the whole run, such as 90s, 45m, 2h or 1d: as many epochs as fit into it, instead of --epochs. They are
+    measured, so that the same command gives other numbers of epochs on other machines; config.yaml holds the number."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.budget is not None:
+            seconds_of(self.budget)
 
 
 @ordered
@@ -282,7 +295,7 @@ class SearchRunOptions(RunOptions):
 
     out: str | None = None
     """Run directory; None for runs/<time>-<strategy>-<data>."""
-    seed: Seed = listed(2, after="device")
+    seed: Seed = listed(0, after="device")
     """Seed of every random decision."""
     cuda_graphs: bool = listed(True, after="deterministic")
     """On CUDA, record the kernels of a weight step and of a population and launch them together."""
@@ -343,6 +356,10 @@ class CompareOptions(Options):
     """Seed of the first run; the next run has the next number, and so on."""
     processes: Processes | None = None
     """Runs at a time; None for one per CPU core."""
+    device: str = "auto"
+    """training: cpu, cuda, cuda:1, …; auto takes CUDA if there is a GPU."""
+    threads: Processes | None = None
+    """CPU threads of each of these processes; None for one."""
     space: str = "egnas"
     """Search space for the evaluators python: and training:; one of your own is python:MODULE:OBJECT."""
     epochs: Count = 1
@@ -357,10 +374,13 @@ class CompareOptions(Options):
     """training: at most this many images."""
 
     def fixed(self, clock: str) -> dict[str, Any]:
-        """What all runs of a directory have in common."""
+        """What all runs of a directory have in common. UserError for a device that is not there."""
         names = ["evaluator", "budget"]
         if not self.evaluator.startswith("nb201:"):
             names.append("space")
         if self.evaluator.startswith("training:"):
             names += ["epochs", "channels", "layers", "batch_size", "limit"]
-        return {"clock": clock, **{name: getattr(self, name) for name in names}}
+        fixed = {"clock": clock, **{name: getattr(self, name) for name in names}}
+        if self.evaluator.startswith("training:"):
+            fixed["device"] = str(resolve_device(self.device))  # whose seconds are compared
+        return fixed

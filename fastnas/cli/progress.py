@@ -11,6 +11,7 @@ from rich.console import Console
 from fastnas.cli.command import print_text
 from fastnas.cli.phase_bar import phase_bar
 from fastnas.cli.time_left import TimeLeft, short_time
+from fastnas.engine.forecast import Forecast
 from fastnas.engine.loop import Loop
 
 VALIDATED = {"supernet": "supernet", "cell": "found cell by shared weights"}
@@ -112,10 +113,13 @@ def shown(
     console: Console,
     header: str = HEADER,
     line: Callable[[dict[str, Any], int, float | None], str] = epoch_line,
+    forecast: Forecast | None = None,
 ) -> Iterator[None]:
-    """Shows the progress of `loop` on `console` while the context is open: `line` of every epoch under `header`."""
+    """Shows the progress of `loop` on `console` while the context is open: `line` of every epoch under `header`.
+
+    forecast: what was measured of the run before it began."""
     explained: set[str] = set()
-    left = TimeLeft(loop.epochs, loop.epoch)
+    left = TimeLeft(loop.epochs, loop.epoch, forecast=forecast)
 
     def explain(words: str) -> None:
         if words not in explained:

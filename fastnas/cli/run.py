@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -70,9 +71,12 @@ def record_start(
     device: torch.device,
     network: dict[str, Any],
     data: dict[str, Any],
+    origins: Mapping[str, Mapping[str, str]],
     **more: Any,
 ) -> None:
-    """Writes the "run" event of this process, by which a directory is known as that of a run, then config.yaml."""
+    """Writes the "run" event of this process, by which a directory is known as that of a run, then config.yaml.
+
+    origins: for the comments of config.yaml, see `Configuration.to_yaml`."""
     loop.log.write(
         "run",
         **more,
@@ -86,7 +90,7 @@ def record_start(
     )
     loop.log.position()  # on disk before any other file
     strategy = loop.strategy.resolved if isinstance(loop, Search) else {}
-    write_config(loop.directory, options, _resolved(device, network, data, strategy))
+    write_config(loop.directory, options, _resolved(device, network, data, strategy), origins)
 
 
 def describe_images(pipeline: Pipeline) -> dict[str, Any]:
@@ -118,20 +122,36 @@ def _resolved(
 
 
 def write_config(
-    directory: Path, options: Configuration, resolved: Mapping[str, Mapping[str, Any]] | None = None
+    directory: Path,
+    options: Configuration,
+    resolved: Mapping[str, Mapping[str, Any]] | None = None,
+    origins: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
     """Writes config.yaml; of a run that goes on it changes only where the images lie."""
     path, wanted = directory / "config.yaml", options.to_dict()
     try:
         written = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError):  # there is none yet
-        replace_file(path, options.to_yaml(resolved), "the options")
+        replace_file(path, options.to_yaml(resolved, origins), "the options")
         return
     places = {name: wanted["data"][name] for name in PLACES if name in wanted["data"]}
     if any(written.get(name) != place for name, place in places.items()):
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        config = yaml.safe_load(text)
         config["data"] |= places
-        replace_file(path, to_text(config, resolved), "the options")
+        replace_file(path, to_text(config, resolved, _fitted_epochs(text)), "the options")
+
+
+def fitted_epochs(group: str, budget: str | None) -> dict[str, dict[str, str]]:
+    """The comment on epochs that were fitted to a budget, for config.yaml."""
+    return {} if budget is None else {group: {"epochs": f"fitted to --budget {budget}"}}
+
+
+def _fitted_epochs(config: str) -> dict[str, dict[str, str]]:
+    """The comment that an earlier process has written; only one group has epochs."""
+    found = re.search(r"^  epochs: .*  # fitted to --budget (.*)$", config, re.MULTILINE)
+    groups = yaml.safe_load(config)
+    return fitted_epochs("recipe" if "recipe" in groups else "weights", found[1] if found else None)
 
 
 def is_finished(directory: Path) -> bool:

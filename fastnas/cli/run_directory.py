@@ -130,8 +130,7 @@ def refuse_taken(directory: Path) -> None:
 
     A run that ended before its first checkpoint has left nothing to keep: what it has written is removed.
     """
-    if any(directory.glob(CHECKPOINT)) or any(directory.glob(f"seed-*/{CHECKPOINT}")):
-        raise UserError(f"{directory} holds a run already: continue it with --resume, or give another --out.")
+    _refuse_begun(directory)
     own = _has_begun(directory)
     refuse_foreign(directory, WRITTEN, own)
     if own:
@@ -141,6 +140,17 @@ def refuse_taken(directory: Path) -> None:
                 _remove(folder / name)
         for folder in (*directory.glob("seed-*"), directory):
             _remove(folder / RECORDS)
+
+
+def refuse_run(resume: Path | None, out: str | None) -> None:
+    """UserError where a new run is to be in the directory of another one; changes nothing."""
+    if resume is None and out:
+        _refuse_begun(path_of(out))
+
+
+def _refuse_begun(directory: Path) -> None:
+    if any(directory.glob(CHECKPOINT)) or any(directory.glob(f"seed-*/{CHECKPOINT}")):
+        raise UserError(f"{directory} holds a run already: continue it with --resume, or give another --out.")
 
 
 def refuse_foreign(directory: Path, names: Sequence[str], own: bool) -> None:

@@ -112,7 +112,8 @@ def read_search(path: Path) -> SearchRun:
         raise UserError(f"the search in {path} has found no genotype yet: it is written after the first epoch.")
     if not isinstance(run.genotype, Genotype):
         raise UserError(
-            f"{path} holds a NAS-Bench-201 genotype, whose network fastnas.train does not build: use "
-            "fastnas.nn.NB201Network."
+            f"{path} holds a cell of NAS-Bench-201, whose network fastnas.train does not build: train "
+            "fastnas.nn.NB201Network(NB201Genotype.from_json(PATH)) in a loop of your own, as the report of the search "
+            "shows, or search in --space darts or egnas."
         )
     return SearchRun(run)

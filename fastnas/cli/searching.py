@@ -3,39 +3,98 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastnas.cli.configuration import SearchOptions
+from fastnas.cli.estimate import Parts
 from fastnas.cli.images import open_pipeline, open_search_source
 from fastnas.cli.networks import build_supernet
 from fastnas.cli.places import with_absolute_places
 from fastnas.cli.process import seed_everything
-from fastnas.cli.run import Arguments, describe_images, record_start, resume_from, set_up_process
+from fastnas.cli.run import Arguments, describe_images, fitted_epochs, record_start, resume_from, set_up_process
 from fastnas.cli.run_directory import new_directory, refuse_taken
 from fastnas.counting import count_parameters
-from fastnas.data import Pipeline
+from fastnas.data import Augmentation, Pipeline
 from fastnas.engine.initial_weights import load_initial_weights
+from fastnas.engine.rehearsal import SearchRehearsal
 from fastnas.engine.search import Search
 from fastnas.engine.sizes import supernet_macs
+from fastnas.nn import Supernet
 from fastnas.nn.batch_norm import check_one_image
 
 PROGRAM = "fastnas.search"
 
 
-def prepare(options: SearchOptions, arguments: Arguments = (), directory: Path | None = None) -> Search:
-    """Everything between parsed options and a search that can run: data, network, run directory, checkpoint.
+@dataclass(frozen=True)
+class SearchParts(Parts):
+    """What a search is made of: its images and its network, which is as the run begins with it."""
 
-    Args:
-        options: of the search.
-        arguments: as they were given, for the record.
-        directory: of the run, which exists; None for what the options say.
+    options: SearchOptions
+    checkpoint: dict[str, Any] | None
+    device: torch.device
+    augmentation: Augmentation
+    network: Supernet
+    betas: Mapping[str, Tensor]
+    weight_pipeline: Pipeline
+    alpha_pipeline: Callable[[int], Pipeline]
+    valid_pipeline: Pipeline
+    augmented_pipeline: Pipeline | None
+    budget: str | None
+
+    @property
+    def epochs(self) -> int:
+        return self.options.weights.epochs
+
+    @property
+    def steps(self) -> int:
+        return len(self.weight_pipeline)
+
+    def check_epochs(self, epochs: int) -> None:
+        self.options.strategy.check_epochs(epochs)
+
+    def with_epochs(self, epochs: int) -> SearchParts:
+        weights = dataclasses.replace(self.options.weights, epochs=epochs)
+        run = dataclasses.replace(self.options.run, budget=None)
+        return dataclasses.replace(self, options=dataclasses.replace(self.options, weights=weights, run=run))
+
+    def rehearsal(self) -> SearchRehearsal:
+        return SearchRehearsal(**self.arguments(Path()))
+
+    def arguments(self, directory: Path) -> dict[str, Any]:
+        """Of a `Search` in `directory`."""
+        options = self.options
+        return {
+            "network": self.network,
+            "strategy": options.strategy,
+            "weights": options.weights,
+            "weight_pipeline": self.weight_pipeline,
+            "alpha_pipeline": self.alpha_pipeline,
+            "valid_pipeline": self.valid_pipeline,
+            "augmented_pipeline": self.augmented_pipeline,
+            "directory": directory,
+            "seed": options.run.seed,
+            "options": options.to_dict(),
+            "validate_every": options.run.validate_every,
+            "evidence": options.run.evidence,
+            "stop_after": options.run.stop_after,
+            "cuda_graphs": options.run.cuda_graphs,
+            "check_images": options.data.check_images,
+        }
+
+
+def search_parts(options: SearchOptions) -> SearchParts:
+    """Opens the images and builds the network, and writes nothing.
 
     Raises:
-        UserError: data, options or run directory cannot be used. Nothing of an existing run has been changed then.
+        UserError: data, options or the run to resume cannot be used.
     """
     resume = options.command.resume
     options = with_absolute_places(options, resume)
@@ -66,37 +125,43 @@ def prepare(options: SearchOptions, arguments: Arguments = (), directory: Path |
     begin_with = options.network.initial_weights if checkpoint is None else None
     betas = {} if begin_with is None else load_initial_weights(network, begin_with)
     network.to(device).to(memory_format=torch.channels_last)
-
-    if directory is None:
-        directory = resume or new_directory(options.run.out, options.strategy.name, options.data.data)[0]
-        if not resume:
-            refuse_taken(directory)
-    search = Search(
+    return SearchParts(
+        options=options,
+        checkpoint=checkpoint,
+        device=device,
+        augmentation=augmentation,
         network=network,
-        strategy=options.strategy,
-        weights=options.weights,
+        betas=betas,
         weight_pipeline=weight_pipeline,
-        alpha_pipeline=lambda batch_size: pipeline(alpha_half, batch_size, True, 2 * seed + 1),
+        alpha_pipeline=functools.cache(lambda batch_size: pipeline(alpha_half, batch_size, True, 2 * seed + 1)),
         valid_pipeline=valid_pipeline,
         augmented_pipeline=augmented,
-        directory=directory,
-        seed=seed,
-        options=options.to_dict(),
-        checkpoint=checkpoint,
-        validate_every=options.run.validate_every,
-        evidence=options.run.evidence,
-        stop_after=options.run.stop_after,
-        cuda_graphs=options.run.cuda_graphs,
-        check_images=options.data.check_images,
+        budget=options.run.budget,
     )
-    if betas:
-        options.strategy.load_betas(search, betas)
+
+
+def begin(parts: SearchParts, arguments: Arguments, directory: Path) -> Search:
+    """A search that can run, and what is recorded at its start.
+
+    Args:
+        parts: of the search.
+        arguments: as they were given, for the record.
+        directory: of the run; exists.
+
+    Raises:
+        UserError: the strategy cannot search in this way, or the checkpoint does not fit. Nothing of an existing run
+            has been changed then.
+    """
+    options, network, source = parts.options, parts.network, parts.weight_pipeline.source
+    search = Search(**parts.arguments(directory), checkpoint=parts.checkpoint)
+    if parts.betas:
+        options.strategy.load_betas(search, parts.betas)
     record_start(
         search,
         options,
         PROGRAM,
         arguments,
-        device=device,
+        device=parts.device,
         network={
             "parameters": count_parameters(network),
             "macs": supernet_macs(network, (source.channels, *source.image_size)),
@@ -106,14 +171,34 @@ def prepare(options: SearchOptions, arguments: Arguments = (), directory: Path |
             "backend": network.backend,
         },
         data={
-            **describe_images(weight_pipeline),
-            "weight_images": len(weight_half),
-            "alpha_images": len(alpha_half),
+            **describe_images(parts.weight_pipeline),
+            "weight_images": len(parts.weight_pipeline.indices),
+            "alpha_images": len(parts.valid_pipeline.indices),
             "left_out": list(source.left_out),
             "test_images": source.kept_for_test,
             "test_share": source.test_share,
-            "validation_augment": augmented is not None,
-            "augmentation": dataclasses.asdict(augmentation),
+            "validation_augment": parts.augmented_pipeline is not None,
+            "augmentation": dataclasses.asdict(parts.augmentation),
         },
+        origins=fitted_epochs("weights", parts.budget),
     )
     return search
+
+
+def prepare(options: SearchOptions, arguments: Arguments = (), directory: Path | None = None) -> Search:
+    """`begin` with the parts that follow from options.
+
+    Args:
+        options: of the search, without a budget.
+        arguments: as they were given, for the record.
+        directory: of the run, which exists; None for what the options say.
+
+    Raises:
+        UserError: data, options or run directory cannot be used. Nothing of an existing run has been changed then.
+    """
+    parts, resume = search_parts(options), options.command.resume
+    if directory is None:
+        directory = resume or new_directory(options.run.out, options.strategy.name, options.data.data)[0]
+        if not resume:
+            refuse_taken(directory)
+    return begin(parts, arguments, directory)

@@ -15,6 +15,7 @@ from fastnas.cli.search_run import SearchRun
 from fastnas.counting import count_macs, count_parameters
 from fastnas.data import Source
 from fastnas.engine.loop import Loop
+from fastnas.engine.rehearsal import Rehearsal
 from fastnas.engine.retrain import Retrain, TrainOutcome
 from fastnas.engine.search import Outcome, Search
 from fastnas.genotype import Genotype
@@ -35,7 +36,7 @@ def print_search_header(search: Search, console: Console) -> None:
     print_text(
         console,
         f"supernet {network.space.name}, {count_parameters(network):,} parameters, {network.backend} on "
-        f"{search.device}; run directory {search.directory}",
+        f"{search.device}; {_place(search)}",
     )
     _print_kept(source, console)
     print_left_out(source.left_out, console)
@@ -96,6 +97,10 @@ def print_search_run(search: SearchRun, options: TrainOptions, sources: TrainSou
         print_text(console, warning, style="yellow")
 
 
+def _place(loop: Loop) -> str:
+    return "nothing is written" if isinstance(loop, Rehearsal) else f"run directory {loop.directory}"
+
+
 def _print_kept(source: Source, console: Console) -> None:
     if source.kept_for_test:
         print_text(
@@ -119,7 +124,7 @@ def print_train_header(retrain: Retrain, seed: int, console: Console) -> None:
     print_text(
         console,
         f"{count_parameters(network):,} parameters, {macs / 1e6:.1f} M multiply-adds, {network.backend} on "
-        f"{retrain.device}; run directory {retrain.directory}",
+        f"{retrain.device}; {_place(retrain)}",
     )
     _print_kept(source, console)
     _print_resumed(retrain, console)

@@ -314,6 +314,11 @@ class Loop(ABC):
             )
 
 
+def is_validated(epoch: int, epochs: int, every: int) -> bool:
+    """Whether validation follows an epoch, counted from 0; it always follows the last one."""
+    return (epoch + 1) % every == 0 or epoch + 1 == epochs
+
+
 def peak_memory_mb(device: torch.device) -> float:
     """Largest memory so far in MiB: allocated on a GPU, else resident in the process."""
     if device.type == "cuda":

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from fastnas.data import Pipeline
 from fastnas.engine.checkpoint import check_layout
 from fastnas.engine.evaluation import Evaluation, evaluate
-from fastnas.engine.loop import Loop, Status, peak_memory_mb
+from fastnas.engine.loop import Loop, Status, is_validated, peak_memory_mb
 from fastnas.engine.recipe import TrainingRecipe
 from fastnas.nn import DerivedNetwork
 from fastnas.nn.derived_file import DESCRIPTION
@@ -119,11 +119,7 @@ class Retrain(Loop):
     # --- one epoch ---
 
     def _run_epoch(self) -> None:
-        self.network.train()
-        rate = self.recipe.rate(self.epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.network.drop_path_prob = self.recipe.drop_path_at(self.epoch)
+        rate = self._set_up_epoch()
         for images, labels in self._batches():
             with self._timed("train"):
                 complete = self._step(images, labels)
@@ -132,7 +128,7 @@ class Retrain(Loop):
             if complete:  # gradients that wait for more batches are in no checkpoint
                 self.check_stop()
         valid, test = None, None
-        if (self.epoch + 1) % self.validate_every == 0 or self.epoch + 1 == self.epochs:
+        if is_validated(self.epoch, self.epochs, self.validate_every):
             with self._timed("valid"):
                 valid = self._evaluate("validation", self.valid_pipeline)
                 test = self._evaluate("test", self.test_pipeline) if self.select == "best_test" else None
@@ -152,6 +148,15 @@ class Retrain(Loop):
             peak_memory_mb=peak_memory_mb(self.device),
         )
         self._end_epoch()
+
+    def _set_up_epoch(self) -> float:
+        """Returns the learning rate."""
+        self.network.train()
+        rate = self.recipe.rate(self.epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.network.drop_path_prob = self.recipe.drop_path_at(self.epoch)
+        return rate
 
     def _step(self, images: Tensor, labels: Tensor) -> bool:  # [B, C, H, W], [B]
         """Trains on one batch; returns whether the optimizer made a step with the gradients gathered so far."""

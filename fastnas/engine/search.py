@@ -17,7 +17,7 @@ from fastnas.data import Pipeline
 from fastnas.engine.checkpoint import check_layout
 from fastnas.engine.cuda_graph import Graphs
 from fastnas.engine.evidence import Evidence, entropy
-from fastnas.engine.loop import Loop, Meter, Status, peak_memory_mb
+from fastnas.engine.loop import Loop, Meter, Status, is_validated, peak_memory_mb
 from fastnas.engine.options import WeightOptions, drop_path_at
 from fastnas.engine.sizes import derived_sizes
 from fastnas.evaluators.shared import joined
@@ -128,6 +128,7 @@ class Search(Loop):
         self._valid_accuracy: float | None = None
         self._derived: list[dict[str, Any]] = []
         self._evidence: dict[str, Any] | None = None
+        strategy.check_epochs(self.epochs)
         strategy.start(self)
         self._begin(checkpoint)
 
@@ -184,16 +185,11 @@ class Search(Loop):
             with self._timed("strategy"):
                 self.strategy.before_epoch(self)
             self._prepared = True
-        rate = self.weights.rate(*self.strategy.schedule(self))
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rate = self._set_rate()
         self.graphs.forget()
         for images, labels in self._batches():
-            self.batch = images, labels
             with self._timed("train"):
-                self.strategy.before_step(self)
-                self._weight_step(images, labels)
-                self.strategy.after_step(self)
+                self._train_on(images, labels)
             self.step += 1
             self.show("weights", self.step, len(self.weight_pipeline))
             self.check_stop()
@@ -201,7 +197,7 @@ class Search(Loop):
             self.strategy.after_epoch(self)
         self._ended = self.strategy.finished(self)
         valid_loss, valid_accuracy = None, None
-        if (self.epoch + 1) % self.validate_every == 0 or self.epoch + 1 == self.epochs or self._ended:
+        if self._ended or is_validated(self.epoch, self.epochs, self.validate_every):
             with self._timed("valid"):
                 valid_loss, valid_accuracy = self._validate()
             self._valid_accuracy = valid_accuracy
@@ -230,6 +226,18 @@ class Search(Loop):
         genotype.to_json(self.directory / "genotype.json")
         self._prepared = False
         self._end_epoch()
+
+    def _set_rate(self) -> float:
+        rate = self.weights.rate(*self.strategy.schedule(self))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
+
+    def _train_on(self, images: Tensor, labels: Tensor) -> None:  # [B, C, H, W], [B]
+        self.batch = images, labels
+        self.strategy.before_step(self)
+        self._weight_step(images, labels)
+        self.strategy.after_step(self)
 
     def _weight_step(self, images: Tensor, labels: Tensor) -> None:  # [B, C, H, W], [B]
         op_weights = self.strategy.op_weights(self) if self.strategy.plain_step else None
@@ -286,16 +294,19 @@ class Search(Loop):
         pipeline, epoch = self.valid_pipeline, 0
         if self.augmented_pipeline is not None:
             pipeline, epoch = self.augmented_pipeline, self.epoch
-        by_batch = self.valid_statistics == "batch"
         for images, labels in joined(pipeline.epoch(epoch), self.group):
-            with individual_statistics(self.network, images=len(images)) if by_batch else nullcontext():
-                logits = self.strategy.validation_logits(self, images)  # [B, classes]
-            meter.add(F.cross_entropy(logits, labels), logits, labels)
-            if self.evidence is not None:
-                self.evidence.validated(self, images, labels, logits if by_batch else None)
+            self._validate_on(images, labels, meter)
             self.show("validation", -(-meter.images // pipeline.batch_size), len(pipeline))
         self.network.train()
         return meter.means()
+
+    def _validate_on(self, images: Tensor, labels: Tensor, meter: Meter) -> None:  # [B, C, H, W], [B]
+        by_batch = self.valid_statistics == "batch"
+        with individual_statistics(self.network, images=len(images)) if by_batch else nullcontext():
+            logits = self.strategy.validation_logits(self, images)  # [B, classes]
+        meter.add(F.cross_entropy(logits, labels), logits, labels)
+        if self.evidence is not None:
+            self.evidence.validated(self, images, labels, logits if by_batch else None)
 
     # --- checkpoint ---
 

@@ -53,10 +53,12 @@ class Evaluator(ABC):
     Attributes:
         encoding: the encoding of the codes that it takes.
         clock: "simulated" or "real": whose seconds an evaluation reports.
+        together: whether many codes in one call take less time than one by one.
     """
 
     encoding: Encoding
     clock: str = "real"
+    together: bool = False
 
     @abstractmethod
     def evaluate(self, codes: Sequence[Code]) -> list[Evaluation]:

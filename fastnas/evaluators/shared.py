@@ -57,6 +57,8 @@ class SharedWeights(Evaluator):
         costs: what else is measured for each architecture.
     """
 
+    together = True
+
     def __init__(
         self,
         network: Supernet,

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from fastnas.strategies.base import Strategy
+from fastnas.strategies.base import Strategy, Work
 from fastnas.strategies.discrete import DiscreteStrategy
 from fastnas.strategies.registry import STRATEGIES, create, find, parse, register_strategy
 
@@ -28,4 +28,4 @@ from fastnas.strategies.nasnet_ppo import NASNetPPO
 from fastnas.strategies.enas import ENAS
 # isort: on
 
-__all__ = ["STRATEGIES", "DiscreteStrategy", "Strategy", "create", "find", "parse", "register_strategy"]
+__all__ = ["STRATEGIES", "DiscreteStrategy", "Strategy", "Work", "create", "find", "parse", "register_strategy"]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Hashable, Mapping
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -12,6 +12,16 @@ from fastnas.genotype import AnyGenotype
 from fastnas.nn.supernet import OpWeights
 from fastnas.option_types import Options
 from fastnas.strategies.context import SearchContext
+
+
+class Work(NamedTuple):
+    """What an epoch costs, see `Strategy.work`."""
+
+    steps: Hashable = 0
+    """Weight steps take the same time in all epochs in which this is the same, and so does the validation."""
+    own: float = 0.0
+    """Pieces of work that `before_epoch` and `after_epoch` do, as they count them when they call `search.show`. Their
+    time is in proportion to it, and nearly none where it is 0."""
 
 
 class Strategy(Options):
@@ -23,7 +33,8 @@ class Strategy(Options):
 
     Everything that a hook changes must be part of the network, of `state_dict()` or of torch's global random state, for
     these are what a checkpoint holds. A hook that runs long calls `search.check_stop()` at points where its state is
-    complete.
+    complete, and `search.show` to say how far it is. Before a search begins, its time may be estimated on a copy that
+    is thrown away: `work` says which epochs are alike.
     """
 
     name: ClassVar[str]
@@ -54,6 +65,17 @@ class Strategy(Options):
                 f"{cls.__qualname__} overrides logits or penalty, so its weight step is not plain: set plain_step = "
                 "False."
             )
+
+    def check_epochs(self, epochs: int) -> None:
+        """UserError where a search of so many epochs makes no sense. Called before `start`."""
+
+    def work(self, epoch: int, epochs: int) -> Work | None:
+        """What an epoch costs, counted from 0 in a search of so many: the estimate of a run's time rests on it. None
+        where that cannot be known. Called after `start`, also for other numbers of epochs than the search has.
+
+        It speaks for the class that defines it: of a subclass that overrides one of `TIMED_HOOKS` and not `work`, the
+        costs are unknown (`known_work`)."""
+        return Work()
 
     def start(self, search: SearchContext) -> None:
         """Called once, before the first epoch or `load_state_dict`: build what needs the network or the images."""
@@ -113,6 +135,11 @@ class Strategy(Options):
         """The architecture that the search has arrived at."""
         return search.network.space.derive(self.mean_op_weights(search))
 
+    @property
+    def ends_early(self) -> bool:
+        """Whether `finished` may end a search before its last epoch."""
+        return type(self).finished is not Strategy.finished
+
     # --- when something happens ---
 
     def before_epoch(self, search: SearchContext) -> None:
@@ -149,3 +176,16 @@ class Strategy(Options):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`, after `start` and before the network and the optimizer are restored."""
+
+
+TIMED_HOOKS = ("before_epoch", "before_step", "after_step", "after_epoch")
+"""The hooks in which a strategy does work of its own."""
+
+
+def known_work(strategy: Strategy, epoch: int, epochs: int) -> Work | None:
+    """`strategy.work(epoch, epochs)`, or None where a subclass has changed what an epoch does without a word."""
+    line = type(strategy).__mro__
+    place = {name: next(i for i, kind in enumerate(line) if name in vars(kind)) for name in ("work", *TIMED_HOOKS)}
+    if any(place[hook] < place["work"] for hook in TIMED_HOOKS):
+        return None
+    return strategy.work(epoch, epochs)

@@ -12,6 +12,7 @@ from fastnas.errors import UserError
 from fastnas.genotype import AnyGenotype
 from fastnas.option_types import Count
 from fastnas.spaces.nb201 import any_genotype
+from fastnas.strategies.base import Work
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
 from fastnas.strategies.registry import parse, register_strategy
@@ -49,6 +50,9 @@ class DARTSPlus(StrategyWrapper):
         self.last: AnyGenotype | None = None  # the last genotype with fewer skip connections than `skips`
         self.ranking: list[list[int]] = []  # of the convolutions of every edge, best first
         self.unchanged = 0  # epochs
+
+    def work(self, epoch: int, epochs: int) -> Work | None:
+        return super().work(epoch, epochs)  # `after_epoch` adds next to nothing
 
     # --- early stopping ---
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, ClassVar, Literal
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from fastnas.errors import UserError
 from fastnas.evaluators.base import Evaluation, Evaluator
-from fastnas.evaluators.shared import path_logits
+from fastnas.evaluators.shared import RECALIBRATION_BATCHES, path_logits
 from fastnas.genotype import AnyGenotype
 from fastnas.nn.supernet import OpWeights
 from fastnas.option_types import Count, CountOrZero
 from fastnas.spaces.encoding import Code, Encoding, encoding_of
-from fastnas.strategies.base import Strategy
+from fastnas.strategies.base import Strategy, Work
 from fastnas.strategies.context import SearchContext
-from fastnas.strategies.scoring import for_search, on_all_images, scored_on
+from fastnas.strategies.scoring import fitness_size, for_search, on_all_images, scored_on
 
 
 @dataclass(frozen=True)
@@ -167,17 +167,45 @@ class DiscreteStrategy(Strategy):
 
     # --- in a search ---
 
+    def check_epochs(self, epochs: int) -> None:
+        if self.warm_up is not None and self.warm_up >= epochs:
+            raise UserError(
+                f"warm_up is {self.warm_up} epochs, but the search has {epochs}: nothing would be evaluated. Lower "
+                "the warm-up or raise the epochs."
+            )
+
+    def work(self, epoch: int, epochs: int) -> Work | None:
+        """The architectures that are evaluated after the epoch, and the finalists in the end. What a function of the
+        user's own costs is unknown."""
+        if self.evaluator.startswith("python:"):
+            return None
+        due = [self._due(each, self._first_epoch(epochs), epochs) for each in (epoch - 1, epoch)]
+        return Work(own=due[1] - due[0] + (self._judging if epoch + 1 == epochs else 0.0))
+
+    def _first_epoch(self, epochs: int) -> int:
+        """The first one after which architectures are evaluated."""
+        return min(round(self.default_warm_up * epochs) if self.warm_up is None else self.warm_up, epochs - 1)
+
+    # What is known once a search has started.
+    _started = False
+    _judging = 0.0  # evaluations that take as long as the finalists
+
+    def _images_of_a_finalist(self, search: SearchContext) -> float:
+        """How many times the images of an evaluation it sees."""
+        size, weights = fitness_size(search, self), search.weight_pipeline
+        more = min(RECALIBRATION_BATCHES, len(weights)) * weights.batch_size if self.bn_mode == "recalibrate" else 0
+        images = size.fitness_batch_size * size.fitness_batches
+        return (len(search.valid_pipeline.indices) + more) / (images + more)
+
+    def _due(self, epoch: int, first: int, epochs: int) -> int:
+        """How many architectures have to be evaluated once an epoch has ended."""
+        return 0 if epoch < first else self.budget(epochs) * (epoch - first + 1) // (epochs - first)
+
     def start(self, search: SearchContext) -> None:
-        self._search = search
+        self._search, self._started = search, True
         self._space = search.network.space
         self.begin(encoding_of(self._space), search.seed_for(0))
-        share = round(self.default_warm_up * search.epochs)
-        self._first = min(share if self.warm_up is None else self.warm_up, search.epochs - 1)
-        if self.warm_up is not None and self.warm_up >= search.epochs:
-            raise UserError(
-                f"warm_up is {self.warm_up} epochs, but the search has {search.epochs}: nothing would be evaluated. "
-                "Lower the warm-up or raise the epochs."
-            )
+        self._first = self._first_epoch(search.epochs)
         self._budget = self.budget(search.epochs)
         shared = self.evaluator == "shared"
         if self.finalists and not shared:
@@ -187,6 +215,7 @@ class DiscreteStrategy(Strategy):
             )
         if shared:
             self.places = self.default_finalists if self.finalists is None else self.finalists
+            self._judging = self.places * self._images_of_a_finalist(search)
         self.draws = 0  # of images that architectures were scored on
         self._evaluator = for_search(
             search, self, self.costs(), None if self.fitness_images == "same" else lambda: self.draws
@@ -199,12 +228,16 @@ class DiscreteStrategy(Strategy):
         code = self.training_code(Random(search.seed_for(1, search.epoch, search.step)))
         return search.network.path_logits(images, encoding_of(self._space).op_weights(code))
 
-    def score(self, codes: Sequence[Code]) -> list[Evaluation]:
-        """Evaluates architectures in a search, on new images where `fitness_images` says so."""
+    def score(self, codes: Sequence[Code], told: Callable[[int], object] = lambda done: None) -> list[Evaluation]:
+        """Evaluates architectures in a search, on new images where `fitness_images` says so.
+
+        told: hears how many of them are done."""
         results: list[Evaluation] = []
-        for group in [[code] for code in codes] if self.fitness_images == "architecture" else [codes]:
+        together = self._evaluator.together and self.fitness_images != "architecture"
+        for group in [codes] if together else [[code] for code in codes]:
             results += self._evaluator.evaluate(group)
             self.draws += 1
+            told(len(results))
         return results
 
     def _judge(self, search: SearchContext) -> None:
@@ -224,18 +257,31 @@ class DiscreteStrategy(Strategy):
             accuracy=[individual.accuracy for individual in judged],
         )
 
+    @property
+    def resolved(self) -> dict[str, Any]:
+        if not self._started:
+            return {}
+        found = {"warm_up": self._first, "evaluations": self._budget, "finalists": self.places}
+        if self.evaluator == "shared":
+            size = fitness_size(self._search, self)
+            found |= {"fitness_batch_size": size.fitness_batch_size, "fitness_batches": size.fitness_batches}
+        return found
+
     def after_epoch(self, search: SearchContext) -> None:
         if search.epoch < self._first:
             return
         done = search.epoch - self._first + 1
-        target = self._budget * done // (search.epochs - self._first)
+        target = self._due(search.epoch, self._first, search.epochs)
         while self.evaluated < target:
             self.wanted = target - self.evaluated
             codes = self.ask()
-            results = self.score(codes)
+
+            def told(done: int, before: int = self.evaluated) -> None:
+                search.show("evaluation", min(before + done, target), target)
+
+            results = self.score(codes, told)
             self.learn(codes, results)
             self._unlogged += [result.accuracy for result in results]
-            search.show("evaluation", min(self.evaluated, target), target)
             search.check_stop()
         if self.leaders and search.epoch + 1 == search.epochs:
             self._judge(search)

@@ -22,7 +22,7 @@ from fastnas.errors import UserError
 from fastnas.evaluators.shared import path_logits
 from fastnas.option_types import MOST_INDIVIDUALS, Count, CountOrZero, NotNegative, Positive, Range
 from fastnas.strategies.alpha_vector import AlphaVector
-from fastnas.strategies.base import Strategy
+from fastnas.strategies.base import Strategy, Work
 from fastnas.strategies.cma_es import CMAES
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.egnas_fitness import compound_fitness, similarity
@@ -130,6 +130,17 @@ class EGNAS(Strategy):
         self.evolution_step = 0
         self._pending: dict[str, Any] | None = None  # an evolution step that was interrupted
 
+    def check_epochs(self, epochs: int) -> None:
+        if self.rules.warm_up >= epochs:
+            raise UserError(
+                f"warm_up is {self.rules.warm_up} epochs, but the search has {epochs}: α would never move. Lower the "
+                "warm-up or raise the epochs."
+            )
+
+    def work(self, epoch: int, epochs: int) -> Work:
+        """The generations of an evolution step, in every epoch after the warm-up."""
+        return Work(own=self.rules.samples * self.rules.generations * (epoch >= self.rules.warm_up))
+
     def _of_variant(self) -> set[str]:
         """The options that the variant decides where they are None."""
         rules, options = ({field.name for field in dataclasses.fields(each)} for each in (Variant, EGNAS))
@@ -140,11 +151,6 @@ class EGNAS(Strategy):
         return {name: getattr(self.rules, name) for name in self._of_variant()}
 
     def start(self, search: SearchContext) -> None:
-        if self.rules.warm_up >= search.epochs:
-            raise UserError(
-                f"warm_up is {self.rules.warm_up} epochs, but the search has {search.epochs}: α would never move. "
-                "Lower the warm-up or raise the epochs."
-            )
         network, rules = search.network, self.rules
         self._network = network
         self._vector = AlphaVector(dict(network.alphas))
@@ -203,7 +209,7 @@ class EGNAS(Strategy):
             self._pending = self._begin(search, alpha, batches)
         while len(self._pending["winners"]) < self.rules.samples:
             self._advance(search, alpha, batches, self._pending)
-            search.show("evolution", len(self._pending["winners"]), self.rules.samples)
+            search.show("evolution", self._generations_done(self._pending), self.rules.samples * self.rules.generations)
             search.check_stop()
         self._finish(search, alpha, batches, self._pending)
         self._pending = None
@@ -224,6 +230,9 @@ class EGNAS(Strategy):
             "best": None,
             "winners": [],
         }
+
+    def _generations_done(self, step: dict[str, Any]) -> int:
+        return len(step["winners"]) * self.rules.generations + (0 if step["run"] is None else step["run"].generation)
 
     def _centre(self, search: SearchContext, alpha: Tensor, sample: int) -> Tensor:
         centre = alpha if self.rules.around == "logits" else self._vector.softmax(alpha)  # [n]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fastnas.errors import UserError
 from fastnas.option_types import Channels, Count, NotNegative, Population, Positive, ShareBelowOne
 from fastnas.spaces.encoding import CellEncoding, Encoding
+from fastnas.strategies.base import Work
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.controller import Policy
 from fastnas.strategies.discrete import Individual
@@ -180,6 +181,9 @@ class ENAS(PolicyStrategy):
 
     def schedule(self, search: SearchContext) -> tuple[int, int]:
         return restarted(search.epoch, self.first_restart)
+
+    def work(self, epoch: int, epochs: int) -> Work | None:
+        return super().work(epoch, epochs)  # and `derive_samples` architectures, which are few beside them
 
     def after_epoch(self, search: SearchContext) -> None:
         super().after_epoch(search)

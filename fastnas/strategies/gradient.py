@@ -18,7 +18,7 @@ from fastnas.nn.supernet import OpWeights
 from fastnas.optimizer_state import load_optimizer
 from fastnas.option_types import CountOrZero, NotNegative, ShareBelowOne
 from fastnas.spaces.cell_space import Derivation
-from fastnas.strategies.base import Strategy
+from fastnas.strategies.base import Strategy, Work
 from fastnas.strategies.context import SearchContext
 
 
@@ -49,12 +49,18 @@ class GradientStrategy(Strategy):
     the two strongest pairs of edge and candidate (GDAS); edges: every edge with its best candidate, which may be none
     (SNAS). In nb201 it is always every edge."""
 
-    def start(self, search: SearchContext) -> None:
-        if self.warm_up >= search.epochs:
+    def check_epochs(self, epochs: int) -> None:
+        if self.warm_up >= epochs:
             raise UserError(
-                f"warm_up is {self.warm_up} epochs, but the search has {search.epochs}: α would never move. "
-                "Lower the warm-up or raise the epochs."
+                f"warm_up is {self.warm_up} epochs, but the search has {epochs}: α would never move. Lower the "
+                "warm-up or raise the epochs."
             )
+
+    def work(self, epoch: int, epochs: int) -> Work | None:
+        """A step of α before each weight step, after the warm-up."""
+        return Work(steps=epoch >= self.warm_up)
+
+    def start(self, search: SearchContext) -> None:
         self._search = search
         self._losses: dict[str, Any] = {}  # sums of the terms of α's loss in the epoch in progress, [] float64
         self._losses_steps = 0

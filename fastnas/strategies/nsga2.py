@@ -14,6 +14,7 @@ import numpy as np
 from fastnas.errors import UserError
 from fastnas.option_types import MOST_INDIVIDUALS, NotNegative, Range, Share
 from fastnas.spaces.encoding import Code, Encoding
+from fastnas.strategies.base import Work
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.discrete import DiscreteStrategy, Individual, individuals_state, load_individuals
 from fastnas.strategies.genes import cross, unlike
@@ -151,6 +152,9 @@ class NSGA2(DiscreteStrategy):
         everyone = [*self.parents, *individuals]
         kept = survivors(self.objectives(everyone), self.population, self.random)
         self.parents = [everyone[index] for index in kept]
+
+    def work(self, epoch: int, epochs: int) -> Work | None:
+        return super().work(epoch, epochs)  # the front is a matter of milliseconds
 
     def after_epoch(self, search: SearchContext) -> None:
         super().after_epoch(search)

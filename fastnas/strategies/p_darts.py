@@ -22,6 +22,7 @@ from fastnas.nn.cell import SearchCell
 from fastnas.nn.mixed_op import MixedOp
 from fastnas.option_types import CountOrZero, NotNegative, Positive, Range, ShareBelowOne
 from fastnas.spaces import CellSpace
+from fastnas.strategies.base import Work
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
 from fastnas.strategies.registry import register_strategy
@@ -116,6 +117,20 @@ class PDARTS(GradientStrategy):
     skip_limit: CountOrZero = 2
     """M, largest number of skip connections in a normal cell."""
 
+    def check_epochs(self, epochs: int) -> None:
+        if epochs % STAGES or epochs < STAGES:
+            raise UserError(f"epochs is {epochs}, but p-darts has {STAGES} equal stages: give a multiple of them.")
+        if self.warm_up >= epochs // STAGES:
+            raise UserError(
+                f"warm_up is {self.warm_up} epochs, but a stage has {epochs // STAGES}: α would never move. Lower the "
+                "warm-up or raise the epochs."
+            )
+
+    def work(self, epoch: int, epochs: int) -> Work:
+        """The network grows from stage to stage, and α moves after the warm-up of each."""
+        stage, place = divmod(epoch, epochs // STAGES)
+        return Work(steps=(stage, place >= self.warm_up))
+
     def start(self, search: SearchContext) -> None:
         space = search.network.space
         if self.derive != "top2":
@@ -123,16 +138,7 @@ class PDARTS(GradientStrategy):
                 f"derive is {self.derive!r}, but p-darts has a rule of its own, two edges for each node and at most "
                 "--skip-limit skip connections: leave --derive out."
             )
-        if search.epochs % STAGES or search.epochs < STAGES:
-            raise UserError(
-                f"epochs is {search.epochs}, but p-darts has {STAGES} equal stages: give a multiple of them."
-            )
         self.length = search.epochs // STAGES
-        if self.warm_up >= self.length:
-            raise UserError(
-                f"warm_up is {self.warm_up} epochs, but a stage has {self.length}: α would never move. Lower the "
-                "warm-up or raise the epochs."
-            )
         if space.inputs != 2 or "skip_connect" not in space.candidates:
             raise UserError(
                 f"p-darts needs cells with two inputs and skip connections, which the space {space.name} does not "

@@ -20,6 +20,7 @@ from fastnas.nn.mixed_op import MixedOp
 from fastnas.nn.primitives import Zero
 from fastnas.option_types import NotNegative, Temperature
 from fastnas.spaces.cell_space import Derivation
+from fastnas.strategies.base import Work
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
 from fastnas.strategies.gumbel import gumbel_softmax
@@ -92,6 +93,10 @@ class SNAS(GradientStrategy):
                 f"temperature is {self.temperature} and temperature_min {self.temperature_min}: expected "
                 "temperature_min ≤ temperature."
             )
+
+    def work(self, epoch: int, epochs: int) -> Work:
+        """α moves with the weights."""
+        return Work()
 
     def start(self, search: SearchContext) -> None:
         super().start(search)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fastnas.genotype import AnyGenotype
 from fastnas.nn.supernet import OpWeights
-from fastnas.strategies.base import Strategy
+from fastnas.strategies.base import Strategy, Work, known_work
 from fastnas.strategies.context import SearchContext
 
 
@@ -20,6 +20,12 @@ class StrategyWrapper(Strategy):
     """
 
     inner: Strategy
+
+    def check_epochs(self, epochs: int) -> None:
+        self.inner.check_epochs(epochs)
+
+    def work(self, epoch: int, epochs: int) -> Work | None:
+        return known_work(self.inner, epoch, epochs)
 
     def start(self, search: SearchContext) -> None:
         self.inner.start(search)
@@ -62,6 +68,10 @@ class StrategyWrapper(Strategy):
 
     def genotype(self, search: SearchContext) -> AnyGenotype:
         return self.inner.genotype(search)
+
+    @property
+    def ends_early(self) -> bool:
+        return self.inner.ends_early or type(self).finished is not StrategyWrapper.finished
 
     # --- when something happens ---
 

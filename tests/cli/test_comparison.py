@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import tyro
 from rich.console import Console
 
@@ -120,6 +121,20 @@ def test_short_training_is_an_evaluator_of_comparisons(tmp_path, monkeypatch):
     results = read_results(tmp_path / "run")
     assert {result.strategy for result in results} == {"nsga2:population=2", "random"}
     assert all((result.judged, result.seconds, result.evaluations) == (None, 2.0, 2) for result in results)
+    path = tmp_path / "run" / "comparison.json"
+    options = json.loads(path.read_text())
+    assert options.pop("device") == "cpu"
+    path.write_text(json.dumps(options))  # as comparisons wrote it that knew no device
+    assert compare.main([*shlex.split(flags), "--device", "cpu", "--threads", "1"]) == 0
+    assert compare.main([*shlex.split(flags), "--device", "cuda:99"]) == 2
+
+
+@pytest.mark.parametrize(("flags", "threads"), [([], 1), (["--threads", "2"], 2)])
+def test_processes_take_the_threads_that_they_are_given(command, monkeypatch, flags, threads):
+    seen = []
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    assert command("run", "--strategies", "random", "--runs", "1", "--processes", "1", *flags) == 0
+    assert seen == [threads]
 
 
 def result(strategy: str, seed: int, scores: list[float]) -> Result:

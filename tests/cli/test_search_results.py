@@ -11,11 +11,12 @@ import pytest
 import yaml
 
 from fastnas import search
-from fastnas.cli.configuration import to_text
+from fastnas.cli.configuration import parse_search, parse_train, to_text
 from fastnas.cli.progress import update_legend, update_line
 from fastnas.counting import count_macs, count_parameters
 from fastnas.genotype import Genotype
 from fastnas.nn import DerivedNetwork
+from fastnas.search import prepare
 
 TINY = ["--data", "digits", "--limit", "80", "--batch-size", "16", "--channels", "4", "--layers", "3", "--epochs", "1"]
 
@@ -76,9 +77,32 @@ def test_a_search_of_alpha_reports_the_supernet_and_the_sizes_of_both(
     assert "cutout 3" in page
 
 
+@pytest.mark.parametrize(
+    ("flags", "lines"),
+    [
+        ("egnas --variant official --warm-up 0", ("center: null  # false", "bn_mode: null  # running")),
+        ("egnas --variant official --warm-up 0 --bn-mode batch", ("center: null  # false", "bn_mode: batch")),
+        ("random", ("warm_up: null  # 0", "evaluations: null  # 1000")),
+    ],
+)
+def test_options_that_a_strategy_decides_stand_in_comments(tmp_path: Path, flags: str, lines: tuple[str, ...]) -> None:
+    arguments = [*TINY, "--fitness-batch-size", "20", "--out", str(tmp_path / "run"), "--strategy", *flags.split()]
+    (tmp_path / "run").mkdir()
+    prepare(parse_search(arguments, "test", ""), arguments, tmp_path / "run")
+    config = (tmp_path / "run" / "config.yaml").read_text().splitlines()
+    assert [line for line in lines if f"  {line}" not in config] == []
+
+
+def test_a_search_begins_with_seed_0_as_everything() -> None:
+    assert parse_search([], "test", "").run.seed == 0
+    assert parse_train([], "test", "").run.seed_list() == [0]
+
+
 def test_comments_change_nothing() -> None:
-    asked = {"run": {"out": None, "device": "auto", "note": "a: b\n\n  device: auto\n"}, "data": {"out": None}}
-    text = to_text(asked, {"run": {"device": "cpu", "out": None, "note": "x"}, "data": {"out": {"a": [1]}}})
+    asked = {"run": {"out": None, "device": "auto", "note": "a: b\n\n  device: auto\n"}, "data": {"out": None, "n": 3}}
+    resolved = {"run": {"device": "cpu", "out": None, "note": "x"}, "data": {"out": {"a": [1]}}}
+    text = to_text(asked, resolved, {("data", "n"): "fitted"})
+    assert "  n: 3  # fitted" in text.splitlines()
     assert yaml.safe_load(text) == asked
     assert "  device: auto  # cpu" in text.splitlines()
     assert "  out: null  # {a: [1]}" in text.splitlines()

@@ -6,6 +6,7 @@ import pytest
 
 from fastnas.cli.progress import TRAIN_HEADER, train_line
 from fastnas.cli.time_left import TimeLeft, short_time
+from fastnas.engine.forecast import Forecast
 
 
 def test_the_coming_epochs_are_like_the_last_three() -> None:
@@ -25,6 +26,25 @@ def test_the_coming_epochs_are_like_the_last_three() -> None:
     assert left.seconds == pytest.approx(30 * 6 - 10)
     now += 1000
     assert left.seconds == pytest.approx(30 * 5)
+
+
+def test_what_was_measured_before_the_run_is_corrected_by_it() -> None:
+    now = 0.0
+    forecast = Forecast([10.0, 10.0, 40.0, 40.0], 5.0, 0.0)  # evolution from the third epoch on
+    left = TimeLeft(4, clock=lambda: now, forecast=forecast)
+    assert left.seconds == pytest.approx(105)
+    now = 4.0
+    left.step("weights", 1, 8)  # the first steps are not typical
+    assert left.seconds == pytest.approx(101)
+    now = 20.0  # everything takes twice as long
+    left.epoch({"epoch": 0})
+    assert left.seconds == pytest.approx(2 * 95)
+    now = 30.0
+    assert left.seconds == pytest.approx(2 * 95 - 10)
+    for epoch, seconds in enumerate((20.0, 40.0, 40.0), 1):
+        now += seconds
+        left.epoch({"epoch": epoch})
+    assert left.seconds == pytest.approx(5 * 110 / 90)
 
 
 def test_a_resumed_run_has_less_to_do() -> None:

@@ -190,7 +190,7 @@ def test_evaluate_explains(
     assert error.count("\n") == 1
 
 
-def test_export_writes_what_is_asked(run: Path, tmp_path: Path, capsys: Any) -> None:
+def test_export_writes_what_is_asked(run: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
     onnx, program, saved, standalone = (tmp_path / "new" / name for name in ("a/n.onnx", "b/n.pt2", "n.json", "n.py"))
     files = ["--onnx", str(onnx), "--program", str(program), "--save", str(saved), "--standalone", str(standalone)]
     if find_spec("onnxruntime") is None:
@@ -201,6 +201,10 @@ def test_export_writes_what_is_asked(run: Path, tmp_path: Path, capsys: Any) -> 
     if "--onnx" in files:
         assert re.search(r"checked with onnxruntime: its logits differ from PyTorch's by at most \d\.\de-\d\d", output)
     assert DerivedNetwork.load(saved).about == DerivedNetwork.load(run).about
+    threads: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    assert export.main([str(run), "--save", str(saved), "--threads", "3"]) == 0
+    assert threads == [3]
     assert {"mean", "std", "classes", "image_size"} <= set(DerivedNetwork.load(saved).about["images"])
 
 

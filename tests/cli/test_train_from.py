@@ -15,6 +15,7 @@ from fastnas import evaluate, search, train
 from fastnas.cli.configuration import SearchOptions, TrainOptions, parse_search, parse_train
 from fastnas.cli.images import open_search_source, open_train_sources
 from fastnas.report.run import read_run
+from fastnas.spaces.nb201 import NB201Genotype
 
 SEARCH = ["--image-size", "8", "--epochs", "1", "--warm-up", "0", "--population", "4", "--batch-size", "8"]
 SEARCH += ["--layers", "3", "--channels", "4", "--fitness-batch-size", "8", "--device", "cpu"]
@@ -166,17 +167,22 @@ def test_searches_of_before_go_on_with_all_images(folder: Path, tmp_path: Path) 
         (["--from", "{searched}", "--test", "1.5"], "test is 1.5, expected a share above 0 and below 1"),
         (["--from", "{searched}", "--data", "digits", "--test", "0.3"], "digits, which has a test split"),
         (["--from", "{begun}"], "has found no genotype yet"),
+        (["--from", "{nb201}"], "holds a cell of NAS-Bench-201, whose network fastnas.train does not build: train"),
+        (["--data", "digits", "--genotype", "{nb201}/genotype.json"], "it is a cell of NAS-Bench-201, whose network"),
     ],
 )
 def test_what_cannot_work_is_one_line(
     searched: Path, tmp_path: Path, capsys: Any, arguments: list[str], message: str
 ) -> None:
-    places = {name: tmp_path / name for name in ("training", "empty", "begun")}
+    places = {name: tmp_path / name for name in ("training", "empty", "begun", "nb201")}
     for place in places.values():
         place.mkdir()
     (places["training"] / "config.yaml").write_text("recipe: {epochs: 1}\n")
     (places["training"] / "metrics.jsonl").write_text(json.dumps({"event": "run", "command": "train"}) + "\n")
     (places["begun"] / "config.yaml").write_text((searched / "config.yaml").read_text())
+    (places["nb201"] / "config.yaml").write_text((searched / "config.yaml").read_text())
+    (places["nb201"] / "metrics.jsonl").write_text((searched / "metrics.jsonl").read_text())
+    NB201Genotype(("nor_conv_3x3",) * 6).to_json(places["nb201"] / "genotype.json")
     assert train.main([word.format(searched=searched, **places) for word in arguments]) == 2
     error = capsys.readouterr().err
     assert message in error

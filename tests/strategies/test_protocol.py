@@ -164,5 +164,5 @@ def test_early_stopping_takes_over_the_betas_of_its_base(tmp_path: Path):
 
 def test_wrappers_decide_themselves_only_where_they_say_so():
     own = set(vars(STRATEGIES["darts-plus"])) & set(HOOKS)
-    assert own == {"after_epoch", "finished", "genotype", "state_dict", "load_state_dict"}
+    assert own == {"work", "after_epoch", "finished", "genotype", "state_dict", "load_state_dict"}
     assert isinstance(create("darts-plus").inner, GradientStrategy)
