@@ -131,6 +131,7 @@ void clear_unread(const Preprocess<T>& args, const Parts<T>& grads, const Block&
         if (y * args.stride + dy >= args.height) return;
         for (int64_t i = 0; i < grads.count; ++i) {
           const int64_t channels = grads.channels[i];
+          if (channels == 0) continue;  // its address is null, which memset must not see
           T* to = grads.data[i] + input_pixel(args, block, 0, y, x) * channels;
           for (int64_t q = 0; q < n && (x + q) * args.stride + dx < args.width; ++q) {
             std::memset(static_cast<void*>(to + (dy * args.width + q * args.stride + dx) * channels), 0,
