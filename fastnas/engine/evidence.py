@@ -97,7 +97,7 @@ class Evidence:
     # --- at the end ---
 
     @torch.no_grad()
-    def conclude(self, search: SearchContext) -> dict[str, Any]:
+    def sum_up(self, search: SearchContext) -> dict[str, Any]:
         """The fields of the "evidence" event; `docs/evidence.md` explains them.
 
         Raises:

@@ -15,6 +15,7 @@ from torch import Tensor
 from fastnas.errors import UserError
 from fastnas.option_types import Temperature
 from fastnas.spaces.cell_space import Derivation
+from fastnas.strategies.base import Work
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy
 from fastnas.strategies.gumbel import gumbel_softmax, straight_through
@@ -60,6 +61,9 @@ class GDAS(GradientStrategy):
     def temperature_at(self, epoch: int, epochs: int) -> float:
         """τ of an epoch: `temperature` in the first one, `temperature_min` in the last."""
         return self.temperature + (self.temperature_min - self.temperature) * epoch / max(1, epochs - 1)
+
+    def work(self, epoch: int, epochs: int) -> Work | None:
+        return super().work(epoch, epochs)  # the step of α only comes after that of the weights
 
     def before_step(self, search: SearchContext) -> None:
         """The weights move first."""

@@ -121,7 +121,7 @@ def test_strategies_without_alpha_leave_it_out(tmp_path, few):
 def test_a_cell_that_is_not_in_the_space_is_not_compared(small):
     search = small("foreign", EVIDENCE)
     search.strategy.genotype = lambda _: Genotype.published("AmoebaNet")
-    found = search.evidence.conclude(search)
+    found = search.evidence.sum_up(search)
     assert set(found) == {"cells", "seconds"}
 
 
@@ -151,7 +151,7 @@ def test_rigged_weights(small, tmp_path):
     found = {}
     for name, genotype in (("trained", trained), ("empty", empty)):
         search.strategy.genotype = lambda _, genotype=genotype: genotype
-        found[name] = search.evidence.conclude(search)["comparison"]
+        found[name] = search.evidence.sum_up(search)["comparison"]
     assert found["trained"]["better_than"] == len(found["trained"]["random"]) == 100
     assert found["trained"]["percentile"] == 100
     assert found["empty"]["accuracy"] == 0.1

@@ -17,6 +17,7 @@ from fastnas.cli.configuration import parse_search, parse_train
 from fastnas.cli.images import open_train_sources
 from fastnas.engine import rehearsal
 from fastnas.engine.checkpoint import load_checkpoint, random_state
+from fastnas.engine.evidence import Evidence
 from fastnas.engine.forecast import Forecast, fitting_epochs, least_epochs
 from fastnas.engine.loop import Loop
 from fastnas.engine.rehearsal import TrainingRehearsal, generators_kept
@@ -197,6 +198,19 @@ def test_work_after_the_counted_pieces_is_timed_where_they_are_few(monkeypatch: 
     found = measured(parts)
     assert Slow.pieces == 3
     assert found.forecast(4).epochs[2] == pytest.approx(parts.steps + 0.2 + 10.0)
+
+
+def test_the_evidence_at_the_end_is_part_of_the_run(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sum_up(self: Evidence, search: Any) -> None:
+        for done in (25, 50, 75, 100):
+            clock.time += 10.0
+            search.show("evidence", done, 100)
+
+    monkeypatch.setattr(Evidence, "sum_up", sum_up)
+    found = measured(parts_of("egnas", "--evidence"))
+    assert found.forecast(2).end == pytest.approx(40.0)
+    assert found.forecast(6).end == pytest.approx(120.0), "a longer search compares its cell on more images"
+    assert measured(parts_of("egnas", "--no-evidence")).forecast(2).end == 0
 
 
 def test_the_finalists_of_a_choosing_strategy_are_counted() -> None:
