@@ -39,7 +39,7 @@ class Outcome:
     valid_of: str = "supernet"  # whose accuracy it is: "supernet", or "cell": one architecture by shared weights
     chosen: dict[str, Any] | None = None  # see `Strategy.chosen`
     derived: Sequence[dict[str, Any]] = ()  # see `derived_sizes`; empty until finished
-    evidence: dict[str, Any] | None = None  # see `Evidence.conclude`; None until finished
+    evidence: dict[str, Any] | None = None  # see `Evidence.sum_up`; None until finished
 
 
 SHORT_EPOCH = 50
@@ -339,7 +339,7 @@ class Search(Loop):
 
     def _conclude(self) -> None:
         if self.evidence is not None:
-            self._evidence = self.evidence.conclude(self)
+            self._evidence = self.evidence.sum_up(self)
             self.log.write("evidence", **self._evidence)
 
     def _final(self) -> dict[str, Any]:

@@ -167,7 +167,7 @@ SEARCH = {
     "validation_augment workers prefetch skip_unreadable check_images download",
     "weights": "epochs learning_rate learning_rate_min learning_rate_warm_up legacy_scheduler momentum nesterov "
     "weight_decay clip search_drop_path search_drop_path_schedule",
-    "run": "out device seed deterministic cuda_graphs threads validate_every stop_after budget",
+    "run": "out device seed deterministic cuda_graphs threads validate_every evidence stop_after budget",
 }
 TRAIN = {
     "network": "genotype space channels layers stem auxiliary auxiliary_norm backend",
