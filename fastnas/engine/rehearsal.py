@@ -166,7 +166,7 @@ class SearchRehearsal(Rehearsal, Search):
                 self._valid_seconds[kind.steps] = self._time_validation()
         self.epoch = self.epochs
         if self.evidence is not None:
-            timed = self._timed_hook(self.evidence.conclude)
+            timed = self._timed_hook(self.evidence.sum_up)
             self._end_seconds = timed.seconds * timed.total / timed.pieces if timed.pieces else timed.seconds
         self._peak = peak_memory_mb(self.device)
         return True
