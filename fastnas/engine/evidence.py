@@ -26,10 +26,10 @@ RANDOM_CELLS = 100
 DRAWN = 2000
 """Random cells of which the `RANDOM_CELLS` nearest in size are taken."""
 LEAST_IMAGES = 64
-TRAINED_PER_IMAGE = {True: 400, False: 800}
+TRAINED_PER_IMAGE = {"supernet": 400, "cell": 800}
 """Cells are compared on one image for so many that the weights were trained on, repetitions counted: so the comparison
-takes a small share of the run, and the same one in every repetition. Weight steps of strategies that derive their cell
-from α (True) take longer, for most compute all candidates."""
+takes a small share of the run, and the same one in every repetition. By what the strategy validates: one that validates
+a cell trains paths, whose weight steps are shorter."""
 MOST_SKIPS = 2
 """In a normal cell, as P-DARTS (M) and DARTS+ (criterion 1) have it."""
 AT_ONCE = 25  # cells between two looks for a signal
@@ -59,6 +59,11 @@ class Evidence:
         self._history: dict[str, list[Tensor]] = {}  # operation weights [E, O] after each epoch, by kind
         self._begin_validation()
 
+    @property
+    def _has_gap(self) -> bool:
+        """Whether the supernet is something else than its cell."""
+        return self.strategy.derives_from_alpha and self.strategy.validates == "supernet"
+
     def _begin_validation(self) -> None:
         self._hits: list[Tensor] = []  # [2]: correct answers of the supernet and of its cell
         self._images = 0
@@ -73,7 +78,7 @@ class Evidence:
             logits: of the supernet, [B, classes], by the statistics of these images; None where they have to be
                 computed.
         """
-        if self._images >= LEAST_IMAGES or not self.strategy.derives_from_alpha:
+        if self._images >= LEAST_IMAGES or not self._has_gap:
             return
         path = _path(search, self.strategy.genotype(search))
         if path is None:
@@ -123,7 +128,7 @@ class Evidence:
             return {}
         network, strategy = search.network, self.strategy
         trained = search.epoch * len(search.weight_pipeline) * search.weight_pipeline.batch_size
-        wanted = max(LEAST_IMAGES, trained // TRAINED_PER_IMAGE[strategy.derives_from_alpha])
+        wanted = max(LEAST_IMAGES, trained // TRAINED_PER_IMAGE[strategy.validates])
         pipeline = search.valid_pipeline
         # A GPU takes as long for few images as for many.
         group = min(wanted, 8 * pipeline.batch_size if search.device.type == "cuda" else self.group)
@@ -140,7 +145,7 @@ class Evidence:
                 done += len(some)
                 search.show("evidence", min(done, total), total)
                 search.check_stop()
-            if strategy.derives_from_alpha:
+            if self._has_gap:
                 with individual_statistics(network, images=len(images)):
                     logits = strategy.validation_logits(search, images)  # [B, classes]
                 supernet.append((logits.argmax(-1) == labels).sum())

@@ -34,15 +34,16 @@ class BatchNorm(nn.BatchNorm2d):
 @contextmanager
 def individual_statistics(network: nn.Module, images: int) -> Iterator[None]:
     """Within the context every `BatchNorm` normalises each run of `images` samples by that run's own mean and variance;
-    running statistics are neither read nor changed."""
+    running statistics are neither read nor changed. Contexts may be nested."""
     layers = [module for module in network.modules() if isinstance(module, BatchNorm)]
+    before = [layer.images for layer in layers]
     try:
         for layer in layers:
             layer.images = images
         yield
     finally:
-        for layer in layers:
-            layer.images = None
+        for layer, outer in zip(layers, before, strict=True):
+            layer.images = outer
 
 
 def check_one_image(network: nn.Module, shape: tuple[int, int, int], advice: str) -> None:

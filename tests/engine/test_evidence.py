@@ -118,6 +118,15 @@ def test_strategies_without_alpha_leave_it_out(tmp_path, few):
     assert [e["derivation"] for e in events(tmp_path / "run") if e["event"] == "epoch"] == [None]
 
 
+def test_a_supernet_that_is_its_cell_has_no_gap(small, few):
+    search = small("paths", EVIDENCE, "--variant", "decided", "--epochs", "2")
+    found = search.run().evidence
+    assert found is not None
+    assert "derivation" not in found
+    assert found["alpha"]["choices"] == 28
+    assert [e["derivation"] for e in events(search.directory) if e["event"] == "epoch"] == [None, None]
+
+
 def test_a_cell_that_is_not_in_the_space_is_not_compared(small):
     search = small("foreign", EVIDENCE)
     search.strategy.genotype = lambda _: Genotype.published("AmoebaNet")
