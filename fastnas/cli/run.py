@@ -34,11 +34,11 @@ def command_of(program: str, arguments: Arguments) -> list[str]:
     return [arguments] if isinstance(arguments, str) else ["python", "-m", program, *arguments]
 
 
-def resume_from(directory: Path, options: Configuration) -> dict[str, Any]:
-    """The checkpoint of a run that is resumed.
+def resume_from(directory: Path, options: Configuration, loop: type[Loop]) -> dict[str, Any]:
+    """The checkpoint of a run of a loop that is resumed.
 
     Raises:
-        UserError: there is none, or the run began with other options. Images may lie elsewhere by now, if the
+        UserError: there is none, it is not one of such a loop, or the run began with other options. Images may lie elsewhere by now, if the
             checkpoint has their digest, which the loop compares.
     """
     path = directory / CHECKPOINT
@@ -50,6 +50,7 @@ def resume_from(directory: Path, options: Configuration) -> dict[str, Any]:
             f"the run in {directory} cannot go on with other options: {'; '.join(changed)[:300]}. Leave these flags "
             "out, or start a new run."
         )
+    loop.check_keys(checkpoint, path)
     return checkpoint
 
 

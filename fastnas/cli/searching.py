@@ -98,7 +98,7 @@ def search_parts(options: SearchOptions) -> SearchParts:
     """
     resume = options.command.resume
     options = with_absolute_places(options, resume)
-    checkpoint = resume_from(resume, options) if resume else None
+    checkpoint = resume_from(resume, options, Search) if resume else None
     device = set_up_process(options.run)
 
     source = open_search_source(options.data)

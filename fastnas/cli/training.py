@@ -110,7 +110,7 @@ def training_parts(
         UserError: genotype, data, options or checkpoint cannot be used.
     """
     options = with_absolute_places(options)
-    checkpoint = resume_from(directory, options) if (directory / CHECKPOINT).exists() else None
+    checkpoint = resume_from(directory, options, Retrain) if (directory / CHECKPOINT).exists() else None
     import_space(options.network.space)
     if checkpoint is not None:
         own = genotype_of(checkpoint, directory)

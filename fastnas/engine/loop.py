@@ -141,6 +141,11 @@ class Loop(ABC):
     layout: ClassVar[Layout]
     """Of `_state`: keys that older checkpoints lack are left out."""
 
+    @classmethod
+    def check_keys(cls, checkpoint: dict[str, Any], path: Path) -> None:
+        """UserError unless a checkpoint has every key that a loop of this kind reads, of the right type."""
+        check_layout(checkpoint, {**LAYOUT, **cls.layout}, path)
+
     @abstractmethod
     def _state(self) -> dict[str, Any]:
         """What a checkpoint must hold beyond the loop's own state."""
@@ -278,7 +283,7 @@ class Loop(ABC):
 
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         """Takes over a checkpoint. Whatever is wrong with it shows before a file of the run is changed."""
-        check_layout(checkpoint, {**LAYOUT, **self.layout}, self.checkpoint_path)
+        self.check_keys(checkpoint, self.checkpoint_path)
         self._check_images(checkpoint["images"])
         clock, meter, written = checkpoint["clock"], checkpoint["meter"], checkpoint["log_position"]
         try:
