@@ -38,8 +38,8 @@ def resume_from(directory: Path, options: Configuration, loop: type[Loop]) -> di
     """The checkpoint of a run of a loop that is resumed.
 
     Raises:
-        UserError: there is none, it is not one of such a loop, or the run began with other options. Images may lie elsewhere by now, if the
-            checkpoint has their digest, which the loop compares.
+        UserError: there is none, it is not one of such a loop, or the run began with other options. Images may lie
+            elsewhere by now, if the checkpoint has their digest, which the loop compares.
     """
     path = directory / CHECKPOINT
     checkpoint = load_checkpoint(path)
