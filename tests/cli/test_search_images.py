@@ -44,7 +44,7 @@ def test_validates_on_augmented_images_where_the_source_does(flags: str, augment
 
 
 def test_augmented_validation_takes_every_image_and_new_draws_each_epoch(tmp_path: Path, monkeypatch: Any):
-    search = search_of(tmp_path / "run", *FEW, "--variant", "official", "--crop-padding", "2")
+    search = search_of(tmp_path / "run", *FEW, "--variant", "official", "--crop-padding", "2", "--no-evidence")
     seen: list[torch.Tensor] = []
     real = search.strategy.validation_logits
 

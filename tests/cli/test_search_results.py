@@ -101,7 +101,7 @@ def test_a_search_begins_with_seed_0_as_everything() -> None:
 def test_comments_change_nothing() -> None:
     asked = {"run": {"out": None, "device": "auto", "note": "a: b\n\n  device: auto\n"}, "data": {"out": None, "n": 3}}
     resolved = {"run": {"device": "cpu", "out": None, "note": "x"}, "data": {"out": {"a": [1]}}}
-    text = to_text(asked, resolved, {("data", "n"): "fitted"})
+    text = to_text(asked, resolved, {"data": {"n": "fitted"}})
     assert "  n: 3  # fitted" in text.splitlines()
     assert yaml.safe_load(text) == asked
     assert "  device: auto  # cpu" in text.splitlines()
