@@ -150,7 +150,7 @@ class SearchCell(nn.Module):
     def _is_planned(self) -> bool:
         """Whether the pattern is that of the current modules: other code may replace modules, as `nn.DataParallel` does
         in its replicas."""
-        if "_pattern" not in self.__dict__:
+        if not {"_pattern", "_planned_for"} <= self.__dict__.keys():
             return False  # the cell was pickled by an older version
         parts, inner = self._planned_for
         return all(self._modules[name] is part for name, part in zip(PARTS, parts, strict=True)) and all(

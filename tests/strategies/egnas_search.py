@@ -29,6 +29,8 @@ Answer = Callable[[int, int], tuple[int, float]]
 class Batches:
     """Three different batches of random images in every epoch; `served` says which ones were asked for."""
 
+    batch_size = IMAGES
+
     def __init__(self) -> None:
         self.served: list[tuple[int, int]] = []
         self.source = fastnas.data.open("digits")  # what a checkpoint notes of the images; none of them is served

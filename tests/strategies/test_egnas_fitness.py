@@ -145,8 +145,8 @@ def test_impossible_options(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(("warm_up", "epochs"), [(15, 15), (15, 3)])
 def test_warm_up_must_end(warm_up: int, epochs: int) -> None:
     with pytest.raises(UserError, match=rf"warm_up is {warm_up} epochs, but the search has {epochs}"):
-        FakeSearch(Toy(), EGNAS(warm_up=warm_up), epochs=epochs)
-    FakeSearch(Toy(), EGNAS(warm_up=warm_up), epochs=warm_up + 1)
+        EGNAS(warm_up=warm_up).check_epochs(epochs)
+    EGNAS(warm_up=warm_up).check_epochs(warm_up + 1)
 
 
 def test_fitness_batches_must_exist() -> None:

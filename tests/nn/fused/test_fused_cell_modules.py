@@ -161,12 +161,12 @@ def test_a_replica_has_a_layout_of_its_own_modules() -> None:
     fused, _ = pair()
     cell = cells(fused)[0]
     replica = cell._replicate_for_data_parallel()
-    assert replica._is_planned(None)
+    assert replica._is_planned()
     replica.edges = copy.deepcopy(cell.edges)
-    assert not replica._is_planned(None)
+    assert not replica._is_planned()
     replica._plan()
-    assert replica._is_planned(None)
-    assert cell._is_planned(None)
+    assert replica._is_planned()
+    assert cell._is_planned()
     assert "layout" not in "".join(cell.state_dict())
 
 
