@@ -72,7 +72,9 @@ def test_a_controller_sees_new_images_in_each_update_that_of_enas_for_each_sampl
 
 
 def test_the_finalists_are_scored_on_the_whole_validation_half(tmp_path: Path):
-    search = make(tmp_path / "run", "random", "--finalists", "3", "--bn-mode", "batch", "--fitness-batches", "1")
+    # One batch of all 40, as in the validation: BatchNorm takes its statistics.
+    flags = ("--finalists", "3", "--bn-mode", "batch", "--fitness-batches", "1", "--batch-size", "40")
+    search = make(tmp_path / "run", "random", *flags)
     outcome = search.run()
     (event,) = [event for event in events(search.directory) if event["event"] == "finalists"]
     assert event["images"] == 40
