@@ -10,10 +10,11 @@ from torch import Tensor
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
 from fastnas.nn.fused.autograd import flattened, nested, structure_of
-from fastnas.nn.fused.batch_norm import bn_backward_coeffs, count_values
+from fastnas.nn.fused.batch_norm import count_values
 from fastnas.nn.fused.branch import BackwardPass, BranchOutput
 from fastnas.nn.fused.forward import Settings, bypass, incoming
 from fastnas.nn.fused.plan import CellLayout, CellWeights
+from fastnas.ops.norm_rows import norm_rows_grad
 
 _preprocess_grad = torch.ops.fastnas.preprocess_grad.default
 _node_sum_grad = torch.ops.fastnas.node_sum_grad.default
@@ -98,6 +99,8 @@ class _CellBackward:
         self.layout, self.settings, self.saved, self.states = layout, settings, saved, states
         self.indices = layout.indices.tensors()
         self.seen = saved.mean.shape[-1]  # channels that candidates see, C/k
+        self.ones = saved.mean.new_ones(1, 1, saved.preprocessed[0].shape[1])  # [1, 1, C]
+        self.zeros = torch.zeros_like(self.ones)
         self.mean, self.rstd = saved.mean[:, 0], saved.rstd[:, 0]  # [K, C/k]
         self.scale = saved.op_weights[0, :, None] * self.rstd  # [K, C/k]
         # (scale, slope, mean, offset) of each row.
@@ -150,10 +153,9 @@ class _CellBackward:
         if self.grad_edge_weights is not None:
             self.grad_edge_weights[0, edges] = of_edges
         if part.start < part.stop:
-            self.grad_op_weights[0, part] = sum_dy_xhat.sum(1)
-            self.coeffs[part] = bn_backward_coeffs(
-                sum_dy, sum_dy_xhat, self.mean[part], self.rstd[part], self.scale[part], self._count(grad)
-            )
+            torch.sum(sum_dy_xhat, 1, out=self.grad_op_weights[0, part])
+            tables = self.mean[part], self.rstd[part], self.scale[part]
+            norm_rows_grad(sum_dy, sum_dy_xhat, *tables, self._count(grad), self.coeffs[part])
         return group0 if grad.shape[1] > self.seen else grad
 
     def through_state(self, source: int, from_outside: list[Tensor]) -> Tensor:
@@ -179,7 +181,7 @@ class _CellBackward:
             return total
         edge_weights = self.saved.edge_weights
         if edge_weights is None:
-            whole, factors = [self.grads[max(2, source + 1)]], self.scale.new_ones(1)
+            whole, factors = [self.grads[max(2, source + 1)]], self.ones[0, 0, :1]
         else:
             whole, factors = [grad for grad, _ in of_nodes], edge_weights[0, self.indices[plan.edges]]
         if plan.stride == 1:
@@ -201,14 +203,13 @@ class _CellBackward:
     def through_preprocess(self, index: int, grad: Tensor) -> Tensor:
         """The gradient of an input [N, C_i, H_i, W_i]."""
         state, rstd, x = self.states[index], self.saved.preprocess_rstd[index], self.saved.inputs[index]
-        zeros, ones = rstd.new_zeros(1, 1, state.shape[1]), rstd.new_ones(1, 1, state.shape[1])
-        _, sum_dy, sum_dy_xhat, _ = _node_sum_grad(grad, [state], zeros, ones, [])
+        _, sum_dy, sum_dy_xhat, _ = _node_sum_grad(grad, [state], self.zeros, self.ones, [])
         # The normalised state stands for the raw output here: its mean is 0, and its slope has one factor rstd less.
-        coeffs = bn_backward_coeffs(sum_dy, sum_dy_xhat[0], zeros[0, 0], rstd[0], rstd[0], self._count(state))
-        coeffs[1] /= rstd[0]
+        coeffs = rstd.new_empty(1, 4, state.shape[1])
+        norm_rows_grad(sum_dy, sum_dy_xhat, self.zeros[0], self.ones[0], rstd, self._count(state), coeffs)
         pattern, matrices = self.layout.preprocess[index], self.saved.weights.preprocess[index]
         (grad_x,), self.grad_weights.preprocess[index] = _preprocess_grad(
-            [grad], state, coeffs, [x], matrices, list(range(pattern.stride)), pattern.stride
+            [grad], state, coeffs[0], [x], matrices, list(range(pattern.stride)), pattern.stride
         )
         return cast(Tensor, grad_x)
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
 from fastnas.nn.batch_norm import BatchNorm
+from fastnas.ops.norm_rows import norm_rows
 from fastnas.ops.running_statistics import running_statistics
 
 _node_sum_grad = torch.ops.fastnas.node_sum_grad.default
@@ -96,23 +97,6 @@ class Normalization(NamedTuple):
         return [part[i] for i in range(len(sum_dy)) for part in (sum_dy_xhat, sum_dy, shifts)]
 
 
-def bn_backward_coeffs(
-    sum_dy: Tensor, sum_dy_xhat: Tensor, mean: Tensor, rstd: Tensor, scale: Tensor, count: int
-) -> Tensor:
-    """The row (scale, slope, mean, offset) [..., 4, C] that turns dy into the gradient of y, see the module.
-
-    Args:
-        sum_dy, sum_dy_xhat: Σ dy and Σ dy·x̂ [..., C], x̂ = (y - mean)·rstd.
-        mean, rstd: [..., C].
-        scale: [..., C], by which (y - mean) was multiplied: γ·rstd, times the weight of a candidate where it has one.
-        count: number of values of a channel behind mean and rstd; 0 where these are constants.
-
-    Source: Ioffe and Szegedy, "Batch Normalization", ICML 2015, section 3.
-    """
-    share = scale / -count if count else torch.zeros_like(scale)  # negative
-    return torch.stack([scale, share * rstd * sum_dy_xhat, mean, share * sum_dy], -2)
-
-
 def count_values(images: Tensor) -> int:
     """The number of values of a channel of [N, C, H, W]."""
     return images.numel() // max(1, images.shape[1])
@@ -162,12 +146,14 @@ class Normalizer:
         if self.batch:
             stats = cast(BatchStats, batch_stats)
             self.record(norms, stats, shifts)
-            mean, variance = stats.mean, stats.variance
-        else:
-            mean, variance, _ = self.running(norms)  # [norms, 1, C]
-            if any(shift is not None for shift in shifts):
-                mean = mean - _stacked(shifts, 0.0, mean)
-            mean, variance = mean.expand(-1, individuals, -1), variance.expand(-1, individuals, -1)
+            table = stats.mean.new_empty(3, *stats.mean.shape)  # [3, norms, P, C]
+            norm_rows([stats.mean], [stats.variance], None, None, norms[0].eps, table)
+            mean, _, rstd = table
+            return Normalization.of(mean, rstd, affine)
+        mean, variance, _ = self.running(norms)  # [norms, 1, C]
+        if any(shift is not None for shift in shifts):
+            mean = mean - _stacked(shifts, 0.0, mean)
+        mean, variance = mean.expand(-1, individuals, -1), variance.expand(-1, individuals, -1)
         return Normalization.of(mean.contiguous(), torch.rsqrt(variance + norms[0].eps), affine)
 
     def record(self, norms: Sequence[nn.BatchNorm2d], stats: BatchStats, shifts: Sequence[Tensor | None] = ()) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
 from fastnas.nn.fused.batch_norm import Affine, BatchStats, Normalizer
 from fastnas.nn.fused.patterns import Pattern
+from fastnas.ops.pool_tables import pool_tables
 
 _pool_grad = torch.ops.fastnas.pool_grad.default
 
@@ -118,22 +119,19 @@ class BackwardPass:
     batch: bool  # whether the batch's statistics normalised
     indices: Sequence[Tensor] = ()  # of the cell; none for a lone candidate
     grad_states: list[Tensor] = field(default_factory=list)  # finished, to be added up where there is one state
-    pool_scales: Tensor | None = None  # [2, nodes, C]: of the average's and the maximum's gradient, by node
+    entries: list[tuple[int, int]] = field(default_factory=list)  # (row, place) for `pool_tables`
     pooled: list[Tensor] = field(default_factory=list)  # average and maximum, where the batch normalises them
-    pool_coeffs: Tensor | None = None  # (b, mean, c) [2, 3, C] of the two
-    skip_scales: Tensor | None = None  # [nodes, C], of identities
+    skips: bool = False  # whether there are identities
 
     def total(self, stride: int) -> Tensor:
         """The gradient [N, C, H, W] of the state."""
         (x,) = self.states
-        scales = self.pool_scales
-        if scales is None:
-            if self.skip_scales is None and len(self.grad_states) == 1:
-                return self.grad_states[0]
-            scales = self.coeffs.new_zeros(2, len(self.grads), x.shape[1])
-        return _pool_grad(
-            x, self.grads, scales, self.pooled, self.pool_coeffs, self.skip_scales, self.grad_states, stride
-        )
+        if not self.entries and len(self.grad_states) == 1:
+            return self.grad_states[0]
+        rows, places = [row for row, _ in self.entries], [place for _, place in self.entries]
+        scales, coeffs, skip = pool_tables(self.coeffs, rows, places, len(self.grads))
+        normalised, skips = coeffs if self.pooled else None, skip if self.skips else None
+        return _pool_grad(x, self.grads, scales, self.pooled, normalised, skips, self.grad_states, stride)
 
 
 Tensors = Sequence[Tensor]

@@ -56,12 +56,12 @@ class PoolBranch(Branch):
     def __init__(self, slots: Sequence[Slot], indices: IndexTensors | None = None, nodes: int = 1) -> None:
         super().__init__(slots, indices, nodes)
         self.kinds = [int(slot.pattern.maximum) for slot in slots]
-        self.normalised = [i for i, norm in enumerate(self.last_norms) if norm is not None]
-        if indices is None:
-            return
-        self.places = indices.add(kind * nodes + slot.node for kind, slot in zip(self.kinds, slots, strict=True))
-        self.normalised_kinds = indices.add(self.kinds[i] for i in self.normalised)
-        self.normalised_rows = indices.add(slots[i].row for i in self.normalised)
+        self.normalised = any(norm is not None for norm in self.last_norms)
+        # (row, place) of `pool_tables`: the scale of each, and the statistics of those that are normalised.
+        self.entries = [(slot.row, kind * nodes + slot.node) for kind, slot in zip(self.kinds, slots, strict=True)]
+        for kind, slot, norm in zip(self.kinds, slots, self.last_norms, strict=True):
+            if norm is not None:
+                self.entries.append((slot.row, 2 * nodes + kind))
 
     @staticmethod
     def match(module: nn.Module) -> Pattern | None:
@@ -70,7 +70,7 @@ class PoolBranch(Branch):
         return match_pool(module)
 
     def forward(self, run: ForwardPass, states: Tensors, weights: Tensors) -> Forward:
-        statistics = run.normalizer.batch and bool(self.normalised)
+        statistics = run.normalizer.batch and self.normalised
         average, maximum, mean, variance = _pool(states[0], self.stride, run.individuals, statistics)
         stats = [BatchStats(mean, variance, count_values(average))] if statistics else []
         return BranchOutput([average, maximum]), stats
@@ -82,23 +82,9 @@ class PoolBranch(Branch):
         return (2 if self.normalised else 0), self.kinds
 
     def backward(self, back: BackwardPass, output: BranchOutput, weights: Tensors) -> list[Tensor]:
-        nodes, channels = len(back.grads), back.coeffs.shape[-1]
-        scales = back.coeffs.new_zeros(2 * nodes, channels)
-        if self.rows is None:
-            scales[self.kinds[0]] = back.coeffs[0, 0]
-        else:
-            scales.index_add_(0, back.indices[self.places], back.coeffs[:, 0][back.indices[self.rows]])
-        back.pool_scales = scales.unflatten(0, (2, nodes))
-        if not (back.batch and self.normalised):
-            return []
-        coeffs = back.coeffs.new_zeros(2, 4, channels)
-        if self.rows is None:
-            coeffs[self.kinds[0]] = back.coeffs[0]
-        else:
-            rows, kinds = back.coeffs[back.indices[self.normalised_rows]], back.indices[self.normalised_kinds]
-            coeffs.index_add_(0, kinds, rows)
-            coeffs[:, 2].index_copy_(0, kinds, rows[:, 2])  # one mean, whatever the edge
-        back.pooled, back.pool_coeffs = output.first, coeffs[:, 1:]
+        back.entries += self.entries
+        if back.batch and self.normalised:
+            back.pooled = output.first
         return []
 
     def edge_terms(self, node: int) -> list[EdgeTerm]:
@@ -163,7 +149,7 @@ class IdentityBranch(Branch):
 
     def __init__(self, slots: Sequence[Slot], indices: IndexTensors | None = None, nodes: int = 1) -> None:
         super().__init__(slots, indices, nodes)
-        self.nodes = None if indices is None else indices.add(slot.node for slot in slots)
+        self.entries = [(slot.row, 2 * nodes + 2 + slot.node) for slot in slots]  # (row, place) of `pool_tables`
 
     @staticmethod
     def match(module: nn.Module) -> Pattern | None:
@@ -179,12 +165,8 @@ class IdentityBranch(Branch):
         return 0, []
 
     def backward(self, back: BackwardPass, output: BranchOutput, weights: Tensors) -> list[Tensor]:
-        scale = taken(back.coeffs[:, 0], self.rows, back.indices)  # [slots, C]
-        back.skip_scales = scale
-        if self.nodes is not None:
-            back.skip_scales = scale.new_zeros(len(back.grads), scale.shape[1]).index_add_(
-                0, back.indices[self.nodes], scale
-            )
+        back.entries += self.entries
+        back.skips = True
         return []
 
     def edge_terms(self, node: int) -> list[EdgeTerm]:

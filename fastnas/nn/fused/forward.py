@@ -16,6 +16,7 @@ from fastnas.nn.fused.branch import BranchOutput, ForwardPass
 from fastnas.nn.fused.patterns import PointwisePattern
 from fastnas.nn.fused.plan import CellLayout, CellWeights
 from fastnas.ops.layout import empty_images
+from fastnas.ops.norm_rows import norm_rows
 
 _halve = torch.ops.fastnas.halve.default
 _preprocess = torch.ops.fastnas.preprocess.default
@@ -93,7 +94,8 @@ def run_forward(
     row_norms = [norm for norm in layout.row_norms if norm is not None]
     if not settings.batch and row_norms:
         mean, variance, _ = normalizer.running(row_norms)  # [norms, 1, C/k]
-        table[:, indices[layout.normalised_rows]] = _entries(mean, variance, settings.eps)
+        entries = torch.stack([mean, variance, torch.rsqrt(variance + settings.eps)])  # [3, norms, 1, C/k]
+        table[:, indices[layout.normalised_rows]] = entries
     mean, variance, rstd = table  # views
     kept: list[list[BranchOutput]] = []
     rows: list[Tensor | None] = [None] * len(layout.row_norms)
@@ -113,11 +115,9 @@ def run_forward(
             stats += of_stats
             for slot, y in zip(branch.slots, branch.raw(of_output, x), strict=True):
                 rows[slot.row] = y
-        if settings.batch and plan.stat_rows is not None:
-            places = indices[plan.stat_places]
-            of_rows = torch.cat([each.mean for each in stats]).index_select(0, places)
-            variances = torch.cat([each.variance for each in stats]).index_select(0, places)
-            table[:, indices[plan.stat_rows]] = _entries(of_rows, variances, settings.eps)
+        if settings.batch and plan.stat_rows:
+            means, variances = [each.mean for each in stats], [each.variance for each in stats]
+            norm_rows(means, variances, plan.stat_places, plan.stat_rows, settings.eps, table)
         if keep:
             kept.append(outputs)
         if settings.parts > 1 and (source < 2 or edge_weights is not None):
@@ -162,11 +162,6 @@ def masks_of_rows(layout: CellLayout, masks: Tensor) -> Tensor:
     """masks [E, N] of the edges → [K, N] of the rows."""
     counts = [last - first for first, last in itertools.pairwise(layout.first_row_of_edge)]
     return torch.cat([mask.expand(count, -1) for mask, count in zip(masks.split(1), counts, strict=True)])
-
-
-def _entries(mean: Tensor, variance: Tensor, eps: float) -> Tensor:
-    """Mean, variance and rstd [3, rows, P or 1, C/k]."""
-    return torch.stack([mean, variance, torch.rsqrt(variance + eps)])
 
 
 def preprocess(

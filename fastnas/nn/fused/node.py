@@ -21,7 +21,6 @@ from fastnas.nn.fused.batch_norm import (
     BatchStats,
     Normalization,
     Normalizer,
-    bn_backward_coeffs,
     count_values,
     uses_batch,
 )
@@ -29,6 +28,7 @@ from fastnas.nn.fused.branch import BackwardPass, Branch, BranchOutput, ForwardP
 from fastnas.nn.fused.branches import IdentityBranch, PointwiseBranch, ZeroBranch, branch_of, match_op
 from fastnas.nn.fused.patterns import IdentityPattern
 from fastnas.ops.layout import DEVICE_TYPES, acc_dtype, computation_dtype
+from fastnas.ops.norm_rows import norm_rows_grad
 
 _node_sum = torch.ops.fastnas.node_sum.default
 _node_sum_grad = torch.ops.fastnas.node_sum_grad.default
@@ -161,7 +161,8 @@ def _backward(branches: Sequence[Branch], batch: bool, saved: SavedNode, grad: T
             normalised = branch.last_norms[0] is not None
             count = count_values(raws[k]) if batch and normalised else 0
             mean, rstd, scale = norm.mean[:, 0], norm.rstd[:, 0], norm.scale[:, 0]  # [1, C']
-            coeffs = bn_backward_coeffs(*sums[k], mean, rstd, scale, count)  # [1, 4, C']
+            coeffs = mean.new_empty(1, 4, mean.shape[1])  # [1, 4, C']
+            norm_rows_grad(*sums[k], mean, rstd, scale, count, coeffs)
             if weights is not None:
                 coeffs[:, 0] *= weights[k]
             back = BackwardPass(term.states, [masked[k]], coeffs, batch)

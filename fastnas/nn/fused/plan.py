@@ -63,8 +63,8 @@ class StatePlan:
     nodes: tuple[int, ...]  # that the edges lead to
     edges: int  # index: their numbers
     branches: tuple[Branch, ...]
-    stat_rows: int | None  # index: of the candidates that are normalised; None where there is none
-    stat_places: int  # index: where their statistics are among those that the branches give
+    stat_rows: list[int]  # of the candidates that are normalised
+    stat_places: list[int]  # where their statistics are among those that the branches give
     sum_plan: SumPlan | None  # None where `edge_sum` cannot compute it
 
 
@@ -157,8 +157,8 @@ class CellLayout(nn.Module):
             nodes=tuple(found.nodes),
             edges=self.indices.add(found.edges),
             branches=branches,
-            stat_rows=self.indices.add(row for row, _ in entries) if entries else None,
-            stat_places=self.indices.add(place for _, place in entries),
+            stat_rows=[row for row, _ in entries],
+            stat_places=[place for _, place in entries],
             sum_plan=self._sum_plan(found, branches),
         )
 

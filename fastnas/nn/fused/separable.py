@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.nn.fused.batch_norm import Affine, BatchStats, Normalization, bn_backward_coeffs, count_values
+from fastnas.nn.fused.batch_norm import Affine, BatchStats, Normalization, count_values
 from fastnas.nn.fused.branch import (
     CONVOLUTION,
     BackwardPass,
@@ -26,6 +26,7 @@ from fastnas.nn.fused.branch import (
 )
 from fastnas.nn.fused.patterns import Pattern, SeparablePattern, Stage
 from fastnas.nn.primitives import DepthwiseStage, SeparableConv
+from fastnas.ops.norm_rows import norm_rows_grad
 
 _stage = torch.ops.fastnas.stage.default
 _stage_grad = torch.ops.fastnas.stage_grad.default
@@ -34,25 +35,21 @@ _stage_grad = torch.ops.fastnas.stage_grad.default
 class SeparableBranch(Branch):
     """ReLU, depthwise, pointwise: once (a dilated convolution), or twice with a BatchNorm between (a separable one).
 
-    One call computes the first stages of all candidates, a second call the second stages of those that have one.
+    One call computes the first stages of all candidates, a second call the second stages of those that have one, which
+    come first among the slots.
     """
 
     in_edge_sum = True
 
     def __init__(self, slots: Sequence[Slot], indices: IndexTensors | None = None, nodes: int = 1) -> None:
-        super().__init__(slots, indices, nodes)
-        stages: list[tuple[Stage, ...]] = [slot.pattern.stages for slot in slots]
-        self.doubles = [i for i, each in enumerate(stages) if len(each) == 2]  # candidates of two stages
-        self.singles = [i for i, each in enumerate(stages) if len(each) == 1]
+        super().__init__(sorted(slots, key=lambda slot: -len(slot.pattern.stages)), indices, nodes)
+        stages: list[tuple[Stage, ...]] = [slot.pattern.stages for slot in self.slots]
+        self.doubles = sum(len(each) == 2 for each in stages)  # candidates of two stages
         self.first_stages = [each[0] for each in stages]
-        self.second_stages = [stages[i][1] for i in self.doubles]
-        self.inner_norms = [self.first_stages[i].norm for i in self.doubles]
+        self.second_stages = [each[1] for each in stages[: self.doubles]]
+        self.inner_norms = [stage.norm for stage in self.first_stages[: self.doubles]]
         self.dilations = [stage.depthwise.dilation[0] for stage in self.first_stages]
         self.second_dilations = [stage.depthwise.dilation[0] for stage in self.second_stages]
-        self.double_index = self.double_rows = None
-        if indices is not None:
-            self.double_index = indices.add(self.doubles)
-            self.double_rows = indices.add(slots[i].row for i in self.doubles)
 
     @staticmethod
     def match(module: nn.Module) -> Pattern | None:
@@ -66,7 +63,7 @@ class SeparableBranch(Branch):
         for stages in (self.first_stages, self.second_stages):
             convolutions += [_parameter(stage.depthwise, "weight") for stage in stages]
             convolutions += [_parameter(stage.pointwise, "weight") for stage in stages]
-        affine = [_affine_of(self.first_stages[i]) for i in self.doubles]
+        affine = [_affine_of(stage) for stage in self.first_stages[: self.doubles]]
         return convolutions if all(each.is_empty for each in affine) else [*convolutions, *sum(affine, ())]
 
     def _split(self, weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
@@ -88,14 +85,12 @@ class SeparableBranch(Branch):
         stats = [BatchStats(mean, variance, count)] if batch else []
         if not self.doubles:
             return BranchOutput(first), stats
-        inner = None
-        if batch:
-            mean, variance = (taken(table, self.double_index, run.indices) for table in (mean, variance))
-            inner = BatchStats(mean, variance, count)  # [doubles, P, C]
+        # [doubles, P, C]
+        inner = BatchStats(mean[: self.doubles], variance[: self.doubles], count) if batch else None
         affine = [Affine(*learned[i : i + 3]) for i in range(0, len(learned), 3)]
         norm = run.normalizer.normalization(self.inner_norms, inner, affine, individuals)
         second, mean, variance = _stage(
-            [first[i] for i in self.doubles],
+            first[: self.doubles],
             norm.folded_mean,
             norm.scale,
             second_depthwise,
@@ -111,16 +106,11 @@ class SeparableBranch(Branch):
         return BranchOutput(first, second, [tensor for tensor in norm if tensor is not None]), stats
 
     def raw(self, output: BranchOutput, x: Tensor) -> list[Tensor]:
-        raws = list(output.first)
-        for i, y in zip(self.doubles, output.second, strict=True):
-            raws[i] = y
-        return raws
+        return [*output.second, *output.first[self.doubles :]]
 
     def stat_places(self) -> tuple[int, list[int]]:
-        places = list(range(len(self.slots)))
-        for place, i in enumerate(self.doubles, len(places)):
-            places[i] = place
-        return len(self.first_stages) + len(self.second_stages), places
+        first, second = len(self.first_stages), len(self.second_stages)
+        return first + second, [*range(first, first + second), *range(second, first)]
 
     def backward(self, back: BackwardPass, output: BranchOutput, weights: Tensors) -> list[Tensor]:
         depthwise, pointwise, second_depthwise, second_pointwise, learned = self._split(weights)
@@ -129,11 +119,11 @@ class SeparableBranch(Branch):
         of_second: list[Tensor] = []
         if self.doubles:
             norm = Normalization(*output.norm)
-            read = [output.first[i] for i in self.doubles]
+            read = output.first[: self.doubles]
             into_first, grad_depthwise, grad_pointwise, sums = _stage_grad(
-                [grads[i] for i in self.doubles],
+                grads[: self.doubles],
                 output.second,
-                taken(back.coeffs, self.double_rows, back.indices),
+                coeffs[: self.doubles],
                 read,
                 norm.folded_mean,
                 norm.scale,
@@ -142,16 +132,11 @@ class SeparableBranch(Branch):
                 self.second_dilations,
                 1,
             )
-            for i, grad in zip(self.doubles, into_first, strict=True):
-                grads[i] = grad
+            grads[: self.doubles] = into_first
             sum_dy, sum_dy_xhat = norm.unfold_sums(sums, into_first, read)  # [doubles, C]
             mean, rstd, scale = norm.mean[:, 0], norm.rstd[:, 0], norm.scale[:, 0]
             count = count_values(read[0]) if back.batch else 0
-            inner = bn_backward_coeffs(sum_dy, sum_dy_xhat, mean, rstd, scale, count)  # [doubles, 4, C]
-            if self.double_index is None:
-                coeffs = inner
-            else:
-                coeffs[back.indices[self.double_index]] = inner
+            norm_rows_grad(sum_dy, sum_dy_xhat, mean, rstd, scale, count, coeffs[: self.doubles])
             of_second = [*grad_depthwise, *grad_pointwise]
             if learned:
                 of_second += norm.affine_grads(sum_dy, sum_dy_xhat, back.batch)
@@ -167,10 +152,9 @@ class SeparableBranch(Branch):
         for i, slot in enumerate(self.slots):
             if slot.node == node:
                 stages = [(i, first + i, *_geometry(self.first_stages[i]))]
-                if i in self.doubles:
-                    place = self.doubles.index(i)
-                    at = 2 * first + place
-                    stages.append((at, at + second, *_geometry(self.second_stages[place])))
+                if i < self.doubles:
+                    at = 2 * first + i
+                    stages.append((at, at + second, *_geometry(self.second_stages[i])))
                 terms.append(EdgeTerm(CONVOLUTION, slot.row, tuple(stages)))
         return terms
 
