@@ -53,6 +53,9 @@ LAUNCHES = {
     "fastnas.bypass_grad": 1,
     "fastnas.halve": 1,
     "fastnas.halve_grad": 1,
+    "fastnas.norm_rows": 1,
+    "fastnas.norm_rows_grad": 1,
+    "fastnas.pool_tables": 1,
 }
 # Operators of torch that launch twice: a fill, then a copy.
 TWICE = {"aten.select_backward", "aten.slice_backward", "aten.constant_pad_nd"}

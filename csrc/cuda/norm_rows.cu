@@ -1,6 +1,5 @@
-#include "ops/norm_rows.h"
-
 #include "cuda/device.h"
+#include "ops/norm_rows.h"
 
 namespace fastnas::cuda {
 namespace {
@@ -36,8 +35,8 @@ void norm_rows_grad(const NormRowsGrad<A>& args, A* coeffs, CUstream_st* stream)
          coeffs);
 }
 
-#define INSTANTIATE(A)                                              \
-  template void norm_rows(const NormRows<A>&, A*, CUstream_st*);    \
+#define INSTANTIATE(A)                                           \
+  template void norm_rows(const NormRows<A>&, A*, CUstream_st*); \
   template void norm_rows_grad(const NormRowsGrad<A>&, A*, CUstream_st*);
 INSTANTIATE(double)
 INSTANTIATE(float)

@@ -1,6 +1,5 @@
-#include "ops/pool_tables.h"
-
 #include "cuda/device.h"
+#include "ops/pool_tables.h"
 
 namespace fastnas::cuda {
 namespace {
@@ -10,7 +9,8 @@ constexpr int kThreads = 128;
 // A block of y for each place.
 template <typename A>
 __global__ void __launch_bounds__(kThreads) tables_kernel(const __grid_constant__ PoolTables<A> args) {
-  for (int64_t c = int64_t(blockIdx.x) * kThreads + threadIdx.x; c < args.channels; c += int64_t(gridDim.x) * kThreads) {
+  for (int64_t c = int64_t(blockIdx.x) * kThreads + threadIdx.x; c < args.channels;
+       c += int64_t(gridDim.x) * kThreads) {
     pool_table(args, blockIdx.y, c);
   }
 }

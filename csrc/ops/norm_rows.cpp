@@ -21,7 +21,8 @@ void check_sums(const char* op, const Argument& argument, const Tensor& t) {
 }
 
 void check_written(const char* op, const char* name, const Tensor& t) {
-  STD_TORCH_CHECK(has_memory_format(t, MemoryFormat::contiguous), op, ": ", name, " is written, and must be contiguous");
+  STD_TORCH_CHECK(has_memory_format(t, MemoryFormat::contiguous), op, ": ", name,
+                  " is written, and must be contiguous");
 }
 
 /// The numbers 0 to count - 1 where there are none; each must be below `most`.
@@ -101,14 +102,17 @@ void forward(Tensors mean, Tensors variance, std::optional<std::vector<int64_t>>
     for (const auto& [name, tensor] : {std::pair{"mean", mean[j]}, std::pair{"variance", variance[j]}}) {
       check_sizes(op, nth(name, j), tensor, expected);
       check_like(op, nth(name, j), tensor, "table", table);
+      check_extent(op, nth(name, j), tensor);
     }
     statistics += mean[j].size(0);
   }
-  const std::vector<int64_t> from = checked_indices(op, "places", std::move(places), statistics, statistics);
-  const std::vector<int64_t> to = checked_indices(op, "rows", std::move(rows), from.size(), table.size(1));
-  STD_TORCH_CHECK(from.size() == to.size(), op, ": got ", from.size(), " places and ", to.size(), " rows");
+  const int64_t written = places ? static_cast<int64_t>(places->size()) : statistics;
+  STD_TORCH_CHECK(written <= table.size(1) && (!rows || written == static_cast<int64_t>(rows->size())), op, ": got ",
+                  written, " statistics for ", rows ? static_cast<int64_t>(rows->size()) : table.size(1), " rows");
   const int64_t values = table.size(2) * table.size(3);
-  if (from.empty() || values == 0) return;
+  if (written == 0 || values == 0) return;
+  const std::vector<int64_t> from = checked_indices(op, "places", std::move(places), statistics, statistics);
+  const std::vector<int64_t> to = checked_indices(op, "rows", std::move(rows), written, table.size(1));
 
   const Backend backend(table);
   const Tensors means = to_memory_format(mean, MemoryFormat::contiguous);
@@ -180,8 +184,7 @@ void backward(const Tensor& sum_dy, const Tensor& sum_dy_xhat, const Tensor& mea
 }  // namespace
 
 FASTNAS_SCHEMAS(m) {
-  m.def(
-      "norm_rows(Tensor[] mean, Tensor[] variance, int[]? places, int[]? rows, float eps, Tensor(a!) table) -> ()");
+  m.def("norm_rows(Tensor[] mean, Tensor[] variance, int[]? places, int[]? rows, float eps, Tensor(a!) table) -> ()");
   m.def(
       "norm_rows_grad(Tensor sum_dy, Tensor sum_dy_xhat, Tensor mean, Tensor rstd, Tensor scale, int count, "
       "Tensor(a!) coeffs) -> ()");

@@ -1,5 +1,5 @@
-// norm_rows: rows of a cell's tables of mean, variance and rstd, from the statistics of its raw outputs; and rows of its
-// table of coefficients, from the sums of the backward pass (bn_backward.h). The contract of its kernels.
+// norm_rows: rows of a cell's tables of mean, variance and rstd, from the statistics of its raw outputs; and rows of
+// its table of coefficients, from the sums of the backward pass (bn_backward.h). The contract of its kernels.
 //
 // A row has C values for each individual, so calling torch for every table takes longer than computing a candidate.
 // All tables are contiguous, A is float or double.

@@ -27,10 +27,10 @@ struct PoolTables {
   int64_t nodes;     // G
   PoolEntry entries[kPoolEntries];
   int64_t count;
-  bool adds;         // to what earlier entries left, which is written otherwise
-  A* scales;         // [2, G, C]
-  A* bn_coeffs;      // [2, 3, C]: slope, mean, offset
-  A* skip;           // [G, C]
+  bool adds;     // to what earlier entries left, which is written otherwise
+  A* scales;     // [2, G, C]
+  A* bn_coeffs;  // [2, 3, C]: slope, mean, offset
+  A* skip;       // [G, C]
 
   FASTNAS_HOST_DEVICE int64_t places() const { return 3 * nodes + 2; }
 };

@@ -32,6 +32,7 @@ NODE_SUM = "tests/ops/test_node_sum.py -k test_equals_reference or test_layouts"
 NODE_SUMS = "tests/ops/test_node_sum.py tests/ops/test_node_sum_grad.py -k test_equals_reference or test_sums_of"
 BYPASS = "tests/ops/test_node_sum.py tests/ops/test_node_sum_grad.py -k test_bypass_grad or test_equals_reference"
 HALVE = "tests/ops/test_halve.py"
+NORM_ROWS = "tests/ops/test_norm_rows.py"
 
 FAULTS = (
     Fault(
@@ -478,5 +479,29 @@ FAULTS = (
         "if (!(value.values[j] > most.values[j] || value.values[j] != value.values[j])) continue;",
         "if (!(value.values[j] >= most.values[j] || value.values[j] != value.values[j])) continue;",
         HALVE,
+    ),
+    Fault(
+        "norm_rows.cu",
+        "norm_rows",
+        "every row from the first statistics",
+        "norm_row(args, blockIdx.y, i, table);",
+        "norm_row(args, 0, i, table);",
+        NORM_ROWS,
+    ),
+    Fault(
+        "norm_rows.cu",
+        "norm_rows_grad",
+        "the last value left out",
+        "i < args.count; i +=",
+        "i + 1 < args.count; i +=",
+        NORM_ROWS,
+    ),
+    Fault(
+        "pool_tables.cu",
+        "pool_tables",
+        "the channels beyond a block left out",
+        "c < args.channels; c += int64_t(gridDim.x) * kThreads",
+        "c < args.channels && blockIdx.x == 0; c += args.channels",
+        NORM_ROWS,
     ),
 )

@@ -256,6 +256,29 @@ def running_statistics(d: Draw) -> list[Any]:
     return [mean, variance, tracked, means, variances, [d.rng.choice([0, 1, 2, 50]) for _ in batches], d.rng.random()]
 
 
+def norm_rows(d: Draw) -> list[Any]:
+    individuals, norms, known = d.rng.choice([1, 3]), [d.rng.choice([0, 1, 3]) for _ in range(d.count())], 7
+    sizes = [(count, d.rng.choice([1, individuals]), d.channels) for count in norms]
+    mean, variance = ([torch.rand(size, dtype=d.table) for size in sizes] for _ in range(2))
+    places = [d.rng.randrange(sum(norms)) for _ in range(d.count())] if sum(norms) else []
+    rows = d.rng.sample(range(known), len(places))
+    return [mean, variance, places, rows, 1e-5, torch.zeros(3, known, individuals, d.channels, dtype=d.table)]
+
+
+def norm_rows_grad(d: Draw) -> list[Any]:
+    rows = d.count()
+    sum_dy = d.values(d.channels) if d.rng.random() < 0.5 else d.values(rows, d.channels)
+    tables = [d.values(rows, d.channels) for _ in range(4)]
+    return [sum_dy, *tables, d.rng.choice([0, 1, 50]), torch.zeros(rows, 4, d.channels, dtype=d.table)]
+
+
+def pool_tables(d: Draw) -> list[Any]:
+    known, nodes = d.count(1, 5), d.count()
+    rows = [d.rng.randrange(known) for _ in range(d.count())]
+    places = [d.rng.randrange(3 * nodes + 2) for _ in rows]
+    return [d.values(known, 4, d.channels), rows, places, nodes]
+
+
 def empty_images(d: Draw) -> list[Any]:
     return [d.pixels(d.images, d.channels, d.height, d.width), [d.count() for _ in range(4)]]
 
@@ -266,7 +289,7 @@ SCHEMAS: dict[str, Callable[[Draw], list[Any]]] = {
         *(mixed_sum, mixed_sum_grad_outputs, mixed_sum_grad_weights, pool, pool_grad, halve, halve_grad, preprocess),
         *(preprocess_grad, stage, stage_grad, edge_sum, node_sum, node_sum_into, node_sum_grad),
         *(node_sum_grad_candidates, bypass_grad, augment_batch, color_jitter, philox, running_statistics),
-        empty_images,
+        *(norm_rows, norm_rows_grad, pool_tables, empty_images),
     )
 }
 

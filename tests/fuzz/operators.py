@@ -37,6 +37,8 @@ from torch.utils import _pytree as pytree  # noqa: E402
 
 from fastnas import ops  # noqa: E402
 from fastnas.ops.halve import halve  # noqa: E402
+from fastnas.ops.norm_rows import norm_rows, norm_rows_grad  # noqa: E402
+from fastnas.ops.pool_tables import pool_tables  # noqa: E402
 from fastnas.ops.running_statistics import running_statistics  # noqa: E402
 
 # Of one case: none takes more than a second or two.
@@ -96,6 +98,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "color_jitter": ops.color_jitter,
     "philox": ops.philox,
     "running_statistics": running_statistics,
+    "norm_rows": norm_rows,
+    "norm_rows_grad": norm_rows_grad,
+    "pool_tables": pool_tables,
 }
 
 

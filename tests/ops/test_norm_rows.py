@@ -120,7 +120,8 @@ def test_pool_tables(nodes, channels, entries, dtype):
         ({"mean": [torch.zeros(2, 1, 3).double()]}, r"mean\[0\] must have the dtype"),
         ({"places": [0, 2]}, r"places\[1\] is 2, expected 0 to 1"),
         ({"rows": [0, -1]}, r"rows\[1\] is -1, expected 0 to 3"),
-        ({"rows": [0]}, "got 2 places and 1 rows"),
+        ({"rows": [0]}, "got 2 statistics for 1 rows"),
+        ({"places": [0] * 5}, "got 5 statistics for 4 rows"),
     ],
 )
 def test_errors_of_rows(change, message):
