@@ -238,7 +238,7 @@ def _option_files(kind: type[Configuration], arguments: Sequence[str]) -> list[O
             raise UserError("--resume takes its options from the run: leave out --from.")
         found = read_search(Path(search_run))
         preset = first.preset or found.preset
-        recipe = _read(kind.presets / f"{preset}.yaml", kind.groups)
+        recipe = found.without_images(_read(kind.presets / f"{preset}.yaml", kind.groups))
         files += [(search_run, found.options()), (f"preset {preset}", recipe), (search_run, found.fitted(recipe))]
     elif first.preset is not None:
         files.append((f"preset {first.preset}", _read(kind.presets / f"{first.preset}.yaml", kind.groups)))

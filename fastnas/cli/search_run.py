@@ -57,6 +57,11 @@ class SearchRun:
             network["space"] = space
         return {"network": network, "data": {**taken, "test": self.test}}
 
+    def without_images(self, recipe: Groups) -> Groups:
+        """A recipe without the images that it names: those of the search are trained on."""
+        data = {name: value for name, value in recipe.get("data", {}).items() if name != "data"}
+        return {**recipe, "data": data}
+
     def fitted(self, recipe: Mapping[str, Mapping[str, Any]]) -> Groups:
         """What a recipe for images of another size becomes for these: no cutout of more than half a side, and an
         auxiliary head only where the images have the size that it needs."""

@@ -97,6 +97,8 @@ def test_what_is_taken_from_the_search(searched: Path, folder: Path) -> None:
     options = train_options("--from", str(searched), "--preset", "darts-imagenet", "--test", "0.4", "--layers", "5")
     assert (options.data.image_size, options.data.test, options.network.layers) == (224, "0.4", 5)
     assert (options.recipe.schedule, options.network.stem) == ("exponential", "imagenet")
+    options = train_options("--from", str(searched), "--preset", "demo")
+    assert (options.data.data, options.recipe.epochs) == (f"folder:{folder}", 20)  # a recipe, not its images
 
 
 @pytest.mark.parametrize(
