@@ -17,9 +17,9 @@ class UntrainedHead:
 
     The released ENAS program adds the loss of this head, and leaves the head's weights out of those that it
     differentiates. ReLU, average pool 5×5 of stride 3 without padding, then twice convolution, BatchNorm by the
-    statistics of the batch and ReLU: 1×1 to 128 channels, and as large as the maps, with padding, to 768; global average
-    pooling; linear without a bias. Weights are drawn as Keras' "he_normal": from N(0, 2/fan_in), cut off at two standard
-    deviations.
+    statistics of the batch and ReLU: 1×1 to 128 channels, and as large as the maps, with padding, to 768; global
+    average pooling; linear without a bias. Weights are drawn as Keras' "he_normal": from N(0, 2/fan_in), cut off at two
+    standard deviations.
 
     Args:
         channels: of the maps.
