@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
-from fastnas.nn.untrained_head import POOL, UntrainedHead
 from fastnas.option_types import Channels, Count, NotNegative, Population, Positive, ShareBelowOne
 from fastnas.spaces.encoding import CellEncoding, Encoding
 from fastnas.strategies.base import Work
@@ -25,6 +24,7 @@ from fastnas.strategies.controller import Policy
 from fastnas.strategies.discrete import Individual
 from fastnas.strategies.policy_strategy import PolicyStrategy
 from fastnas.strategies.registry import register_strategy
+from fastnas.strategies.untrained_head import POOL, UntrainedHead
 
 BETA2, EPSILON = 0.999, 1e-3  # of Adam for the controller; β₁ is 0
 FAVOURED = ("sep_conv_3x3", "sep_conv_5x5")

@@ -13,7 +13,7 @@ from test_every_strategy import final_state, make
 from torch import nn
 
 from fastnas.errors import UserError
-from fastnas.nn.untrained_head import UntrainedHead
+from fastnas.strategies.untrained_head import UntrainedHead
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
 from run_files import same_bits
