@@ -318,6 +318,7 @@ def test_every_published_genotype_is_valid_and_documented() -> None:
         assert list(entry) == ["paper", "note", "normal", "normal_concat", "reduce", "reduce_concat"]
         assert entry["paper"].rstrip("0123456789") != entry["paper"], f"{name}: the reference ends with its year"
         assert entry["note"].endswith(".")
+        assert ("Report 101 of SZU-AdvTech-2024" in entry["paper"]) == name.startswith("SZU_")
         assert Genotype.published(name).normal_concat == tuple(entry["normal_concat"])
 
 

@@ -56,12 +56,14 @@ RESUMABLE = {
 }
 
 # What an option was for runs that did not know it yet: searches took all images of a source without a test split,
-# jittered the colours of ImageNet, never augmented for validation, and EG-NAS moved α before the weights.
+# jittered the colours of ImageNet, never augmented for validation, EG-NAS moved α before the weights, and ENAS had no
+# auxiliary head.
 FORMERLY: dict[tuple[str, str], Any] = {
     ("data", "test"): "none",
     ("data", "color_jitter"): True,
     ("data", "validation_augment"): False,
     ("strategy", "evolve"): "before",
+    ("strategy", "auxiliary_weight"): 0.0,
 }
 
 

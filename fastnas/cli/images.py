@@ -32,6 +32,32 @@ def open_search_source(options: SearchDataOptions) -> data.Source:
     return source
 
 
+def open_alpha_source(options: SearchDataOptions, weights: data.Source) -> data.Source | None:
+    """Opens the images for α where they are not a part of those of the weights. UserError if they cannot be used."""
+    if options.alpha_images == "split":
+        return None
+    assert options.data is not None
+    try:
+        source = data.open(
+            options.data,
+            "val",
+            image_size=options.image_size,
+            limit=options.limit,
+            skip_unreadable=options.skip_unreadable,
+            test_share=options.test_share,
+            normalise=options.normalise,
+        )
+    except UserError as error:
+        raise UserError(f"{error}. Or take them from the training images: --alpha-images split.") from error
+    data.check_same_classes(weights, source)
+    if source.image_size != weights.image_size:
+        raise UserError(
+            f"the images for α are {source.image_size}, those for the weights {weights.image_size} (height, width): "
+            "give --image-size to bring both to one size."
+        )
+    return source
+
+
 def _check_share(source: data.Source, options: DataOptions) -> None:
     if options.test != "same" and options.test_share is not None and source.test_share is None:
         raise UserError(f"--test {options.test} would divide {source.spec}, which has a test split: leave --test out.")

@@ -199,6 +199,8 @@ class SearchDataOptions(DataOptions):
     """Images per weight step."""
     split: ShareBetween = listed(0.5, after="batch_size")
     """Share of the images that train the weights (weight half); the rest (α half) is for α and for validation."""
+    alpha_images: Literal["split", "val"] = listed("split", after="split")
+    """Images for α: what --split leaves, or all of the folder val beside train."""
     color_jitter: bool = listed(False, after="cutout")
     """Jitter colours as a training does where that suits the data (imagenet); published searches crop and flip only."""
     validation_augment: bool | None = listed(None, after="color_jitter")

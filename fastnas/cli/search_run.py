@@ -9,6 +9,7 @@ from typing import Any
 
 from fastnas import strategies
 from fastnas.data import Source
+from fastnas.data.folder import FolderSource
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
 from fastnas.python_object import PREFIX
@@ -94,7 +95,12 @@ class SearchRun:
                 f"{train.spec} has {len(train.classes)} classes, of other names or another number than the "
                 f"{len(classes)} that the search in {self.path} found there: give --data, or search again."
             )
-        if test is None or test.spec != train.spec or test.test_share is None:
+        if test is None or test.spec != train.spec:
+            return None
+        folder = self.run.data.get("alpha_folder")
+        if folder is not None and isinstance(test, FolderSource) and test.base.name == folder:
+            return f"the search in {self.path} took α from {folder}: it has seen the images that are tested here"
+        if test.test_share is None:
             return None
         left = self.run.data.get("test_share")
         if left is not None and left >= test.test_share:

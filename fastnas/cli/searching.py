@@ -15,14 +15,15 @@ from torch import Tensor
 
 from fastnas.cli.configuration import SearchOptions
 from fastnas.cli.estimate import Parts
-from fastnas.cli.images import open_pipeline, open_search_source
+from fastnas.cli.images import open_alpha_source, open_pipeline, open_search_source
 from fastnas.cli.networks import build_supernet
 from fastnas.cli.places import with_absolute_places
 from fastnas.cli.process import seed_everything
 from fastnas.cli.run import Arguments, describe_images, fitted_epochs, record_start, resume_from, set_up_process
 from fastnas.cli.run_directory import new_directory, refuse_taken
 from fastnas.counting import count_parameters
-from fastnas.data import Augmentation, Pipeline
+from fastnas.data import Augmentation, Pipeline, Source
+from fastnas.data.folder import FolderSource
 from fastnas.engine.initial_weights import load_initial_weights
 from fastnas.engine.rehearsal import SearchRehearsal
 from fastnas.engine.search import Search
@@ -102,21 +103,28 @@ def search_parts(options: SearchOptions) -> SearchParts:
     device = set_up_process(options.run)
 
     source = open_search_source(options.data)
-    weight_half, alpha_half = source.search_split(options.data.split)
+    alpha_source = open_alpha_source(options.data, source)
+    if alpha_source is None:
+        weight_half, alpha_half = source.search_split(options.data.split)
+    else:
+        weight_half, alpha_half = np.arange(len(source)), np.arange(len(alpha_source))
+    of_alpha = alpha_source or source
     augmentation = options.data.augmentation(source.augmentation)
 
-    def pipeline(indices: np.ndarray, batch_size: int, train: bool, seed: int, augment: bool | None = None) -> Pipeline:
+    def pipeline(
+        source: Source, indices: np.ndarray, batch_size: int, train: bool, seed: int, augment: bool | None = None
+    ) -> Pipeline:
         # In the order of their source, images of folders come class by class, and so would batches.
         how: dict[str, Any] = {"batch_size": batch_size, "train": train, "seed": seed}
         return open_pipeline(source, options.data, device, augmentation, indices, **how, shuffle=True, augment=augment)
 
     seed, batch_size = options.run.seed, options.data.batch_size
-    weight_pipeline = pipeline(weight_half, batch_size, True, 2 * seed)
+    weight_pipeline = pipeline(source, weight_half, batch_size, True, 2 * seed)
     valid_size = min(batch_size, len(alpha_half))
-    valid_pipeline, augmented = pipeline(alpha_half, valid_size, False, 0), None
+    valid_pipeline, augmented = pipeline(of_alpha, alpha_half, valid_size, False, 0), None
     wanted = options.data.validation_augment
     if options.strategy.validates_augmented if wanted is None else wanted:
-        augmented = pipeline(alpha_half, valid_size, False, 2 * seed + 1, augment=True)
+        augmented = pipeline(of_alpha, alpha_half, valid_size, False, 2 * seed + 1, augment=True)
 
     seed_everything(seed)
     network = build_supernet(options, source)
@@ -133,7 +141,9 @@ def search_parts(options: SearchOptions) -> SearchParts:
         network=network,
         betas=betas,
         weight_pipeline=weight_pipeline,
-        alpha_pipeline=functools.cache(lambda batch_size: pipeline(alpha_half, batch_size, True, 2 * seed + 1)),
+        alpha_pipeline=functools.cache(
+            lambda batch_size: pipeline(of_alpha, alpha_half, batch_size, True, 2 * seed + 1)
+        ),
         valid_pipeline=valid_pipeline,
         augmented_pipeline=augmented,
         budget=options.run.budget,
@@ -153,6 +163,7 @@ def begin(parts: SearchParts, arguments: Arguments, directory: Path) -> Search:
             has been changed then.
     """
     options, network, source = parts.options, parts.network, parts.weight_pipeline.source
+    of_alpha = parts.valid_pipeline.source
     search = Search(**parts.arguments(directory), checkpoint=parts.checkpoint)
     if parts.betas:
         options.strategy.load_betas(search, parts.betas)
@@ -174,7 +185,8 @@ def begin(parts: SearchParts, arguments: Arguments, directory: Path) -> Search:
             **describe_images(parts.weight_pipeline),
             "weight_images": len(parts.weight_pipeline.indices),
             "alpha_images": len(parts.valid_pipeline.indices),
-            "left_out": list(source.left_out),
+            "alpha_folder": _own_folder(parts),
+            "left_out": [*source.left_out, *([] if _own_folder(parts) is None else of_alpha.left_out)],
             "test_images": source.kept_for_test,
             "test_share": source.test_share,
             "validation_augment": parts.augmented_pipeline is not None,
@@ -183,6 +195,12 @@ def begin(parts: SearchParts, arguments: Arguments, directory: Path) -> Search:
         origins=fitted_epochs("weights", parts.budget),
     )
     return search
+
+
+def _own_folder(parts: SearchParts) -> str | None:
+    """The name of the folder that holds the images for α; None where they are a part of those of the weights."""
+    source = parts.valid_pipeline.source
+    return source.base.name if source.split == "val" and isinstance(source, FolderSource) else None
 
 
 def prepare(options: SearchOptions, arguments: Arguments = (), directory: Path | None = None) -> Search:

@@ -26,12 +26,13 @@ from fastnas.report.evidence import evidence_words
 def print_search_header(search: Search, console: Console) -> None:
     source, network = search.weight_pipeline.source, search.network
     height, width = source.image_size
-    half = len(search.weight_pipeline.indices)
+    of_weights, of_alpha = (len(pipeline.indices) for pipeline in (search.weight_pipeline, search.valid_pipeline))
+    own = "" if search.valid_pipeline.source is source else f", of the folder {search.valid_pipeline.source.split}"
     print_text(
         console,
         (search.strategy.name, "bold"),
         f" on {source.spec}: {len(source):,} images ({height}×{width}×{source.channels}, {len(source.classes)} "
-        f"classes), {half:,} for the weights, {len(source) - half:,} for α",
+        f"classes), {of_weights:,} for the weights, {of_alpha:,} for α{own}",
     )
     print_text(
         console,

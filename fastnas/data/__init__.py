@@ -47,6 +47,7 @@ SOURCES: dict[str, tuple[str, Callable[..., Source]]] = {
     "imagenet": ("ROOT", open_imagenet),
 }
 MOST_SIDE = math.isqrt(MOST_PIXELS)
+FILES = ("folder", "imagenet")  # in folders for train, test and val
 DIVISIBLE = ("folder", "imagenet", "npz")  # may have no test split of their own
 SIZED = ("digits", "imagenet")  # have an image size of their own
 STATISTICS: dict[str, Statistics] = {"cifar10": CIFAR10, "cifar100": CIFAR100, "imagenet": IMAGENET}
@@ -78,7 +79,7 @@ def open(
     Args:
         spec: `digits`, `cifar10:ROOT`, `cifar100:ROOT`, `folder:ROOT`, `imagenet:ROOT`, `npz:FILE`, or the name of
             images that `hold` has made known.
-        split: "train" or "test".
+        split: "train" or "test"; of `folder` and `imagenet` also "val": the folder val, even if it is the test split.
         image_size: pixels a side. Images are resized (shorter side) and cropped (centre) to it; None keeps their size.
         evaluated_share: side of the centre crop, as share of the resized shorter side, in (0, 1]: 0.875 resizes to 256
             pixels for an `image_size` of 224. Random resized crops are cut from the images before that. None: 0.875 for
@@ -107,8 +108,10 @@ def open(
     placeholder, open_source = SOURCES.get(kind, ("", None))
     if placeholder and not location:
         raise UserError(f"the data source '{spec}' lacks its path; write {_form(kind)}")
-    if split not in ("train", "test"):
-        raise UserError(f"unknown split '{split}'; give train or test")
+    if split not in ("train", "test", "val"):
+        raise UserError(f"unknown split '{split}'; give train, test or val")
+    if split == "val" and kind not in FILES:
+        raise UserError(f"{spec} has no folder val; only {' and '.join(map(_form, FILES))} may have one")
     if image_size is not None and not 1 <= image_size <= MOST_SIDE:
         raise UserError(f"image_size is {image_size}; give a number of pixels, 1 to {MOST_SIDE:,}")
     if evaluated_share is not None:
@@ -126,7 +129,7 @@ def open(
     if open_source is None:
         source = open_held(spec, split, image_size, evaluated_share, test_share)
     else:
-        more: dict[str, Any] = {"skip_unreadable": skip_unreadable} if kind in ("folder", "imagenet") else {}
+        more: dict[str, Any] = {"skip_unreadable": skip_unreadable} if kind in FILES else {}
         if kind in DIVISIBLE:
             more["test_share"] = test_share
         source = open_source(location, split, image_size, download, evaluated_share, **more)

@@ -12,6 +12,7 @@ from fastnas.errors import UserError
 # What splits are called, in any case; the first test folder that exists is the one that is read.
 TRAIN_FOLDERS = ("train", "training")
 TEST_FOLDERS = ("test", "testing", "val", "valid", "validation", "eval", "dev")
+VAL_FOLDERS = TEST_FOLDERS[2:]
 SERVICE_FOLDERS = frozenset({"@eadir", "$recycle.bin", "system volume information"})  # of file servers and Windows
 
 
@@ -21,7 +22,7 @@ def split_folder(root: Path, split: str, divisible: bool = False) -> tuple[Path,
 
     Args:
         root: the folder.
-        split: "train" or "test".
+        split: "train" or "test", or "val": the folder val, even where it is what "test" stands for.
         divisible: whether the test split may be a part of the training images.
 
     Raises:
@@ -29,6 +30,11 @@ def split_folder(root: Path, split: str, divisible: bool = False) -> tuple[Path,
     """
     folders = {folder.name.casefold(): folder for folder in subfolders(root)}
     trains, tests = ([folders[name] for name in names if name in folders] for names in (TRAIN_FOLDERS, TEST_FOLDERS))
+    if split == "val":
+        vals = [folders[name] for name in VAL_FOLDERS if name in folders]
+        if not (trains and vals):
+            raise UserError(f"{root} has no images of its own for α: they need the subfolder val beside train")
+        return vals[0], False
     # A class may be called "train", so that name alone does not make a split, unless there is nothing else.
     divided = (trains and tests) or (folders and set(folders) <= {*TRAIN_FOLDERS, *TEST_FOLDERS})
     if not divided:

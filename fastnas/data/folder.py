@@ -126,7 +126,7 @@ def open_folder(
     Args:
         location: ROOT. With a subfolder train (or training), and test (testing, val, valid, validation, eval or dev),
             each split is read from its own.
-        split: "train" or "test".
+        split: "train", "test" or "val".
         image_size: if given, images are resized (shorter side) and cropped (centre) to this many pixels a side;
             otherwise they must all have one size.
         download: not needed.

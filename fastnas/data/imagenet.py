@@ -31,7 +31,7 @@ def open_imagenet(
 
     Args:
         location: ROOT.
-        split: "train" or "test", which is the folder val.
+        split: "train" or "test", which is the folder val; or "val", if there is another for the test.
         image_size: pixels a side; 224 if None.
         download: not needed; image-net.org asks for an account.
         evaluated_share: see `fastnas.data.open`; 224/256 if None.

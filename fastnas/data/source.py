@@ -216,8 +216,8 @@ def check_same_classes(train: Source, test: Source) -> None:
     extra = [name for name in test.classes if name not in train.classes]
     differences = [f"{what} {_listed(names)}" for what, names in (("lacks", missing), ("adds", extra)) if names]
     raise UserError(
-        f"the test split of {test.spec} and the training split of {train.spec} have different classes: the test split "
-        f"{' and '.join(differences) or 'has them in another order'}; give both the same classes"
+        f"the {test.split} split of {test.spec} and the training split of {train.spec} have different classes: the "
+        f"{test.split} split {' and '.join(differences) or 'has them in another order'}; give both the same classes"
     )
 
 

@@ -101,6 +101,8 @@ class Search(Loop):
         cuda_graphs: bool = True,
         check_images: str = "sizes",
     ) -> None:
+        self.weight_pipeline = weight_pipeline
+        self.valid_pipeline = valid_pipeline
         super().__init__(
             directory=directory,
             seed=seed,
@@ -114,9 +116,7 @@ class Search(Loop):
         self.network = network
         self.strategy = strategy
         self.weights = weights
-        self.weight_pipeline = weight_pipeline
         self.alpha_pipeline = alpha_pipeline
-        self.valid_pipeline = valid_pipeline
         self.augmented_pipeline = augmented_pipeline
         self.validate_every = validate_every
         self.group = max(valid_pipeline.batch_size, min(GROUP, 8 * valid_pipeline.batch_size))
@@ -309,6 +309,12 @@ class Search(Loop):
             self.evidence.validated(self, images, labels, logits if by_batch else None)
 
     # --- checkpoint ---
+
+    def _describe_images(self, of_bytes: bool) -> dict[str, Any]:
+        images = super()._describe_images(of_bytes)
+        if self.valid_pipeline.source is not self.weight_pipeline.source:
+            images["alpha_digest"] = self.valid_pipeline.source.digest(of_bytes)
+        return images
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -200,8 +200,22 @@ class Supernet(nn.Module):
 
     def path_logits(self, x: Tensor, path: OpWeights) -> Tensor:
         """`forward` of a sampled architecture: `path` holds operation weights on the CPU, and only the candidates whose
-        weight is not 0 are computed."""
-        return self.forward(x, self._to(x, path), active={kind: path[kind] != 0 for kind in self.space.kinds})
+        weight is not 0 are computed. An edge without any, or with "none" alone, is not in the cell: it adds nothing,
+        neither do the channels that would bypass its candidates."""
+        return self.forward(x, self._to(x, path), self._edges_of(x, path), self._active(path))
+
+    def _active(self, path: OpWeights) -> dict[str, Tensor]:
+        """Which candidates a path has, [E, O] booleans for each kind of cell."""
+        return {kind: path[kind] != 0 for kind in self.space.kinds}
+
+    def _edges_of(self, x: Tensor, path: OpWeights) -> dict[str, Tensor] | None:
+        """1 for the edges that a path has, 0 for the others, [E] for each kind of cell on the device of x; None where
+        no channels bypass the candidates, so that it makes no difference."""
+        if self.partial_channels == 1:
+            return None
+        counts = torch.tensor([name != "none" for name in self.space.candidates])  # [O]
+        edges = {kind: (table & counts).any(-1).to(path[kind].dtype) for kind, table in self._active(path).items()}
+        return self._to(x, edges)
 
     def _to(self, x: Tensor, tables: OpWeights) -> dict[str, Tensor]:
         return {kind: tables[kind].to(x.device, non_blocking=True) for kind in self.space.kinds}
@@ -287,8 +301,8 @@ class Supernet(nn.Module):
         with _evaluation(self) if bn_mode == "running" else individual_statistics(self, images=len(x)):
             s0, s1 = self.stem(x)
             for path in paths:
-                active = {kind: path[kind] != 0 for kind in self.space.kinds}
-                logits.append(self._classify(s0, s1, self._to(x, path), active=active))  # [B, classes]
+                tables = self._to(x, path), self._edges_of(x, path), self._active(path)
+                logits.append(self._classify(s0, s1, *tables))  # [B, classes]
         return torch.stack(logits) if logits else x.new_empty(0, len(x), self.num_classes)
 
     def _check_population(self, alphas: Mapping[str, Tensor], chunk: int | str, bn_mode: str) -> int:

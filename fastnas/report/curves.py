@@ -116,7 +116,7 @@ def _alpha_loss(run: Run) -> Chart | None:
     if not names:
         curves[0] = replace(curves[0], label="")
     if chart := line_chart("alpha_loss", "Loss of α", "nats", curves, "{:.3f}"):
-        chart.note = "What the steps of α minimise, on their batches of the validation half; the mean of an epoch."
+        chart.note = "What the steps of α minimise, on the batches that they are given; the mean of an epoch."
         return chart
     return None
 

@@ -21,7 +21,12 @@ def validation_images(run: Run) -> str:
     """On which images a search validates, in words."""
     images = run.data.get("alpha_images")
     augmented = ", augmented" if run.data.get("validation_augment") else ""
-    return "validation half" + (f", {images:,} images" if is_number(images) else "") + augmented
+    folder = run.data.get("alpha_folder")
+    return (
+        (f"folder {folder}" if folder else "validation half")
+        + (f", {images:,} images" if is_number(images) else "")
+        + augmented
+    )
 
 
 def result(run: Run) -> str:

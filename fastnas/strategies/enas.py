@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.errors import UserError
@@ -23,9 +24,12 @@ from fastnas.strategies.controller import Policy
 from fastnas.strategies.discrete import Individual
 from fastnas.strategies.policy_strategy import PolicyStrategy
 from fastnas.strategies.registry import register_strategy
+from fastnas.strategies.untrained_head import POOL, UntrainedHead
 
 BETA2, EPSILON = 0.999, 1e-3  # of Adam for the controller; β₁ is 0
 FAVOURED = ("sep_conv_3x3", "sep_conv_5x5")
+AUXILIARY_WEIGHT = 0.4
+HEAD_KEY = 2**30  # for the seed of the auxiliary head; no epoch reaches it
 
 
 @dataclass
@@ -137,6 +141,9 @@ class ENAS(PolicyStrategy):
     """Epochs of the first cosine of the learning rate; each one after it is twice as long."""
     derive_samples: Population = 10
     """Architectures that are sampled at the end of an epoch; the best of them is its genotype."""
+    auxiliary_weight: NotNegative | None = None
+    """Weight in the loss of the auxiliary head behind the cell after the second reduction, which itself stays random;
+    None: 0.4 where the maps there have 5 pixels a side, as those of images of 17 pixels, else 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,6 +160,49 @@ class ENAS(PolicyStrategy):
 
     def budget(self, epochs: int) -> int:
         return self.evaluations or self.controller_steps * self.children_per_update * epochs
+
+    def start(self, search: SearchContext) -> None:
+        super().start(search)
+        network = search.network
+        self._head_after = 2 * network.layers // 3 + 1
+        sides = _sides_after_reductions(search)
+        fits = self._head_after < network.layers and min(sides) >= POOL
+        weight = self.auxiliary_weight
+        if weight and not fits:
+            raise UserError(
+                f"auxiliary_weight is {weight}, but the auxiliary head needs a cell behind the second reduction, and "
+                f"maps of {POOL} pixels a side there; they have {sides[0]}×{sides[1]}, and the network "
+                f"{network.layers} cells: give 0, or a larger --image-size or more --layers."
+            )
+        self._weight_of_head = (AUXILIARY_WEIGHT if fits else 0.0) if weight is None else weight
+        self._head: UntrainedHead | None = None
+        if self._weight_of_head:
+            channels = network.classifier.in_features  # those of every cell behind the second reduction
+            seed = search.seed_for(HEAD_KEY)
+            self._head = UntrainedHead(channels, sides, network.num_classes, seed, search.device)
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        found = super().resolved
+        return {**found, "auxiliary_weight": self._weight_of_head} if found else found
+
+    def logits(self, search: SearchContext, images: Tensor) -> Tensor:
+        if self._head is None:
+            return super().logits(search, images)
+        maps: list[Tensor] = []
+        cell = search.network.cells[self._head_after]
+        handle = cell.register_forward_hook(lambda module, given, output: maps.append(output))
+        try:
+            logits = super().logits(search, images)
+        finally:
+            handle.remove()
+        self._auxiliary_logits = self._head(maps[0])  # [B, classes]
+        return logits
+
+    def penalty(self, search: SearchContext) -> Tensor | float:
+        if self._head is None:
+            return 0.0
+        return self._weight_of_head * F.cross_entropy(self._auxiliary_logits, search.batch[1])
 
     def make_policy(self, encoding: Encoding, seed: int) -> Policy:
         if not isinstance(encoding, CellEncoding):
@@ -192,6 +242,13 @@ class ENAS(PolicyStrategy):
             results = self.score(codes)
             found = [Individual(code, result) for code, result in zip(codes, results, strict=True)]
             self.best = max(found, key=lambda individual: individual.accuracy)
+
+
+def _sides_after_reductions(search: SearchContext) -> tuple[int, int]:
+    """Height and width of the maps behind both reduction cells."""
+    shrink = 4 * (8 if search.network.stem_name == "imagenet" else 1)
+    height, width = (-(-side // shrink) for side in search.weight_pipeline.source.image_size)
+    return height, width
 
 
 def restarted(epoch: int, first: int) -> tuple[int, int]:

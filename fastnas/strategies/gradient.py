@@ -121,10 +121,14 @@ class GradientStrategy(Strategy):
         """`alpha_loss` as one number [], which joins the means that the event "alpha" of the epoch has."""
         loss = self.alpha_loss(search, logits, labels)
         terms = loss if isinstance(loss, Mapping) else {"loss": loss}
+        self.log_terms(terms)
+        return torch.stack(list(terms.values())).sum()
+
+    def log_terms(self, terms: Mapping[str, Tensor]) -> None:
+        """Adds the terms of a step of α, [] each, to the means of the epoch."""
         for name, term in terms.items():
             self._losses[name] = self._losses.get(name, 0.0) + term.detach().double()
         self._losses_steps += 1
-        return torch.stack(list(terms.values())).sum()
 
     # --- how α moves ---
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.counting import MACS, CostTable, count_parameters, sum_costs
@@ -121,14 +122,29 @@ class SNAS(GradientStrategy):
     def logits(self, search: SearchContext, images: Tensor) -> Tensor:
         arch_weights = self.arch_weights(search, 0)
         self._choice = arch_weights["op_weights"]
-        return search.network(images, **arch_weights)
+        logits = search.network(images, **arch_weights)
+        self._logits = logits.detach()
+        return logits
+
+    def alpha_loss(self, search: SearchContext, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        loss = {"L_train": F.cross_entropy(logits, labels)}
+        if self._costs:
+            loss["λ·R"] = self.resource_weight * self._expected_resource()
+        return loss
+
+    def _expected_resource(self) -> Tensor:
+        """Of the choice of the step in progress, []: the mean over the cells of each kind, added up."""
+        means = [
+            torch.stack([resource(self._choice[kind], costs, self.resource == "log") for costs in cells]).mean()
+            for kind, cells in self._costs.items()
+        ]
+        return torch.stack(means).sum()
 
     def penalty(self, search: SearchContext) -> Tensor | float:
-        total: Tensor | float = 0.0
-        for kind, cells in self._costs.items():
-            log = self.resource == "log"
-            total = total + sum(resource(self._choice[kind], costs, log) for costs in cells) / len(cells)
-        return self.resource_weight * total
+        loss = self.alpha_loss(search, self._logits, search.batch[1])
+        if self.alpha_moves(search):
+            self.log_terms(loss)
+        return loss.get("λ·R", 0.0)
 
     def before_step(self, search: SearchContext) -> None:
         """α has no step of its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,19 @@ def test_presets_are_the_published_settings():
     assert (strategy.warm_up, strategy.samples, strategy.fitness_batch_size) == (40, 5, 512)
 
 
+def test_pc_darts_searches_imagenet_as_its_program_does():
+    found = options("--preset", "imagenet", "--strategy", "pc-darts", "--data", "imagenet:x")
+    weights, images, strategy = found.weights, found.data, found.strategy
+    assert (weights.epochs, weights.learning_rate, weights.learning_rate_min) == (50, 0.5, 0.0)
+    assert (weights.learning_rate_warm_up, weights.weight_decay, weights.clip) == (5, 3e-4, 5.0)
+    assert (found.network.stem, found.network.partial_channels) == ("imagenet", 2)
+    assert (found.network.channels, found.network.layers, images.image_size) == (16, 8, 224)
+    assert (images.batch_size, images.validation_augment, images.color_jitter) == (1024, True, False)
+    assert images.limit == math.ceil(1_281_167 / 8)  # 12.5 % of the training images
+    assert images.split == pytest.approx(10 / 12.5)
+    assert (strategy.warm_up, strategy.alpha_learning_rate, strategy.alpha_weight_decay) == (35, 6e-3, 1e-3)
+
+
 SIZES = {
     "data": ("data", "batch_size", "image_size", "workers"),
     "network": ("channels", "layers", "stem"),
@@ -71,8 +85,9 @@ PUBLISHED = {"cifar10": {}, "imagenet": {"data": ("data", "image_size", "workers
 @pytest.mark.parametrize("preset", SearchOptions.preset_names())
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_preset_leaves_what_a_strategy_published(name, preset):
-    """It sets data and sizes, and more for EG-NAS alone; those of papers set no sizes of CIFAR-10 either."""
-    if name == "egnas":
+    """It sets data and sizes, and more for EG-NAS and for PC-DARTS on ImageNet alone; those of papers set no sizes of
+    CIFAR-10 either."""
+    if name == "egnas" or (name, preset) == ("pc-darts", "imagenet"):
         return
     published = options("--strategy", name).to_dict()
     found = options("--strategy", name, "--preset", preset).to_dict()
@@ -114,12 +129,15 @@ def test_a_run_that_goes_on_keeps_what_was_always_so(tmp_path: Path):
     """Options that its config.yaml does not know yet have the values of that time."""
     former = options("--preset", "demo", "--variant", "paper").to_dict()
     for group, name in FORMERLY:
-        del former[group][name]
+        former[group].pop(name, None)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(former))
     resumed = options("--resume", str(tmp_path))
     assert (resumed.data.test, resumed.data.color_jitter, resumed.data.validation_augment) == ("none", True, False)
     assert resumed.strategy.rules.evolve == "before"
     assert differences(former, resumed, movable=False) == []
+    former["strategy"] = {"name": "enas"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(former))
+    assert options("--resume", str(tmp_path)).strategy.auxiliary_weight == 0
     former["strategy"] = {"name": "darts"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(former))
     assert options("--resume", str(tmp_path)).strategy.name == "darts"
@@ -163,8 +181,8 @@ def test_options_check_themselves():
 
 SEARCH = {
     "network": "space channels layers partial_channels stem backend initial_weights",
-    "data": "data test pipeline batch_size split image_size limit normalise crop_padding flip cutout color_jitter "
-    "validation_augment workers prefetch skip_unreadable check_images download",
+    "data": "data test pipeline batch_size split alpha_images image_size limit normalise crop_padding flip cutout "
+    "color_jitter validation_augment workers prefetch skip_unreadable check_images download",
     "weights": "epochs learning_rate learning_rate_min learning_rate_warm_up legacy_scheduler momentum nesterov "
     "weight_decay clip search_drop_path search_drop_path_schedule",
     "run": "out device seed deterministic cuda_graphs threads validate_every evidence stop_after budget",

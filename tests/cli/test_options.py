@@ -38,6 +38,7 @@ def test_presets(name: str) -> None:
     assert options.network.auxiliary is True
     assert options.network.auxiliary_norm is (True if name == "p-darts-imagenet" else None)
     assert options.data.cutout == (0 if imagenet else 16)
+    assert options.data.normalise == ("cifar10" if name == "egnas-cifar100" else "own")
     assert options.run.select == "last"
     # CIFAR's: what suits the data, which is a crop of the padded image and a flip.
     images, nothing = options.data, (None,) * 4

@@ -148,6 +148,24 @@ def test_test_goes_before_val(tmp_path: Path) -> None:
     assert len(data.open(f"folder:{tmp_path}", "test")) == 2
 
 
+@pytest.mark.parametrize(("names", "count"), [(("train", "val"), 4), (("Training", "Validation", "test"), 4)])
+def test_the_folder_val_can_be_opened_itself(tmp_path: Path, names: tuple[str, ...], count: int) -> None:
+    for name in names:
+        write_folder(tmp_path / name, {"a": 2, "b": 2} if name.casefold().startswith("val") else {"a": 3, "b": 3})
+    val = data.open(f"folder:{tmp_path}", "val")
+    assert (len(val), val.base.name) == (count, names[1])
+    assert val.statistics() == data.open(f"folder:{tmp_path}").statistics()
+
+
+def test_other_images_have_no_folder_val(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write_folder(tmp_path / name, {"a": 1, "b": 1})
+    with pytest.raises(UserError, match="no images of its own for α: they need the subfolder val beside train"):
+        data.open(f"folder:{tmp_path}", "val")
+    with pytest.raises(UserError, match="digits has no folder val; only folder:ROOT and imagenet:ROOT may have one"):
+        data.open("digits", "val")
+
+
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     write_folder(tmp_path, {"car": 1, "train": 1})
     assert data.open(f"folder:{tmp_path}").classes == ("car", "train")

@@ -181,11 +181,34 @@ def test_a_population_of_paths_equals_one_by_one(space, mode, seed):
     plain.load_state_dict(before)
     for path, logits in zip(paths, got, strict=True):
         if mode == "running":
-            expected = plain.eval()(x, path)
+            expected = plain.eval().path_logits(x, path)
         else:
             with individual_statistics(plain.train(), images=len(x)):
-                expected = plain(x, path)
+                expected = plain.path_logits(x, path)
         torch.testing.assert_close(logits, expected.detach(), rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize(("space", "backend"), [("darts", "fused"), ("nb201", "reference"), ("nb201", "fused")])
+@torch.no_grad()
+def test_edges_that_a_path_lacks_do_not_add_the_channels_that_bypass_their_candidates(space, backend):
+    net, x = network(space, 2, backend), images()
+    encoding = encoding_of(net.space)
+    columns = [column for column, name in enumerate(net.space.candidates) if name != "none"]
+    for seed in range(2):
+        path = {kind: table.double() for kind, table in encoding.op_weights(encoding.sample(Random(seed))).items()}
+        lacking = {kind: table[:, columns].sum(-1) == 0 for kind, table in path.items()}
+        assert any(edges.any() for edges in lacking.values())
+        logits = net.path_logits(x, path)
+        (of_population,) = net.path_population_logits(x, [path], bn_mode="batch")
+        plain = network(space, 2, "reference")
+        plain.load_state_dict(net.state_dict())
+        for cell in plain.cells:
+            for edge, mixed in enumerate(getattr(cell, "edges", ())):
+                if lacking[cell.kind][edge]:
+                    mixed.register_forward_hook(lambda module, given, output: torch.zeros_like(output))
+        expected = plain(x, path)
+        torch.testing.assert_close(logits, expected, **TOLERANCE)
+        torch.testing.assert_close(of_population, expected, **TOLERANCE)
 
 
 def test_multi_level_cells_take_the_table_of_their_level():

@@ -367,6 +367,34 @@ def test_expected_resources_of_a_hand_made_cell():
     assert resource(nothing, costs, log=True).item() == 0  # each cost counts as 1 at least
 
 
+def test_snas_logs_both_terms_of_the_loss_that_alpha_minimises(tmp_path):
+    from test_every_strategy import make
+
+    def events(name: str, *flags: str) -> dict[str, dict]:
+        one_step = ("--limit", "20", "--batch-size", "10", "--epochs", "1")
+        search = make(tmp_path / name, "snas", *one_step, *flags)
+        choice = search.strategy.arch_weights(search, 0)["op_weights"]
+        costs = search.strategy._costs
+        of_kinds = [
+            sum(resource(choice[kind], cell, log=True).item() for cell in cells) / len(cells)
+            for kind, cells in costs.items()
+        ]
+        search.run()
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return {"R": sum(of_kinds)} | {event["event"]: event for event in map(json.loads, lines)}
+
+    found = events("log")
+    assert found["alpha"]["terms"] == {
+        "L_train": pytest.approx(found["epoch"]["train_loss"], rel=1e-6),
+        "λ·R": pytest.approx(1.5e-3 * found["R"], rel=1e-5),
+    }
+    assert found["alpha"]["loss"] == pytest.approx(sum(found["alpha"]["terms"].values()))
+    assert found["R"] > 1
+    without = events("none", "--resource", "none")["alpha"]
+    assert without["loss"] == pytest.approx(found["epoch"]["train_loss"], rel=1e-6)
+    assert "terms" not in without
+
+
 def test_expensive_candidates_lose_weight_by_the_resource_term(tmp_path):
     from test_every_strategy import make
 
