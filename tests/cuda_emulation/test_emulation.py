@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections import Counter
 from pathlib import Path
@@ -93,6 +94,14 @@ def test_launches_are_as_many_as_the_roofline_says():
     assert most == {name: LAUNCHES[f"fastnas.{name}"] for name in most}
 
 
+@pytest.mark.skipif(torch.version.cuda is None, reason="a torch without CUDA has no streams")
+def test_the_stream_of_torch_is_found():
+    """Without a GPU it cannot be asked for, but where it comes from is there."""
+    find = emulation._library_handle().emulated_finds_the_stream
+    find.restype = ctypes.c_bool
+    assert find()
+
+
 def test_orders_give_the_same_bits():
     outputs = [torch.randn(3, 5, 33, 33) for _ in range(4)]
     weights, grad = torch.rand(4), torch.randn(3, 5, 33, 33)
@@ -105,7 +114,7 @@ def test_orders_give_the_same_bits():
 
 def test_a_wrong_result_is_seen(monkeypatch):
     """Of a kernel that adds 1e-4 of the largest value to one element."""
-    right = emulation._kernel
+    right = emulation.kernel
 
     def wrong(name: str):
         kernel = right(name)
@@ -122,7 +131,7 @@ def test_a_wrong_result_is_seen(monkeypatch):
 
         return Wrong()
 
-    monkeypatch.setattr(emulation, "_kernel", wrong)
+    monkeypatch.setattr(emulation, "kernel", wrong)
     with emulation.emulated(), pytest.raises(AssertionError, match=r"mixed_sum, result 0\[0\] differs from the CPU's"):
         mixed_sum([torch.randn(3, 5), torch.randn(3, 5)], torch.tensor([0.5, 0.5]))
 
