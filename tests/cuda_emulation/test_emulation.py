@@ -86,6 +86,12 @@ def test_every_kernel_has_been_broken_on_purpose():
     assert "nobody" not in record
 
 
+def test_the_state_of_proof_names_every_kernel():
+    page = (KERNELS.parents[1] / "docs" / "gpu.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| `\w+\.cu` \| yes \| (\d+) \|", page, re.MULTILINE))
+    assert {kernel: int(count) for kernel, count in rows.items()} == Counter(fault.kernel for fault in FAULTS)
+
+
 def test_launches_are_as_many_as_the_roofline_says():
     with emulation.counting() as calls:
         search_a_little()
