@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -43,6 +45,21 @@ def test_a_step_that_hangs_costs_its_limit_only(gpu_check: ModuleType, tmp_path:
     result = gpu_check.in_process("operators", 0.2, True, 0, tmp_path)
     assert result["status"] == "stopped after 0 s"
     assert 0.2 <= result["seconds"] < 30
+
+
+def test_a_step_ends_with_the_check(tmp_path: Path) -> None:
+    """A process left behind would keep its memory on the GPU."""
+    command = [sys.executable, str(TOOLS / "gpu_check.py"), "--rehearse", "--only=operators", f"--out={tmp_path}"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as check:
+        children: list[str] = []
+        while not children and check.poll() is None:
+            time.sleep(0.05)
+            children = Path(f"/proc/{check.pid}/task/{check.pid}/children").read_text().split()
+        time.sleep(0.5)  # the check, too, has to know that it has begun
+        check.terminate()
+        assert check.wait(30) == 128 + signal.SIGTERM
+    assert children
+    assert not any(Path("/proc", child).exists() for child in children)
 
 
 def test_a_wrong_operator_is_a_failure(gpu_check: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

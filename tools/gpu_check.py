@@ -81,6 +81,7 @@ def main() -> int:
 
 def check(rehearse: bool, seconds: float, seed: int, out: Path, only: list[str] | None) -> int:
     """All steps, or `only` these; 0 where every one of them is well."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the step in progress, too
     begin = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     (out / "gpu_check.log").unlink(missing_ok=True)
