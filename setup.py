@@ -23,7 +23,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-TORCH_REQUIREMENT = "torch>=2.14,<2.15"
+TORCH_REQUIREMENT = "torch>=2.11"
 
 FIND_PACKAGES = """
 import importlib.util as u, os
@@ -86,12 +86,15 @@ def find_tool(name: str) -> str | None:
     return shutil.which(name)
 
 
+def pybind11_folder() -> str:
+    """Of pybind11's CMake files; nothing where it is missing, as CMake then takes the copy in torch."""
+    return importlib.import_module("pybind11").get_cmake_dir() if importlib.util.find_spec("pybind11") else ""
+
+
 class CMakeBuild(build_ext):
     def run(self) -> None:
         if TORCH is None:
             raise SystemExit(f"fastnas needs torch to build: pip install '{TORCH_REQUIREMENT}' first")
-        import pybind11
-
         sanitize = os.environ.get("FASTNAS_SANITIZE", "")
         emulate = os.environ.get("FASTNAS_EMULATE", "")
         nvcc = None if sanitize or emulate else find_nvcc()
@@ -104,7 +107,7 @@ class CMakeBuild(build_ext):
             "Python_EXECUTABLE": sys.executable,
             "TORCH_DIR": TORCH,
             "CUDA_WHEELS": CUDA_WHEELS or "",
-            "pybind11_DIR": pybind11.get_cmake_dir(),
+            "pybind11_DIR": pybind11_folder(),
             "FASTNAS_CUDA": "ON" if nvcc else "OFF",
             "FASTNAS_SANITIZE": sanitize,
             "FASTNAS_EMULATE": "ON" if emulate else "OFF",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch  # noqa: F401  (its libraries must be loaded before the extension, which is linked against them)
+import torch
 
 try:
     from fastnas import _C
@@ -10,8 +10,9 @@ except ImportError as error:
     if "FASTNAS_ISA" in str(error):
         raise ImportError(f"{error}: set it to another value, or unset it.") from None
     raise ImportError(
-        f"fastnas' compiled operators did not load ({error}). Build them with `pip install -e . --no-build-isolation` "
-        "in the source folder, in the environment whose torch you use; after changing torch's version, build again."
+        f"fastnas' compiled operators did not load ({error}). They run on torch 2.11 and later, and this is "
+        f"{torch.__version__}. Where that is new enough, build them with `pip install -e . --no-build-isolation` in "
+        "the source folder, with the Python that you use."
     ) from error
 
 __all__ = ["_C"]

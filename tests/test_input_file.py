@@ -18,10 +18,11 @@ from fastnas.engine.initial_weights import load_initial_weights
 from fastnas.engine.trained import load_trained
 from fastnas.errors import MOST_CHARACTERS, UserError
 from fastnas.evaluators import NB201
-from fastnas.input_file import parse_yaml, path_of, read_json, read_text
+from fastnas.input_file import path_of, read_json, read_text
 from fastnas.nn import DerivedNetwork, Supernet
 from fastnas.report.run import read_run
 from fastnas.spaces.nb201 import NB201Genotype
+from fastnas.yaml_text import parse_yaml
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "genotype.json": Genotype.from_json,

@@ -15,12 +15,9 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import derived_step, population, supernet_step
@@ -29,9 +26,11 @@ from benchmarks.harness import FASTNAS
 from benchmarks.harness.ceilings import Ceilings, ceilings, floor_ms
 from benchmarks.harness.clock import Run
 from benchmarks.harness.networks import SPACES, Options
-from fastnas.cli.process import resolve_device
 from fastnas.env import environment
 from fastnas.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 DROP_PATH = 0.2  # of the retraining step
 REST = "Python and autograd"
@@ -144,6 +143,9 @@ def _row(workload: str, operator: str, calls: int, ms: float, total: float, coun
 
 def show(rows: Sequence[Row], console: Console, shown: int = 12) -> None:
     """The operators that lose most; the others together. "floor" is the share of the time that has to be."""
+    from rich import box  # here and below: what is measured is measured without it
+    from rich.table import Table
+
     total = sum(row.ms for row in rows)
     table = Table(
         title=f"{rows[0].workload}: {total:,.0f} ms", box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0)
@@ -205,6 +207,10 @@ def _draw(rows: Sequence[Row], path: Path, caption: str) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
+    from rich.console import Console
+
+    from fastnas.cli.process import resolve_device
+
     parser = argparse.ArgumentParser(prog="python -m benchmarks profile", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"of {'; '.join(WORKLOADS)} (default: all)")

@@ -23,14 +23,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from rich import box
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -41,6 +38,9 @@ from fastnas.nn import Supernet
 from fastnas.nn.fused import forward as cell_forward
 from fastnas.ops import running_statistics
 from fastnas.spaces import CELL_KINDS
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 TABLE = Path(__file__).resolve().parents[1] / "results" / "roofline.csv"
 
@@ -135,6 +135,9 @@ def rows_of(workload: str, case: str, contender: str, counts: Counts) -> list[di
 
 
 def show(workload: str, case: str, counts: dict[str, Counts], console: Console) -> None:
+    from rich import box  # here and below: what is counted is counted without it
+    from rich.table import Table
+
     table = Table(title=f"{workload}: {case}", box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("operator", no_wrap=True)
     for heading in ("calls", "launches", "GB", "GFLOP"):
@@ -175,6 +178,8 @@ def main(arguments: Sequence[str]) -> None:
     for name in ("batch", "channels", "layers", "size", "individuals"):
         parser.add_argument(f"--{name}", type=int, default=getattr(defaults, name), help="default: %(default)s")
     parser.add_argument("--out", type=Path, help=f"write the counts as CSV; the committed ones are {TABLE.name}")
+    from rich.console import Console
+
     given = vars(parser.parse_args(arguments))
     out = given.pop("out")
     sizes = Sizes(**given)

@@ -18,9 +18,8 @@
 #include <exception>
 #include <mutex>
 
+#include "ops/cuda_stream.h"
 #include "ops/layout.h"
-
-struct CUstream_st;
 
 #define FASTNAS_IMPLEMENTATIONS(m, Backend)                       \
   template <typename Backend>                                     \
@@ -106,9 +105,7 @@ struct OnCuda {
   torch::stable::accelerator::DeviceGuard guard;
 
   explicit OnCuda(const Tensor& like) : like(like), index(like.get_device_index()), guard(index) {}
-  CUstream_st* stream() const {
-    return static_cast<CUstream_st*>(torch::stable::accelerator::getCurrentStream(index).nativeHandle());
-  }
+  CUstream_st* stream() const { return current_cuda_stream(index); }
 #endif
   Workspace workspace(int64_t bytes) const { return Workspace(like, bytes); }
 };

@@ -36,10 +36,11 @@ from fastnas.cli.search_run import read_search
 from fastnas.engine.options import WeightOptions
 from fastnas.engine.recipe import TrainingRecipe
 from fastnas.errors import UserError
-from fastnas.input_file import parse_yaml, path_of, read_text
+from fastnas.input_file import path_of, read_text
 from fastnas.option_types import check_value, option_hints, reading
 from fastnas.strategies import Strategy
 from fastnas.strategies.registry import spec_of
+from fastnas.yaml_text import parse_yaml
 
 MOST_BYTES = 128 * 2**10  # of a YAML file; one with every option has 3,000, and a large one takes minutes to read
 

@@ -49,7 +49,8 @@ class CudaRecorder:
 
     def record(self, call: Callable[[], Any]) -> Callable[[], Any]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
+        # Threads that pin memory for pipelines may allocate meanwhile; by default that would end the recording.
+        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             results = call()
 
         def replay() -> Any:

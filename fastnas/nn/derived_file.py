@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from fastnas.atomic_file import replace_files
@@ -27,6 +25,8 @@ _OPTIONS = {"channels": int, "layers": int, "num_classes": int, "in_channels": i
 
 def save_network(network: Any, path: Path, about: dict[str, Any]) -> Path:
     """See `DerivedNetwork.save`."""
+    from safetensors.torch import save  # here and below: networks run without it
+
     path = _description_of(path)
     weights = path.with_suffix(".safetensors")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -113,6 +113,9 @@ def _described(value: Any) -> str:
 
 def _read_weights(path: Path, digest: Any) -> dict[str, Tensor]:
     """digest: of the file, as its description has it; None in descriptions of before."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     advice = "keep them beside the description"
     check_file(path, f"the weights {str(path)!r}", advice)
     try:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
 
@@ -17,6 +16,8 @@ _color_jitter = torch.ops.fastnas.color_jitter.default
 
 def color_jitter_reference(images: Tensor, factors: Tensor) -> Tensor:
     """The same with torchvision: the oracle of the tests and the baseline of the benchmarks."""
+    from torchvision.transforms.v2 import functional as transforms  # here: operators and networks run without it
+
     result = torch.empty_like(images)
     for place, image in enumerate(images.permute(0, 3, 1, 2)):  # [3, H, W]
         brightness, contrast, saturation, hue = factors[place].tolist()

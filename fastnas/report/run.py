@@ -11,8 +11,9 @@ from typing import Any, TypeGuard
 
 from fastnas.errors import UserError
 from fastnas.genotype import AnyGenotype, Genotype
-from fastnas.input_file import check_file, parse_yaml, read_text
+from fastnas.input_file import check_file, read_text
 from fastnas.spaces.nb201 import NB201Genotype, any_genotype
+from fastnas.yaml_text import parse_yaml
 
 Record = dict[str, Any]
 LARGEST = 1e30  # of a number; charts of larger ones, and sums of their squares, are no numbers

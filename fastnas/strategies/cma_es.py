@@ -6,7 +6,6 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from cmaes import CMA
 from torch import Tensor
 
 
@@ -26,6 +25,8 @@ class CMAES:
     def __init__(self, mean: Tensor, sigma: float, population: int, seed: int) -> None:
         self._arguments = (mean.detach().double().cpu().clone(), float(sigma), population, seed)
         self._told: list[list[float]] = []
+        from cmaes import CMA  # here: strategies that do not use it run without
+
         self._cma = CMA(self._arguments[0].numpy().copy(), sigma, seed=seed, population_size=population)
         self._asked: Tensor | None = None
 

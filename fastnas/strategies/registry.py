@@ -7,7 +7,6 @@ import sys
 from typing import Any, TypeVar
 
 from fastnas.errors import UserError
-from fastnas.input_file import parse_yaml
 from fastnas.option_types import option_hints, reading
 from fastnas.python_object import PREFIX, load_object
 from fastnas.strategies.base import Strategy
@@ -90,6 +89,8 @@ def parse(text: str) -> Strategy:
             raise UserError(
                 f"{word!r} is not an option of {name}: expected OPTION=VALUE with one of {', '.join(hints)}."
             )
+        from fastnas.yaml_text import parse_yaml  # here: strategies without options in words need no yaml
+
         try:
             options[option] = reading(parse_yaml(value), hints[option])
         except ValueError as error:

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "cuda/device.h"
+#include "ops/cuda_stream.h"
 
 namespace {
 
@@ -35,3 +36,6 @@ EXPORT const char* emulated_take_launches() {
   launches().clear();
   return text.c_str();
 }
+
+/// Whether torch's current stream would be found, which no emulated call asks for.
+EXPORT bool emulated_finds_the_stream() { return fastnas::has_current_cuda_stream(); }

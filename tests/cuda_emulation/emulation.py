@@ -12,7 +12,7 @@ import contextlib
 import ctypes
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ def counting() -> Iterator[dict[str, list[Counter[str]]]]:
     def counted(name: str) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             take_launches()
-            result = _kernel(name)(*args, **kwargs)
+            result = kernel(name)(*args, **kwargs)
             calls.setdefault(name, []).append(take_launches())
             return result
 
@@ -114,35 +114,52 @@ def _replaced(replacement: Callable[[str], Callable[..., Any]]) -> Iterator[None
         library._destroy()
 
 
-def _kernel(name: str) -> Any:
+def kernel(name: str) -> Any:
+    """The operator with its CUDA implementation, for tensors of the CPU."""
     return getattr(torch.ops.fastnas_emulated, name).default
 
 
 def _compared(name: str) -> Callable[..., Any]:
     """The operator's CUDA side, which also runs its CPU side and compares results and arguments that are written."""
-    kernel = _kernel(name)
+    emulated_kernel = kernel(name)
     cpu = torch.library.get_kernel(f"fastnas::{name}", "CPU")
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
-    written = [index for index, argument in enumerate(kernel._schema.arguments) if argument.is_write]
+    written = _written(name)
 
     def both(*args: Any, **kwargs: Any) -> Any:
         expected_args = [arg.clone() if index in written else arg for index, arg in enumerate(args)]
-        ours = kernel(*args, **kwargs)
+        ours = emulated_kernel(*args, **kwargs)
         expected = cpu.call_boxed(keys, *expected_args, **kwargs)
-        floor = OF_DOTS.get(name, CANCELLED) * max(
-            (_largest(leaf) for leaf in pytree.tree_leaves((args, kwargs))), default=0.0
-        )
-        for index in written:
-            scale = max(_largest(expected_args[index]), floor)
-            _assert_same(f"{name}, argument {index}", args[index].clone(), expected_args[index], scale)
-        for index, (result, wanted) in enumerate(zip(_tuple(ours), _tuple(expected), strict=True)):
-            tensors = pytree.tree_leaves(wanted)
-            scale = max((_largest(tensor) for tensor in tensors), default=0.0)
-            for place, (one, other) in enumerate(zip(pytree.tree_leaves(result), tensors, strict=True)):
-                _assert_same(f"{name}, result {index}[{place}]", one, other, max(scale, floor))
+        assert_as_on_the_cpu(name, ours, expected, [*args, kwargs], [*expected_args, kwargs])
         return ours
 
     return both
+
+
+def _written(name: str) -> list[int]:
+    """The arguments that an operator writes to."""
+    arguments = getattr(torch.ops.fastnas, name).default._schema.arguments
+    return [index for index, argument in enumerate(arguments) if argument.is_write]
+
+
+def assert_as_on_the_cpu(
+    name: str, ours: Any, expected: Any, args: Sequence[Any], expected_args: Sequence[Any]
+) -> None:
+    """Compares results of CUDA kernels, and the arguments that their operator writes to, with those of its CPU kernel.
+
+    Raises:
+        AssertionError: they differ by more than rounding can; the message names the operator and the result.
+    """
+    leaves = pytree.tree_leaves(list(expected_args))
+    floor = OF_DOTS.get(name, CANCELLED) * max((_largest(leaf) for leaf in leaves), default=0.0)
+    for index in _written(name):
+        scale = max(_largest(expected_args[index]), floor)
+        _assert_same(f"{name}, argument {index}", args[index].clone(), expected_args[index].clone(), scale)
+    for index, (result, wanted) in enumerate(zip(_tuple(ours), _tuple(expected), strict=True)):
+        tensors = pytree.tree_leaves(wanted)
+        scale = max((_largest(tensor) for tensor in tensors), default=0.0)
+        for place, (one, other) in enumerate(zip(pytree.tree_leaves(result), tensors, strict=True)):
+            _assert_same(f"{name}, result {index}[{place}]", one, other, max(scale, floor))
 
 
 def _tuple(results: Any) -> tuple[Any, ...]:

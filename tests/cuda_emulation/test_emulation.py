@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 from collections import Counter
 from pathlib import Path
@@ -85,12 +86,26 @@ def test_every_kernel_has_been_broken_on_purpose():
     assert "nobody" not in record
 
 
+def test_the_state_of_proof_names_every_kernel():
+    page = (KERNELS.parents[1] / "docs" / "gpu.md").read_text()
+    rows = dict(re.findall(r"^\| `(\w+)` \| `\w+\.cu` \| yes \| (\d+) \|", page, re.MULTILINE))
+    assert {kernel: int(count) for kernel, count in rows.items()} == Counter(fault.kernel for fault in FAULTS)
+
+
 def test_launches_are_as_many_as_the_roofline_says():
     with emulation.counting() as calls:
         search_a_little()
     assert set(calls) == set(emulation.operators()), "an operator with CUDA kernels was not called"
     most = {name: max(launches.total() for launches in of_operator) for name, of_operator in calls.items()}
     assert most == {name: LAUNCHES[f"fastnas.{name}"] for name in most}
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="a torch without CUDA has no streams")
+def test_the_stream_of_torch_is_found():
+    """Without a GPU it cannot be asked for, but where it comes from is there."""
+    find = emulation._library_handle().emulated_finds_the_stream
+    find.restype = ctypes.c_bool
+    assert find()
 
 
 def test_orders_give_the_same_bits():
@@ -105,7 +120,7 @@ def test_orders_give_the_same_bits():
 
 def test_a_wrong_result_is_seen(monkeypatch):
     """Of a kernel that adds 1e-4 of the largest value to one element."""
-    right = emulation._kernel
+    right = emulation.kernel
 
     def wrong(name: str):
         kernel = right(name)
@@ -122,7 +137,7 @@ def test_a_wrong_result_is_seen(monkeypatch):
 
         return Wrong()
 
-    monkeypatch.setattr(emulation, "_kernel", wrong)
+    monkeypatch.setattr(emulation, "kernel", wrong)
     with emulation.emulated(), pytest.raises(AssertionError, match=r"mixed_sum, result 0\[0\] differs from the CPU's"):
         mixed_sum([torch.randn(3, 5), torch.randn(3, 5)], torch.tensor([0.5, 0.5]))
 

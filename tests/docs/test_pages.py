@@ -45,6 +45,7 @@ NOT_RUN = {
     "cifar10:./data": "needs a download of 170 MB",
     "make ": "builds or tests the repository itself",
     "pip install": "installs packages",
+    "tools/gpu_check.py": "needs a GPU, or minutes; tests/test_gpu_check.py rehearses it",
 }
 # Words within backticks that begin as commands do, and what they are instead.
 NO_COMMAND = {

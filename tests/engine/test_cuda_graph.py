@@ -10,7 +10,7 @@ import torch
 from run_files import events, same_bits
 
 from fastnas.engine.checkpoint import load_checkpoint
-from fastnas.engine.cuda_graph import WARM_UP, Graphs
+from fastnas.engine.cuda_graph import WARM_UP, CudaRecorder, Graphs
 
 
 class Recorder:
@@ -65,6 +65,28 @@ def test_what_cannot_be_recorded_runs_without_and_says_so_once():
         assert graphs.call("step", torch.sum, torch.ones(3)).item() == 3
     assert graphs.recorder is None
     assert graphs.call("step", torch.sum, torch.ones(3)).item() == 3
+
+
+def test_other_threads_may_allocate_while_one_records(monkeypatch):
+    """CUDA's own recorder, on stubs: the mode in which calls of other threads do not end a recording."""
+    asked = {}
+
+    class Graph:
+        def __enter__(self) -> None: ...
+        def __exit__(self, *reason: Any) -> None: ...
+        def replay(self) -> None:
+            asked["replayed"] = True
+
+    def graph(recorded: Graph, **options: Any) -> Graph:
+        asked.update(options)
+        return recorded
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    replay = CudaRecorder(torch.device("cuda:1")).record(lambda: 7)
+    assert replay() == 7
+    assert asked == {"stream": "a stream of cuda:1", "capture_error_mode": "thread_local", "replayed": True}
 
 
 def test_there_are_none_on_a_cpu_or_where_they_are_not_wanted():

@@ -294,12 +294,12 @@ SCHEMAS: dict[str, Callable[[Draw], list[Any]]] = {
 }
 
 
-def fitting(seed: int, number: int) -> tuple[str, list[Any]]:
+def fitting(seed: int, number: int, sizes: type[Draw] = Draw) -> tuple[str, list[Any]]:
     """A schema in turn, and arguments that fit it and each other."""
     rng = random.Random(f"{seed}:{number}")
     torch.manual_seed(rng.randrange(2**63))
     name = list(SCHEMAS)[number % len(SCHEMAS)]
-    return name, SCHEMAS[name](Draw(rng))
+    return name, SCHEMAS[name](sizes(rng))
 
 
 def case(seed: int, number: int) -> tuple[str, list[Any], int]:

@@ -290,7 +290,7 @@ def attempt_in_place(function: Callable[..., Any], arguments: list[Any]) -> tupl
 def _emulated(name: str) -> Callable[..., Any] | None:
     if not emulation.library_path().is_file() or name not in emulation.operators():
         return None
-    operator: Callable[..., Any] = emulation._kernel(name)
+    operator: Callable[..., Any] = emulation.kernel(name)
     return operator
 
 
