@@ -45,8 +45,8 @@ class TorchRandom:
         torch.set_rng_state(state)
 
 
-# Autograd starts its threads at the first backward pass, one for each device of that moment. If a test pretends then that
-# there is a GPU, no process that is forked later can differentiate.
+# Autograd starts its threads at the first backward pass, one for each device of that moment. If a test pretends then
+# that there is a GPU, no process that is forked later can differentiate.
 torch.zeros((), requires_grad=True).backward()
 
 TORCH_RANDOM = TorchRandom()
