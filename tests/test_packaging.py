@@ -93,4 +93,6 @@ def test_every_operator_has_its_files():
             continue
         layers = ["csrc/ops/{}.h", "csrc/cpu/{}.cpp", "fastnas/ops/{}.py", "tests/ops/test_{}.py",
                   "benchmarks/ops/{}.py"]  # fmt: skip
+        if stem in ("norm_rows", "pool_tables"):  # a few values: the contract itself is the CPU kernel
+            layers.remove("csrc/cpu/{}.cpp")
         assert [layer for layer in layers if not (ROOT / layer.format(stem)).exists()] == []

@@ -1,4 +1,4 @@
-"""norm_rows, norm_rows_grad and pool_tables against plain torch."""
+"""norm_rows and norm_rows_grad against plain torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from fastnas.ops import norm_rows as module
 from fastnas.ops.norm_rows import norm_rows_grad_reference, norm_rows_reference
-from fastnas.ops.pool_tables import pool_tables, pool_tables_reference
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -97,17 +96,6 @@ def test_rows_of_coefficients_are_the_gradient_of_batch_norm(batch):
     close(scale * dy + slope * (y.detach() - of_mean) + offset, expected, torch.float64)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("entries", [0, 9, 300])  # the last are more than one launch takes
-@pytest.mark.parametrize(("nodes", "channels"), [(1, 4), (4, 16), (3, 130), (0, 5), (2, 0)])
-def test_pool_tables(nodes, channels, entries, dtype):
-    coeffs = torch.randn(11, 4, channels, dtype=dtype)
-    coeffs[:, 2] = coeffs[0, 2]  # one mean of a pool
-    rows, places = torch.randint(0, 11, (entries,)).tolist(), torch.randint(0, 3 * nodes + 2, (entries,)).tolist()
-    ours, plain = (function(coeffs, rows, places, nodes) for function in (OPS.pool_tables, pool_tables_reference))
-    torch.testing.assert_close(ours, plain, rtol=TOLERANCE[dtype], atol=30 * TOLERANCE[dtype])
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -156,22 +144,6 @@ def test_errors_of_coefficients(change, message):
         OPS.norm_rows_grad(*(given | change).values())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((torch.zeros(2, 4), [], [], 1), r"coeffs must be \[K, 4, C\]"),
-        ((torch.zeros(2, 4, 3).half(), [], [], 1), "coeffs must be float32 or float64"),
-        ((torch.zeros(2, 4, 3), [2], [0], 1), r"rows\[0\] is 2, expected 0 to 1"),
-        ((torch.zeros(2, 4, 3), [0], [5], 1), r"places\[0\] is 5, expected 0 to 4"),
-        ((torch.zeros(2, 4, 3), [0, 1], [0], 1), "got 2 rows and 1 places"),
-        ((torch.zeros(2, 4, 3), [], [], 65), "nodes is 65, expected 0 to 64"),
-    ],
-)
-def test_errors_of_tables(arguments, message):
-    with pytest.raises(RuntimeError, match=message):
-        OPS.pool_tables(*arguments)
-
-
 @pytest.mark.cpu_only
 def test_public_functions():
     table, coeffs = torch.zeros(3, 2, 1, 3), torch.zeros(1, 4, 3)
@@ -179,7 +151,6 @@ def test_public_functions():
     assert table[2].flatten().tolist() == [0, 0, 0, 1, 1, 1]
     module.norm_rows_grad(torch.ones(3), *torch.ones(4, 1, 3), 2, coeffs)
     assert coeffs[0, :, 0].tolist() == [1, -0.5, 1, -0.5]
-    assert [each.shape for each in pool_tables(coeffs, [0], [0], 1)] == [(2, 1, 3), (2, 3, 3), (1, 3)]
 
 
 @pytest.mark.cpu_only
@@ -189,5 +160,3 @@ def test_opcheck():
     torch.library.opcheck(OPS.norm_rows.default, rows, test_utils=("test_schema",))
     of_coeffs = torch.randn(4), *torch.randn(4, 2, 4), 9, torch.zeros(2, 4, 4)
     torch.library.opcheck(OPS.norm_rows_grad.default, of_coeffs, test_utils=("test_schema",))
-    tables = torch.randn(5, 4, 8), [1, 2], [0, 4], 2
-    torch.library.opcheck(OPS.pool_tables.default, tables, test_utils=("test_schema", "test_faketensor"))

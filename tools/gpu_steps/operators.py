@@ -55,7 +55,9 @@ def run(ground: Ground) -> None:
     most = int(os.environ.get("OPERATOR_CASES", "40" if ground.rehearse else "100000"))
     counts: Counter[str] = Counter()
     number = -1
-    while counts.total() < most and ground.has_time() and len(ground.found.get("failures", [])) < MOST_FAILURES:
+    while (counts.total() < most or set(names) - set(counts)) and ground.has_time():
+        if len(ground.found.get("failures", [])) >= MOST_FAILURES:
+            break
         number += 1
         name, arguments = fitting(ground.seed, number, Large if number // len(SCHEMAS) % 2 else Draw)
         if name not in names:
