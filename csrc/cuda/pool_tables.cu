@@ -4,11 +4,11 @@
 namespace fastnas::cuda {
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kThreads = 128;  // of one block at least, or the compiler spills to make room for more
 
 // A block of y for each place.
 template <typename A>
-__global__ void __launch_bounds__(kThreads) tables_kernel(const __grid_constant__ PoolTables<A> args) {
+__global__ void __launch_bounds__(kThreads, 1) tables_kernel(const __grid_constant__ PoolTables<A> args) {
   for (int64_t c = int64_t(blockIdx.x) * kThreads + threadIdx.x; c < args.channels;
        c += int64_t(gridDim.x) * kThreads) {
     pool_table(args, blockIdx.y, c);

@@ -58,13 +58,17 @@ struct Cpu : OnCpu {
   template <typename A>
   void forward(const NormRows<A>& args, A* table) const {
     for (int64_t of = 0; of < args.count; ++of) {
-      for (int64_t i = 0; i < args.values; ++i) norm_row(args, of, i, table);
+      for (int64_t p = 0; p < args.individuals; ++p) {
+        for (int64_t c = 0; c < args.channels; ++c) norm_row(args, of, p, c, table);
+      }
     }
   }
 
   template <typename A>
   void backward(const NormRowsGrad<A>& args, A* coeffs) const {
-    for (int64_t i = 0; i < args.count; ++i) norm_row_grad(args, i, coeffs);
+    for (int64_t row = 0; row < args.rows; ++row) {
+      for (int64_t c = 0; c < args.channels; ++c) norm_row_grad(args, row, c, coeffs);
+    }
   }
 };
 
@@ -123,11 +127,12 @@ void forward(Tensors mean, Tensors variance, std::optional<std::vector<int64_t>>
                       const int64_t own = means[j].size(1) * means[j].size(2);
                       for (int64_t norm = 0; norm < means[j].size(0); ++norm) {
                         all.push_back({means[j].const_data_ptr<scalar_t>() + norm * own,
-                                       variances[j].const_data_ptr<scalar_t>() + norm * own, own, 0});
+                                       variances[j].const_data_ptr<scalar_t>() + norm * own, means[j].size(1) == 1, 0});
                       }
                     }
                     NormRows<scalar_t> args{};
-                    args.values = values;
+                    args.individuals = table.size(2);
+                    args.channels = table.size(3);
                     args.table_rows = table.size(1);
                     args.eps = static_cast<scalar_t>(eps);
                     for (size_t first = 0; first < from.size(); first += kRowsOfLaunch) {
@@ -173,7 +178,7 @@ void backward(const Tensor& sum_dy, const Tensor& sum_dy_xhat, const Tensor& mea
                     args.mean = rows_in<scalar_t>(means);
                     args.rstd = rows_in<scalar_t>(rstds);
                     args.scale = rows_in<scalar_t>(scales);
-                    args.count = K * C;
+                    args.rows = K;
                     args.channels = C;
                     args.share = count ? scalar_t(-1.0 / static_cast<double>(count)) : scalar_t(0);
                     backend.backward(args, coeffs.mutable_data_ptr<scalar_t>());

@@ -21,7 +21,7 @@ template <typename A>
 struct NormRow {
   const A* mean;      // [P · C], or [C] for all individuals
   const A* variance;  // the same
-  int64_t values;     // P · C or C
+  bool shared;        // whether they are [C]
   int64_t row;        // of the table
 };
 
@@ -29,20 +29,26 @@ template <typename A>
 struct NormRows {
   NormRow<A> rows[kRowsOfLaunch];
   int64_t count;
-  int64_t values;  // P · C
+  int64_t individuals;  // P
+  int64_t channels;     // C
   int64_t table_rows;
   A eps;
 };
 
-/// Value i of a row: table [3, rows, P · C] of mean, variance and rstd.
+/// Channel c of an individual's row: table [3, rows, P, C] of mean, variance and rstd.
 template <typename A>
-static FASTNAS_HOST_DEVICE void norm_row(const NormRows<A>& args, int64_t of, int64_t i, A* table) {
+static FASTNAS_HOST_DEVICE void norm_row(const NormRows<A>& args, int64_t of, int64_t individual, int64_t c, A* table) {
   const NormRow<A>& from = args.rows[of];
-  A* const to = table + from.row * args.values + i;
-  const int64_t distance = args.table_rows * args.values, j = from.values == args.values ? i : i % from.values;
+  A* const to = table + (from.row * args.individuals + individual) * args.channels + c;
+  const int64_t distance = args.table_rows * args.individuals * args.channels;
+  const int64_t j = from.shared ? c : individual * args.channels + c;
   to[0] = from.mean[j];
   to[distance] = from.variance[j];
+#ifdef __CUDA_ARCH__
+  to[2 * distance] = rsqrt(from.variance[j] + args.eps);
+#else
   to[2 * distance] = A(1) / std::sqrt(from.variance[j] + args.eps);
+#endif
 }
 
 /// Rows [K, C] at a distance of `stride` values; 0 where all are the same.
@@ -59,15 +65,14 @@ struct NormRowsGrad {
   RowsOf<A> mean;
   RowsOf<A> rstd;
   RowsOf<A> scale;
-  int64_t count;  // K · C
-  int64_t channels;
-  A share;  // -1 / the number of values behind the statistics; 0 where these are constants
+  int64_t rows;      // K
+  int64_t channels;  // C
+  A share;           // -1 / the number of values behind the statistics; 0 where these are constants
 };
 
-/// Value i of K · C: coeffs [K, 4, C].
+/// Channel c of a row: coeffs [K, 4, C].
 template <typename A>
-static FASTNAS_HOST_DEVICE void norm_row_grad(const NormRowsGrad<A>& args, int64_t i, A* coeffs) {
-  const int64_t row = i / args.channels, c = i - row * args.channels;
+static FASTNAS_HOST_DEVICE void norm_row_grad(const NormRowsGrad<A>& args, int64_t row, int64_t c, A* coeffs) {
   A* const to = coeffs + row * 4 * args.channels + c;
   const auto of = [row, c](const RowsOf<A>& rows) { return rows.values[row * rows.stride + c]; };
   const A scale = of(args.scale), share = scale * args.share;
