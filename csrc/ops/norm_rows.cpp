@@ -96,6 +96,7 @@ void forward(Tensors mean, Tensors variance, std::optional<std::vector<int64_t>>
   STD_TORCH_CHECK(table.dim() == 4 && table.size(0) == 3, op, ": table must be [3, K, P, C], got shape ",
                   shape_of(table));
   check_written(op, "table", table);
+  STD_TORCH_CHECK(eps >= 0 && std::isfinite(eps), op, ": eps is ", eps, ", expected a finite number from 0 on");
   STD_TORCH_CHECK(mean.size() == variance.size(), op, ": got ", mean.size(), " mean and ", variance.size(),
                   " variance, expected one of each for every list of statistics");
   int64_t statistics = 0;

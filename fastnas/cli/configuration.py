@@ -46,25 +46,17 @@ MOST_BYTES = 128 * 2**10  # of a YAML file; one with every option has 3,000, and
 
 # What may differ when a run is resumed.
 RESUMABLE = {
-    ("run", "out"),
-    ("run", "device"),
-    ("run", "cuda_graphs"),
-    ("run", "evidence"),
-    ("run", "threads"),
-    ("run", "stop_after"),
-    ("data", "workers"),
-    ("data", "prefetch"),
+    *(("run", name) for name in ("out", "device", "cuda_graphs", "evidence", "threads", "stop_after")),
+    *(("data", name) for name in ("workers", "prefetch")),
 }
 
-# What an option was for runs that did not know it yet: searches took all images of a source without a test split,
-# jittered the colours of ImageNet, never augmented for validation, EG-NAS moved α before the weights, and ENAS had no
-# auxiliary head.
+# What an option was for runs that did not know it yet.
 FORMERLY: dict[tuple[str, str], Any] = {
-    ("data", "test"): "none",
-    ("data", "color_jitter"): True,
+    ("data", "test"): "none",  # all images of a source without a test split were searched on
+    ("data", "color_jitter"): True,  # of ImageNet
     ("data", "validation_augment"): False,
-    ("strategy", "evolve"): "before",
-    ("strategy", "auxiliary_weight"): 0.0,
+    ("strategy", "evolve"): "before",  # EG-NAS
+    ("strategy", "auxiliary_weight"): 0.0,  # ENAS
 }
 
 

@@ -53,7 +53,7 @@ def norm_rows(
             float64.
         places: [R], where the statistics of each row are, counted through all lists; None for all in their order.
         rows: [R], the rows that are written; None for the first ones.
-        eps: ε.
+        eps: ε, 0 or more.
         table: [3, K, P, C], contiguous, in the same dtype; other rows stay as they are.
 
     Raises:

@@ -122,7 +122,9 @@ def test_missing_path(kind: str) -> None:
 
 
 def test_unknown_split() -> None:
-    with pytest.raises(UserError, match="unknown split 'val'; give train or test"):
+    with pytest.raises(UserError, match="unknown split 'dev'; give train"):
+        data.open("digits", "dev")
+    with pytest.raises(UserError, match="digits has no folder val; only folder:ROOT and imagenet:ROOT may have one"):
         data.open("digits", "val")
 
 

@@ -99,7 +99,7 @@ def test_sources_can_be_sent_to_other_processes(tmp_path: Path) -> None:
 def test_same_classes() -> None:
     train = array_source(classes=3)
     data.check_same_classes(train, array_source(count=5, classes=3))
-    fewer, more = array_source(classes=2), array_source(classes=4)
+    fewer, more = replace(array_source(classes=2), split="test"), array_source(classes=4)
     with pytest.raises(UserError, match="the test split lacks 'class2'; give both the same classes"):
         data.check_same_classes(train, fewer)
     with pytest.raises(UserError, match="adds 'class3'"):

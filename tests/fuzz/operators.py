@@ -336,7 +336,8 @@ def _largest(leaf: Any) -> float:
 
 def _all_finite(results: Any) -> bool:
     leaves = [leaf for leaf in pytree.tree_leaves(results) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    return all(bool(leaf.isfinite().all()) for leaf in leaves)
+    # Types of one byte cannot say it themselves.
+    return all(bool((leaf.float() if leaf.element_size() == 1 else leaf).isfinite().all()) for leaf in leaves)
 
 
 def _difference(one: Any, other: Any, scale: float, finite: bool) -> str | None:

@@ -108,6 +108,8 @@ def test_rows_of_coefficients_are_the_gradient_of_batch_norm(batch):
         ({"mean": [torch.zeros(2, 1, 3).double()]}, r"mean\[0\] must have the dtype"),
         ({"places": [0, 2]}, r"places\[1\] is 2, expected 0 to 1"),
         ({"rows": [0, -1]}, r"rows\[1\] is -1, expected 0 to 3"),
+        ({"eps": -1.0}, "eps is -1, expected a finite number from 0 on"),
+        ({"eps": float("nan")}, "eps is nan, expected"),
         ({"rows": [0]}, "got 2 statistics for 1 rows"),
         ({"places": [0] * 5}, "got 5 statistics for 4 rows"),
     ],
