@@ -191,6 +191,8 @@ Tensors grad_outputs(const Tensor& grad, const Tensor& weights, std::vector<int6
     }
     grads.push_back(empty(grad, result, format, grad.scalar_type()));
   }
+  // Without individuals there may be any number of elements to go through.
+  if (std::all_of(grads.begin(), grads.end(), [](const Tensor& t) { return t.numel() == 0; })) return grads;
   THO_DISPATCH_V2(grad.scalar_type(), op, AT_WRAP([&] {
                     MixedSum<scalar_t> args = arguments<scalar_t>(shape, w);
                     MixedSumGrads<scalar_t> out{};

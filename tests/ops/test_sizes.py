@@ -155,6 +155,8 @@ MANY = 2**31  # images without pixels or without channels: who went over them on
 def test_nothing_takes_no_time():
     some, table = seen_as(MANY, 0, 2, 3), torch.ones(1, 1, 4)
     assert OPS.halve(some, 0).shape == (MANY, 0, 1, 2)
+    (nothing,) = OPS.mixed_sum_grad_outputs(seen_as(0, 2**48), torch.ones(0, 1), [0])
+    assert nothing.shape == (0, 2**48)
     assert OPS.halve_grad(some[..., :1, :2], some, some).shape == some.shape
     none = seen_as(MANY, 4, 0, 3)
     assert all(OPS.pool(none, 1, 1, True)[i].eq(0).all() for i in (2, 3))
