@@ -105,8 +105,8 @@ def test_scales_near_zero_lose_nothing(scale: float) -> None:
 
 
 def test_float32_is_as_near_as_its_rounding() -> None:
-    # Relative to the largest gradient of a parameter; sums of thousands of products of seven digits. Where a value is so
-    # near 0 that rounding decides whether a ReLU lets it through, gradients differ by more: of three draws one must do.
+    # Relative to the largest gradient of a parameter; sums of thousands of products of seven digits. Where a value is
+    # so near 0 that rounding decides whether a ReLU lets it through, gradients differ by more: one of three draws.
     for last in (False, False, True):
         networks, x = pair(Genotype.published("PDARTS"), torch.float32), torch.randn(4, 3, 16, 16)
         try:
