@@ -17,6 +17,7 @@ from node_sum_cases import (
     make,
     run,
     statistics,
+    terms_of,
 )
 from torch import Tensor
 from torch.nn import functional as F
@@ -121,11 +122,17 @@ def test_population(size, prev_node, shared, individuals):
 
 @pytest.mark.parametrize("size", [(2, 4, 8, 8, 4), (2, 6, 16, 16, 1)], ids=str)
 def test_large_mean(size):
-    """Mean 1e3 and variance 1e-2: subtracting must come before scaling."""
-    inputs = make(size)
-    inputs.candidates = [1e3 + 0.1 * y for y in inputs.candidates]
+    """Mean 1e3 and variance 1e-2: subtracting must come before scaling. The second image mirrors the first, so that the
+    mean is exact in float32, and so is what is left after subtracting it."""
+    inputs = make(size).to(torch.float32)
+    inputs.candidates = [1e3 + 0.1 * torch.cat([y[:1], -y[:1]]) for y in inputs.candidates]
     inputs.mean, inputs.rstd = statistics(inputs.candidates, 1, size[0])
-    check(inputs, torch.float32)
+    inputs = inputs.to(torch.float32)
+    assert inputs.mean.eq(1e3).all()
+    grad = torch.randn(inputs(node_sum).shape)
+    left = replace(inputs, candidates=[y - 1e3 for y in inputs.candidates], mean=torch.zeros_like(inputs.mean))
+    ours, expected = run(node_sum, inputs, grad), run(node_sum_reference, inputs, grad.double())
+    assert_close(ours, expected, terms_of(left, grad))
 
 
 def test_bypass_weights_are_ones_by_default():
