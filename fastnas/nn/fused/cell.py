@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastnas.nn.fused.autograd import first_order, flattened, nested, structure_of
+from fastnas.nn.fused.autograd import below_autograd, first_order, flattened, nested, structure_of
 from fastnas.nn.fused.backward import SavedCell, run_backward
 from fastnas.nn.fused.batch_norm import Normalizer
 from fastnas.nn.fused.evaluation import evaluate
@@ -44,7 +44,7 @@ class _Cell(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         inputs, weights = [s0, s1], CellWeights(*nested(structure, iter(tensors)))
-        with torch._C._AutoDispatchBelowAutograd():  # otherwise each operator would call Python to ask about autograd
+        with below_autograd():
             done = run_forward(layout, settings, inputs, op_weights, edge_weights, weights, normalizer, True, masks)
         ctx.layout, ctx.settings = layout, settings
         saved = SavedCell(
@@ -67,7 +67,7 @@ class _Cell(torch.autograd.Function):
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad = grad.contiguous(memory_format=torch.channels_last)
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             grads = run_backward(ctx.layout, ctx.settings, SavedCell.restore(ctx), grad)
         of_weights = flattened(list(grads.weights))
         return None, None, None, None, *grads.inputs, grads.op_weights, grads.edge_weights, None, *of_weights
@@ -131,11 +131,13 @@ def fused_cell(
     masks = None if masks is None else masks.to(acc)
     normalizer = Normalizer(batch, acc, follows=images is None)
     arguments = layout, settings, inputs, rows, of_bypasses, CellWeights(*nested(structure, iter(tensors))), normalizer
-    if differentiable and not torch.compiler.is_compiling():
-        output = _Cell.apply(layout, settings, normalizer, structure, *inputs, rows, of_bypasses, masks, *tensors)
-    elif masks is None and not batch and layout.sums and not torch.compiler.is_compiling():
-        output = evaluate(*arguments)
-    else:
+    if torch.compiler.is_compiling():
         output = run_forward(*arguments, keep=differentiable, masks=masks).output
+    elif differentiable:
+        output = _Cell.apply(layout, settings, normalizer, structure, *inputs, rows, of_bypasses, masks, *tensors)
+    else:
+        with below_autograd():
+            sums = masks is None and not batch and layout.sums
+            output = evaluate(*arguments) if sums else run_forward(*arguments, keep=False, masks=masks).output
     normalizer.follow()
     return output.unflatten(0, (individuals, -1)) if s0.dim() == 5 else output

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.nn.fused.autograd import first_order, flattened, nested, structure_of
+from fastnas.nn.fused.autograd import below_autograd, first_order, flattened, nested, structure_of
 from fastnas.nn.fused.batch_norm import (
     Affine,
     BatchStats,
@@ -93,7 +93,7 @@ class _FusedSum(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> Tensor:
         terms = [Term(*each) for each in nested(structure, iter(tensors))]
-        with torch._C._AutoDispatchBelowAutograd():  # otherwise each operator would call Python to ask about autograd
+        with below_autograd():
             saved, result = _forward(branches, normalizer, terms, masks, weights)
         ctx.branches, ctx.batch = branches, normalizer.batch
         saved.save(ctx)
@@ -102,7 +102,7 @@ class _FusedSum(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             return None, None, None, None, *_backward(ctx.branches, ctx.batch, SavedNode.restore(ctx), grad)
 
 
