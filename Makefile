@@ -28,6 +28,12 @@ CTEST := $(BIN)/ctest --test-dir build/emulate --output-on-failure --quiet
 # Python is not instrumented, so the sanitizer has to be there before it; so does the library that throws exceptions.
 PRELOAD = $(shell $(CXX) -print-file-name=libasan.so):$(shell $(CXX) -print-file-name=libstdc++.so)
 SANITIZE_TESTS ?= tests/ops
+SANITIZED := ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+UNDER_ADDRESS = LD_PRELOAD=$(PRELOAD) $(SANITIZED) FASTNAS_EMULATED=$(CURDIR)/build/emulate/lib/emulated_address.so
+UNDER_THREAD = LD_PRELOAD=$(shell $(CXX) -print-file-name=libtsan.so) FASTNAS_EMULATED=$(CURDIR)/build/emulate/lib/emulated_thread.so
+# Cards with less and with more shared memory than the usual 163 KiB of a block, for the kernels that need much of it.
+SHARED_MEMORY_TESTS := tests/cuda_emulation tests/ops/test_stage.py tests/ops/test_stage_gradients.py tests/ops/test_edge_sum.py
+on_other_cards = for kib in 99 227; do $(1) $(PYTEST) -m emulated --shared-kib $$kib $(2) $(SHARED_MEMORY_TESTS) || exit 1; done
 # Empty where no NVIDIA driver is loaded; the last one is that of Windows' Linux.
 DRIVER := $(wildcard /proc/driver/nvidia/version /dev/nvidiactl /dev/dxg)
 SAY := $(PYTHON) tools/with_progress.py
@@ -61,10 +67,11 @@ emulate: install
 	FASTNAS_EMULATE=emulation_sanitized $(BIN)/python setup.py --quiet build_ext
 	$(CTEST)
 	$(PYTEST) -m emulated --all-emulated
-	LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
-	FASTNAS_EMULATED=$(CURDIR)/build/emulate/lib/emulated_address.so $(PYTEST) -s -m emulated
-	LD_PRELOAD=$(shell $(CXX) -print-file-name=libtsan.so) \
-	FASTNAS_EMULATED=$(CURDIR)/build/emulate/lib/emulated_thread.so $(PYTEST) -s -m emulated
+	$(call on_other_cards,,--all-emulated)
+	$(UNDER_ADDRESS) $(PYTEST) -s -m emulated
+	$(call on_other_cards,$(UNDER_ADDRESS),-s)
+	$(UNDER_THREAD) $(PYTEST) -s -m emulated
+	$(call on_other_cards,$(UNDER_THREAD),-s)
 
 # -s: pytest would lose the report of a process that dies.
 sanitize: install
@@ -72,7 +79,7 @@ sanitize: install
 	FASTNAS_SANITIZE=address,undefined $(BIN)/python setup.py --quiet build_ext
 	build/sanitize-thread/sanitize_threads
 	UBSAN_OPTIONS=print_stacktrace=1 build/sanitize-address/sanitize_threads
-	LD_PRELOAD=$(PRELOAD) ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+	LD_PRELOAD=$(PRELOAD) $(SANITIZED) \
 	FASTNAS_EXTENSION=$(CURDIR)/build/sanitize-address/lib $(PYTEST) -p tests.sanitize.extension -s $(SANITIZE_TESTS)
 
 cuda-check: install

@@ -109,6 +109,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help=f"run all emulated cases of every test, in every order of threads; by default {EMULATED_CASES} of each",
     )
+    parser.addoption(
+        "--shared-kib",
+        type=int,
+        choices=emulation.SHARED_KIB,
+        default=163,
+        help="shared memory that an emulated card allows a block (default: 163, compute capability 8.0)",
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -148,7 +155,7 @@ def backend(request: pytest.FixtureRequest, seed: int) -> Iterator[str]:
     elif request.param == "emulated":
         if not emulation.library_path().is_file():
             pytest.skip("the CUDA kernels are not built for the CPU: make emulation")
-        with emulation.emulated("shuffled", seed):
+        with emulation.emulated("shuffled", seed, request.config.getoption("--shared-kib")):
             yield request.param
     else:
         yield request.param

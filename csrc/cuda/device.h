@@ -27,6 +27,18 @@ inline unsigned blocks_of(int64_t count, int64_t most = kMaxBlocks) {
   return static_cast<unsigned>(count < 1 ? 1 : count < most ? count : most);
 }
 
+/// Of the current device.
+inline int64_t device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, device);
+  if (error != cudaSuccess) {
+    cudaGetLastError();  // clears the error, which is reported here
+    throw std::runtime_error(std::string("fastnas: the GPU does not say what it allows: ") + cudaGetErrorString(error));
+  }
+  return value;
+}
+
 /// Called with the name of every kernel that is launched, where set: tests see what has run, benchmarks count.
 inline void (*launch_observer)(const char* name) = nullptr;
 

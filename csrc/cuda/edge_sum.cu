@@ -11,11 +11,14 @@
 namespace fastnas::cuda {
 namespace {
 
-constexpr int kIndividuals = 8;  // whose sums a block keeps at once, at most
-/// Of shared memory, so that two blocks are resident on sm_90.
-constexpr int64_t kTwoBlocksBytes = 112 << 10;
+constexpr int kIndividuals = 8;          // whose sums a block keeps at once, at most
 constexpr int64_t kEnoughBlocks = 1024;  // to fill a GPU several times
 constexpr int64_t kMostBlocks = 1 << 20;
+
+/// Of a block, so that two are resident on a multiprocessor, which keeps 1 KiB of each for itself.
+inline int64_t two_blocks_bytes() {
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor) / 2 - (1 << 10);
+}
 
 /// Geometry of a launch.
 struct Geometry {
@@ -292,9 +295,10 @@ struct LaunchPlan {
       return geometry.values * static_cast<int64_t>(sizeof(A));
     };
     int at_once = several ? static_cast<int>(std::min<int64_t>(args.individuals, kIndividuals)) : 1;
-    while (at_once > 1 && bytes_for(at_once) > kTwoBlocksBytes) --at_once;
+    const int64_t most = two_blocks_bytes();
+    while (at_once > 1 && bytes_for(at_once) > most) --at_once;
     const int64_t bytes = bytes_for(at_once), tiles = tiling.tiles;
-    shared = bytes <= kMaxSharedBytes;
+    shared = bytes <= most_shared_bytes();
     const int64_t individuals = several ? ceil_div(args.individuals, at_once) : 1;
     const int64_t others = geometry.channel_blocks * individuals, groups = ceil_div(kEnoughBlocks, tiles * others);
     int& group = geometry.group;

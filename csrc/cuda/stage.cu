@@ -164,7 +164,7 @@ struct LaunchPlan {
     weights = weights_of(args, true);
     memory = Memory::of(tiling, static_cast<int>(args.channels), A());
     const int64_t bytes = memory.all * static_cast<int64_t>(sizeof(A));
-    shared = bytes <= kMaxSharedBytes;
+    shared = bytes <= most_shared_bytes();
     const int64_t tiles = tiling.tiles, groups = tiles > 0 ? ceil_div(kEnoughBlocks, tiles) : 1;
     group = args.shared && groups < args.stages ? static_cast<int>(ceil_div(args.stages, groups)) : 1;
     blocks = shared ? (tiles < kMostBlocks ? tiles : kMostBlocks) : scratch_blocks(tiles, this->groups(), bytes);

@@ -202,11 +202,12 @@ struct LaunchPlan {
     }
     weights = weights_of(args, false);
     int64_t bytes = lay_out(wide ? kVector<T> : 1);
-    if (wide && bytes > kMaxSharedBytes) {  // of single channels a block has fewer, and there are more blocks
+    const int64_t most = most_shared_bytes();
+    if (wide && bytes > most) {  // of single channels a block has fewer, and there are more blocks
       wide = false;
       bytes = lay_out(1);
     }
-    shared = bytes <= kMaxSharedBytes;
+    shared = bytes <= most;
     const Tiling& tiling = geometry.tiling;
     const int64_t others = args.inputs() * ceil_div(args.channels, geometry.inner), tiles = tiling.tiles;
     const int64_t row_bytes = kSplits * args.stages * geometry.row * static_cast<int64_t>(sizeof(A));

@@ -17,8 +17,7 @@ namespace {
 
 constexpr int kRows = 4;  // of a strip
 constexpr int kBlockThreads = 256;
-/// Of dynamic shared memory. sm_80 has 163 KiB for a block; a tile that needs more lies in a workspace.
-constexpr int64_t kMaxSharedBytes = 160 << 10;
+constexpr int64_t kDeclaredBytes = 3 << 10;   // most shared memory that a kernel declares beside its tile
 constexpr int64_t kScratchBytes = 256 << 20;  // of such a workspace, about
 
 /// Channels of a thread where memory allows: 16 bytes of float. One of double, whose vectors registers cannot hold.
@@ -38,6 +37,12 @@ inline int power_of_two(int64_t at_least, int most) {
   int result = 1;
   while (result < at_least && result < most) result *= 2;
   return result;
+}
+
+/// Of a tile in the shared memory of a block; one that needs more lies in a workspace. Cards of compute capability 8.6,
+/// 8.9 and 12.0 have 99 KiB for a block, 8.0 has 163, 9.0 has 227.
+inline int64_t most_shared_bytes() {
+  return device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) - kDeclaredBytes;
 }
 
 // --- tiles -----------------------------------------------------------------------------------------------------------

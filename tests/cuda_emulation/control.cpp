@@ -25,6 +25,9 @@ EXPORT void emulated_set_order(int order, uint64_t seed) {
   emulator::set_order(static_cast<emulator::Order>(order), seed);
 }
 
+/// KiB of shared memory that a block may ask for.
+EXPORT void emulated_set_shared_kib(uint64_t kib) { emulator::set_most_shared_bytes(kib << 10); }
+
 /// Whether kernels are only counted, not run.
 EXPORT void emulated_set_dry(bool dry) { emulator::set_dry(dry); }
 

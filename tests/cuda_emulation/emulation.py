@@ -26,6 +26,8 @@ from fastnas import _library  # noqa: F401  (registers torch.ops.fastnas)
 # `make emulation` builds this one; FASTNAS_EMULATED names another, built with a sanitizer.
 LIBRARY = Path(__file__).resolve().parents[2] / "build" / "emulate" / "lib" / "emulated_plain.so"
 ORDERS = ("forward", "reverse", "shuffled")
+# KiB of shared memory that a block may have on cards of compute capability 8.6, 8.9 and 12.0; of 8.0; of 9.0 and 10.0.
+SHARED_KIB = (99, 163, 227)
 
 # dtype → largest difference from the CPU kernel, relative to the largest value of a result: a tensor, or all tensors of
 # a list, of which one may have a single value that cancels to almost nothing. Both accumulate in float32 (float64), in
@@ -64,16 +66,22 @@ def take_launches() -> Counter[str]:
 
 
 @contextlib.contextmanager
-def emulated(order: str = "forward", seed: int = 0) -> Iterator[None]:
-    """Operators on CPU tensors run their CUDA kernels, threads and blocks in this order, one of ORDERS.
+def emulated(order: str = "forward", seed: int = 0, shared_kib: int = 163) -> Iterator[None]:
+    """Operators on CPU tensors run their CUDA kernels, threads and blocks in this order, one of ORDERS, on a card that
+    lets a block have this much shared memory.
 
     Raises:
         AssertionError: from an operator whose kernels disagree with the CPU kernel.
         RuntimeError: from an operator whose kernel does what a GPU leaves undefined, naming thread and line.
     """
-    _library_handle().emulated_set_order(ORDERS.index(order), ctypes.c_uint64(seed))
-    with _replaced(_compared):
-        yield
+    handle = _library_handle()
+    handle.emulated_set_order(ORDERS.index(order), ctypes.c_uint64(seed))
+    handle.emulated_set_shared_kib(ctypes.c_uint64(shared_kib))
+    try:
+        with _replaced(_compared):
+            yield
+    finally:
+        handle.emulated_set_shared_kib(ctypes.c_uint64(163))
 
 
 @contextlib.contextmanager

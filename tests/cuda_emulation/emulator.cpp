@@ -113,6 +113,7 @@ char begin_clock, end_clock;
 Order order = Order::forward;
 std::mt19937_64 random_order;
 bool is_dry = false;
+size_t most_shared = 163 << 10;
 
 template <typename... Values>
 std::string format(const char* pattern, Values... values) {
@@ -336,6 +337,10 @@ void set_order(Order wanted, uint64_t seed) {
 void set_dry(bool dry) { is_dry = dry; }
 
 bool dry() { return is_dry; }
+
+void set_most_shared_bytes(size_t bytes) { most_shared = bytes; }
+
+size_t most_shared_bytes() { return most_shared; }
 
 unsigned lane() { return current->linear % kWarp; }
 

@@ -20,9 +20,8 @@ struct Dim3 {
 
 constexpr unsigned kWarp = 32;
 constexpr unsigned kMaxThreads = 1024;
-/// Of a block, on every architecture that is built for: more must be asked for, and sm_80 has 163 KiB.
+/// Of a block, on every card: more must be asked for.
 constexpr size_t kSharedBytes = 48 << 10;
-constexpr size_t kMaxSharedBytes = 163 << 10;
 /// Few, so that kernels that size their grid by it stride.
 constexpr int kMultiprocessors = 3;
 
@@ -35,6 +34,11 @@ void run(Dim3 grid, Dim3 block, size_t shared_bytes, void (*kernel)(const void*)
 /// The order in which threads and blocks run. Whatever depends on it is a race.
 enum class Order { forward, reverse, shuffled };
 void set_order(Order order, uint64_t seed);
+
+/// The most shared memory that a block may ask for; a multiprocessor has 1 KiB more. 163 KiB, those of sm_80, where it
+/// is not set.
+void set_most_shared_bytes(size_t bytes);
+size_t most_shared_bytes();
 
 /// While set, kernels are launched (checked, counted) but not run.
 void set_dry(bool dry);

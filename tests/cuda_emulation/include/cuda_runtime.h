@@ -213,6 +213,7 @@ enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrMaxSharedMemoryPerBlock,
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMaxSharedMemoryPerMultiprocessor,
   cudaDevAttrMaxThreadsPerMultiProcessor,
 };
 
@@ -257,7 +258,7 @@ inline cudaError_t cudaPeekAtLastError() { return emulator::last_error; }
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-  if (value < 0 || size_t(value) > emulator::kMaxSharedBytes) return emulator::report(cudaErrorInvalidValue);
+  if (value < 0 || size_t(value) > emulator::most_shared_bytes()) return emulator::report(cudaErrorInvalidValue);
   emulator::shared_limits[reinterpret_cast<const void*>(kernel)] = size_t(value);
   return cudaSuccess;
 }
@@ -297,7 +298,10 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, 
       *value = int(emulator::kSharedBytes);
       break;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = int(emulator::kMaxSharedBytes);
+      *value = int(emulator::most_shared_bytes());
+      break;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = int(emulator::most_shared_bytes() + (1 << 10));
       break;
     case cudaDevAttrMaxThreadsPerMultiProcessor:
       *value = 2048;
