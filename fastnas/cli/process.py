@@ -12,7 +12,8 @@ from fastnas.errors import UserError
 
 
 def resolve_device(name: str) -> torch.device:
-    """ "auto" → CUDA where there is a GPU. UserError for a device that is not there."""
+    """ "auto" → CUDA where there is a GPU, which becomes the current one of the process: whatever names no device, such
+    as pinned memory, would otherwise take hold of the first. UserError for a device that is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -23,6 +24,8 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(f"there is no device {name!r}: {torch.cuda.device_count()} CUDA devices were found; use cpu.")
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"device {name!r} is not supported: use cpu or cuda.")
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 

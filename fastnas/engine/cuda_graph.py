@@ -50,11 +50,14 @@ class CudaRecorder:
     def record(self, call: Callable[[], Any]) -> Callable[[], Any]:
         graph = torch.cuda.CUDAGraph()
         # Threads that pin memory for pipelines may allocate meanwhile; by default that would end the recording.
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+        recording = torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local")
+        # Both wait for, and launch on, streams of the current device, whatever device the graph is of.
+        with torch.cuda.device(self.device), recording:
             results = call()
 
         def replay() -> Any:
-            graph.replay()
+            with torch.cuda.device(self.device):
+                graph.replay()
             return results
 
         return replay

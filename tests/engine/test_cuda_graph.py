@@ -67,26 +67,38 @@ def test_what_cannot_be_recorded_runs_without_and_says_so_once():
     assert graphs.call("step", torch.sum, torch.ones(3)).item() == 3
 
 
-def test_other_threads_may_allocate_while_one_records(monkeypatch):
-    """CUDA's own recorder, on stubs: the mode in which calls of other threads do not end a recording."""
-    asked = {}
+def test_recording_and_replaying_on_a_second_gpu(monkeypatch):
+    """CUDA's own recorder, on stubs. What other threads allocate does not end a recording; both happen on the device of
+    the stream, whatever the current one is."""
+    seen: list[Any] = []
+
+    class Within:
+        def __init__(self, *what: Any) -> None:
+            self.what = what
+
+        def __enter__(self) -> None:
+            seen.append(("enter", *self.what))
+
+        def __exit__(self, *reason: Any) -> None:
+            seen.append(("leave", *self.what))
 
     class Graph:
-        def __enter__(self) -> None: ...
-        def __exit__(self, *reason: Any) -> None: ...
         def replay(self) -> None:
-            asked["replayed"] = True
+            seen.append("replay")
 
-    def graph(recorded: Graph, **options: Any) -> Graph:
-        asked.update(options)
-        return recorded
+    def graph(recorded: Graph, stream: str, capture_error_mode: str) -> Within:
+        return Within(stream, capture_error_mode)
 
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: Within(str(device)))
     replay = CudaRecorder(torch.device("cuda:1")).record(lambda: 7)
+    recording = ("a stream of cuda:1", "thread_local")
+    assert seen == [("enter", "cuda:1"), ("enter", *recording), ("leave", *recording), ("leave", "cuda:1")]
+    seen.clear()
     assert replay() == 7
-    assert asked == {"stream": "a stream of cuda:1", "capture_error_mode": "thread_local", "replayed": True}
+    assert seen == [("enter", "cuda:1"), "replay", ("leave", "cuda:1")]
 
 
 def test_there_are_none_on_a_cpu_or_where_they_are_not_wanted():
