@@ -16,7 +16,7 @@ namespace fastnas::FASTNAS_ISA {
 
 /// Rows of a tile that is `vectors` wide: as many sums as registers hold besides the operands.
 template <int vectors>
-constexpr int kTileRows = vectors == 1 || kVectorRegisters == 32 ? 8 : 6;
+constexpr int kTileRows = vectors == 1 || kVectorRegisters == 32 ? 8 : vectors == 2 ? 6 : 4;
 
 /// Calls f.operator()<n>(v) for all `vectors`, n from the v-th on at once: as many as tiles of registers take.
 template <typename F>
@@ -24,6 +24,9 @@ inline void for_columns(int64_t vectors, const F& f) {
   int64_t v = 0;
   if constexpr (kVectorRegisters == 32) {
     for (; vectors - v >= 3 && vectors - v != 4; v += 3) f.template operator()<3>(v);
+  } else if (vectors % 2 == 1 && vectors >= 3) {  // a tile of one vector would wait for its loads
+    f.template operator()<3>(v);
+    v += 3;
   }
   for (; v + 2 <= vectors; v += 2) f.template operator()<2>(v);
   if (v < vectors) f.template operator()<1>(v);

@@ -20,7 +20,7 @@ from fastnas.input_file import path_of
 from fastnas.limits import check_operations, check_sizes
 from fastnas.nn.derived_cell import DerivedCell
 from fastnas.nn.derived_file import check_weights, load_network, save_network
-from fastnas.nn.fused.node import States, can_fuse, joined
+from fastnas.nn.fused.node import States, can_fuse
 from fastnas.nn.mixed_op import resolve_backend
 from fastnas.nn.stem import make_channels_last, make_stem
 
@@ -55,8 +55,9 @@ class AuxiliaryHead(nn.Module):
         )
         self.classifier = nn.Linear(768, num_classes)
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W]
-        height, width = x.shape[-2:]
+    def forward(self, x: States) -> Tensor:  # [B, C, H, W], or its parts
+        parts = x if isinstance(x, tuple) else (x,)
+        height, width = parts[0].shape[-2:]
         side = self.map_sizes[0]
         if height not in self.map_sizes or width not in self.map_sizes:
             raise UserError(
@@ -64,7 +65,9 @@ class AuxiliaryHead(nn.Module):
                 "(images of 32×32 with the CIFAR stem, of 224×224 with the ImageNet stem): build the network with "
                 "auxiliary=False, or resize the images."
             )
-        return self.classifier(self.features(x).flatten(1))  # [B, num_classes]
+        # Channel by channel, before the parts are put together: what is copied then is small.
+        pooled = torch.cat([self.features[:2](part) for part in parts], 1)  # [B, C, 2, 2]
+        return self.classifier(self.features[2:](pooled).flatten(1))  # [B, num_classes]
 
 
 class DerivedNetwork(nn.Module):
@@ -194,9 +197,17 @@ class DerivedNetwork(nn.Module):
                 cell(s0, s1, drop_path * depth, join),
             )  # [B, concat * C, H', W'], or its nodes
             if index == self.auxiliary_after and self.training and self.auxiliary_head is not None:
-                auxiliary_logits = self.auxiliary_head(joined(s1))  # [B, num_classes]
-        logits = self.classifier(self.pool(joined(s1)).flatten(1))  # [B, num_classes]
+                auxiliary_logits = self.auxiliary_head(s1)  # [B, num_classes]
+        logits = self.classifier(self._pooled(s1))  # [B, num_classes]
         return logits if auxiliary_logits is None else (logits, auxiliary_logits)
+
+    def _pooled(self, states: States) -> Tensor:
+        """The mean of every channel [B, concat * C]."""
+        if not isinstance(states, tuple):
+            return self.pool(states).flatten(1)
+        # Divided after the sum, the gradient stays one value for each channel until an operator reads it.
+        height, width = states[0].shape[-2:]
+        return torch.cat([part.sum((2, 3)) / (height * width) for part in states], 1)
 
     def save(self, path: str | os.PathLike[str], about: Mapping[str, Any] | None = None) -> Path:
         """Writes `path`, a JSON description, and the weights beside it under the same name with the ending

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from fastnas.nn.fused.derived import DerivedLayout, fused_derived_cell
 from fastnas.nn.fused.node import States, fused_sum, joined
 from fastnas.nn.primitives import FactorizedReduce, ReLUConvNorm, make_primitive
 
@@ -79,23 +80,51 @@ class DerivedCell(nn.Module):
 
     def forward(self, s0: States, s1: States, drop_path_prob: float | Tensor = 0.0, join: bool = True) -> States:
         """States [B, channels_in[i], H_i, W_i] → [B, len(concat) * C, H', W'], or its nodes without `join`."""
-        states = [self._sum([self.preprocess0], [s0]), self._sum([self.preprocess1], [s1])]  # [B, C, H, W] each
-        for first, last in zip(self.first_edge, self.first_edge[1:], strict=False):
-            primitives = list(self.primitives[first:last])
-            inputs: list[States] = [states[source] for source in self.sources[first:last]]
-            states.append(self._sum(primitives, inputs, drop_path_prob))  # [B, C, H', W']
-        nodes = tuple(states[node] for node in self.concat)
+        masks = self._masks(s1, drop_path_prob)
+        nodes = None
+        if self.backend == "fused" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            nodes = fused_derived_cell(self._layout(), s0, s1, masks)
+        if nodes is None:
+            nodes = self._sums(s0, s1, masks)
         return torch.cat(nodes, dim=1) if join else nodes
 
-    def _sum(
-        self, modules: Sequence[nn.Module], inputs: Sequence[States], drop_path_prob: float | Tensor = 0.0
-    ) -> Tensor:
-        """Σ of the modules' outputs, each of its own input, without the images that drop path drops."""
+    def _layout(self) -> DerivedLayout:
+        """Made again where other code has replaced modules, as `nn.DataParallel` does in its replicas."""
+        planned = self.__dict__.get("_planned")
+        if planned is not None:
+            layout, inner = planned
+            if inner[0][0] is self._modules and all(list(modules.values()) == known for modules, known in inner):
+                return cast(DerivedLayout, layout)
+        preprocess = (self.preprocess0, self.preprocess1)
+        layout = DerivedLayout(preprocess, list(self.primitives), self.sources, self.first_edge, self.concat)
+        # The cell itself comes first.
+        inner = [(module._modules, list(module._modules.values())) for module in self.modules() if module._modules]
+        self._planned = layout, inner
+        return layout
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and files hold modules alone, and not what was made of them."""
+        return {name: value for name, value in self.__dict__.items() if name != "_planned"}
+
+    def _masks(self, states: States, drop_path_prob: float | Tensor) -> list[Tensor | None]:
+        """The images [B] that drop path keeps, for each operation; None for all."""
+        x = states[0] if isinstance(states, tuple) else states
         dropping = self.training and (isinstance(drop_path_prob, Tensor) or drop_path_prob > 0)
-        masks = [
-            drop_path_mask(joined(x), drop_path_prob) if dropping and not isinstance(module, nn.Identity) else None
-            for module, x in zip(modules, inputs, strict=True)
-        ]  # [B] each
+        return [
+            drop_path_mask(x, drop_path_prob) if dropping and not isinstance(primitive, nn.Identity) else None
+            for primitive in self.primitives
+        ]
+
+    def _sums(self, s0: States, s1: States, masks: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """The nodes, one after the other."""
+        states = [self._sum([self.preprocess0], [s0], [None]), self._sum([self.preprocess1], [s1], [None])]
+        for first, last in zip(self.first_edge, self.first_edge[1:], strict=False):
+            inputs: list[States] = [states[source] for source in self.sources[first:last]]
+            states.append(self._sum(list(self.primitives[first:last]), inputs, masks[first:last]))  # [B, C, H', W']
+        return tuple(states[node] for node in self.concat)
+
+    def _sum(self, modules: Sequence[nn.Module], inputs: Sequence[States], masks: Sequence[Tensor | None]) -> Tensor:
+        """Σ of the modules' outputs, each of its own input, without the images that drop path drops."""
         if self.backend == "fused" and (total := fused_sum(modules, inputs, masks)) is not None:
             return total
         outputs = [

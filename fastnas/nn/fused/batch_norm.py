@@ -81,14 +81,19 @@ class Normalization(NamedTuple):
         sum_dy, sum_dy_xhat = sums.unbind(1)
         if self.gamma is None or self.beta is None:
             return sum_dy, sum_dy_xhat
-        # Asking a GPU for the smallest |γ| would wait for it.
-        if sums.is_cpu and torch.linalg.vector_norm(self.gamma, -torch.inf) >= LEAST_GAMMA:
-            return sum_dy, torch.addcmul(sum_dy_xhat, self.beta[:, 0], sum_dy, value=-1) / self.gamma[:, 0]
-        products = [
-            _node_sum_grad(grad, [y], self.mean[i : i + 1], self.rstd[i : i + 1], [])[2]  # [1, C]
-            for i, (grad, y) in enumerate(zip(grads, outputs, strict=True))
-        ]
-        return sum_dy, torch.cat(products)
+        imprecise = list(range(len(sums)))
+        if sums.is_cpu:  # asking a GPU for the smallest |γ| would wait for it
+            least = torch.linalg.vector_norm(self.gamma, -torch.inf, dim=(1, 2))  # [norms]
+            imprecise = [i for i, value in enumerate(least.tolist()) if not value >= LEAST_GAMMA]
+        if len(imprecise) < len(sums):
+            sum_dy_xhat = torch.addcmul(sum_dy_xhat, self.beta[:, 0], sum_dy, value=-1) / self.gamma[:, 0]
+        products = {
+            i: _node_sum_grad(grads[i], [outputs[i]], self.mean[i : i + 1], self.rstd[i : i + 1], [])[2]  # [1, C]
+            for i in imprecise
+        }
+        if not products:
+            return sum_dy, sum_dy_xhat
+        return sum_dy, torch.cat([products.get(i, sum_dy_xhat[i : i + 1]) for i in range(len(sums))])
 
     def affine_grads(self, sum_dy: Tensor, sum_dy_xhat: Tensor, batch: bool) -> list[Tensor]:
         """The gradients of γ, β and the shift of each norm, from sums [norms, C] of one individual."""

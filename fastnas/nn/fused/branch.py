@@ -170,9 +170,9 @@ class Branch(ABC):
         """Weights of the convolutions, and parameters of the BatchNorms between them."""
         return []
 
-    def affine(self) -> Affine:
-        """The parameters of the last BatchNorm of a lone candidate."""
-        norm = self.last_norms[0]
+    def affine(self, place: int = 0) -> Affine:
+        """The parameters of the last BatchNorm of a candidate, by its place among the slots."""
+        norm = self.last_norms[place]
         return Affine(None, None, None) if norm is None else Affine(norm.weight, norm.bias, None)
 
     @abstractmethod
@@ -189,6 +189,15 @@ class Branch(ABC):
     def stat_places(self) -> tuple[int, list[int]]:
         """How many statistics `forward` gives, and the place of each candidate's among them."""
         return len(self.slots), list(range(len(self.slots)))
+
+    def stats_of(self, stats: Sequence[BatchStats], place: int) -> BatchStats:
+        """Those of a candidate [1, P, C], by its place among the slots, of what `forward` gives."""
+        row = self.stat_places()[1][place]
+        for each in stats:
+            if row < len(each.mean):
+                break
+            row -= len(each.mean)
+        return BatchStats(each.mean[row : row + 1], each.variance[row : row + 1], each.values)
 
     @abstractmethod
     def backward(self, back: BackwardPass, output: BranchOutput, weights: Tensors) -> list[Tensor]:

@@ -107,8 +107,8 @@ class PointwiseBranch(Branch):
     def weights(self) -> list[Tensor | None]:
         return [matrix for slot in self.slots for matrix in matrices_of(slot.pattern)]
 
-    def affine(self) -> Affine:
-        pattern = self.slots[0].pattern
+    def affine(self, place: int = 0) -> Affine:
+        pattern = self.slots[place].pattern
         biases = [convolution.bias for convolution in pattern.convolutions if convolution.bias is not None]
         return Affine(pattern.norm.weight, pattern.norm.bias, torch.cat(biases) if biases else None)
 

@@ -128,14 +128,21 @@ def _forward(
     )  # [K, 1, C]
     if weights is None:
         weights = scales.new_ones(len(raws))  # [K]
+    return saved, masked_sum(raws, means, scales, weights, masks)
+
+
+def masked_sum(
+    raws: Sequence[Tensor], means: Tensor, scales: Tensor, weights: Tensor, masks: Sequence[Tensor | None]
+) -> Tensor:
+    """Σ_k weight_k · mask_k · (raw_k - mean_k) · scale_k: weights [K], tables [K, 1, C], masks [N] or None for ones."""
     if all(mask is None for mask in masks):
-        return saved, _node_sum(raws, means, scales, weights[None], [], None, 1)
+        return cast(Tensor, _node_sum(raws, means, scales, weights[None], [], None, 1))
     # Every image is an individual of its own, with weights of its own.
     images = raws[0].shape[0]
     ones = scales.new_ones(images)  # [N]
     of_images = weights * torch.stack([ones if mask is None else mask for mask in masks], 1)  # [N, K]
     means, scales = (table.expand(-1, images, -1).contiguous() for table in (means, scales))  # [K, N, C]
-    return saved, _node_sum(raws, means, scales, of_images, [], None, images, 1)
+    return cast(Tensor, _node_sum(raws, means, scales, of_images, [], None, images, 1))
 
 
 def _backward(branches: Sequence[Branch], batch: bool, saved: SavedNode, grad: Tensor) -> list[Tensor | None]:
@@ -183,14 +190,7 @@ def _normalization(
     if norm is None:
         one = torch.ones(1, 1, raw.shape[1], dtype=normalizer.acc_dtype, device=raw.device)
         return Normalization.of(torch.zeros_like(one), one)
-    own = None
-    if normalizer.batch:
-        place = branch.stat_places()[1][0]
-        for each in stats:
-            if place < len(each.mean):
-                own = BatchStats(each.mean[place : place + 1], each.variance[place : place + 1], each.values)
-                break
-            place -= len(each.mean)
+    own = branch.stats_of(stats, 0) if normalizer.batch else None
     return normalizer.normalization([norm], own, [Affine(*affine)])
 
 

@@ -72,8 +72,8 @@ class SeparableBranch(Branch):
         ends = [0, first, 2 * first, 2 * first + second, 2 * first + 2 * second, len(weights)]
         return [weights[start:end] for start, end in itertools.pairwise(ends)]
 
-    def affine(self) -> Affine:
-        return _affine_of((self.second_stages or self.first_stages)[0])
+    def affine(self, place: int = 0) -> Affine:
+        return _affine_of(self.slots[place].pattern.stages[-1])
 
     def forward(self, run: ForwardPass, states: Tensors, weights: Tensors) -> Forward:
         depthwise, pointwise, second_depthwise, second_pointwise, learned = self._split(weights)

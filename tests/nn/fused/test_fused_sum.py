@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ def pair(genotype: Genotype, dtype: torch.dtype = torch.float64, **options: Any)
 def results(network: nn.Module, x: Tensor) -> tuple[Tensor, list[Tensor | None], list[Tensor]]:
     """Outputs, gradients of input and parameters, buffers; the drawn masks are the same in every call."""
     torch.manual_seed(7)
+    network.zero_grad()
     x = x.clone().requires_grad_()
     y = network(x)
     y = torch.cat(y, 1) if isinstance(y, tuple) else y
@@ -189,6 +191,81 @@ def test_backend_is_an_attribute_and_copies_keep_it() -> None:
     network.backend = "reference"
     assert copy.deepcopy(network).backend == "reference"
     assert {cell.backend for cell in network.cells} == {"reference"}
+
+
+@pytest.mark.parametrize("name", ["DARTS_V2", "NASNet", "EG_NAS_cifar10"])
+@pytest.mark.parametrize("kind", ["normal", "reduce"])
+def test_a_cell_in_training_is_one_step_of_autograd(name: str, kind: Any) -> None:
+    cell = DerivedCell(Genotype.published(name), kind, (6, 6), 4, False, backend="fused").double()
+    x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
+    functions = {node.grad_fn for node in cell(x, x, join=False)}
+    assert [function.name() for function in functions] == ["_DerivedCellBackward"]
+    with torch.no_grad():
+        assert all(node.grad_fn is None for node in cell(x, x, join=False))
+
+
+# Every way in which a cell differs from what is computed at once: dead nodes, a node twice, zeros alone.
+APART = {
+    "a node that reaches nothing": ([[("sep_conv_3x3", 0), ("skip_connect", 1)], [("max_pool_3x3", 0)]], [2]),
+    "an input that nothing reads": ([[("sep_conv_3x3", 0), ("skip_connect", 0)]], [2]),
+    "a node of zeros": ([[("none", 0), ("none", 1)], [("dil_conv_3x3", 0), ("skip_connect", 1)]], [2, 3]),
+    "zeros beside others": ([[("none", 0), ("sep_conv_3x3", 1)], [("dil_conv_3x3", 0), ("avg_pool_3x3", 2)]], [3]),
+    "one source for several": ([[("max_pool_3x3", 0), ("max_pool_3x3", 0), ("avg_pool_3x3", 1)]], [2]),
+    "a 1×1 convolution": ([[("nor_conv_1x1", 0), ("nor_conv_1x1", 1)], [("nor_conv_1x1", 0)]], [3, 2]),
+}
+
+
+@pytest.mark.parametrize("case", APART)
+@pytest.mark.parametrize("drop_path", [0.0, 0.4])
+def test_cells_of_any_shape(case: str, drop_path: float) -> None:
+    nodes, concat = APART[case]
+    networks = pair(Genotype(nodes, concat, nodes, concat), drop_path=drop_path)
+    assert_same(networks, torch.randn(3, 3, 8, 8, dtype=torch.float64))
+
+
+def test_a_cell_notices_other_modules() -> None:
+    """A cell remembers how it computes what its modules say, not the modules."""
+    networks = pair(Genotype.published("DARTS_V2"))
+    x = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    assert_same(networks, x)
+    other = make_primitive("dil_conv_5x5", 4, 1, norm=nn.BatchNorm2d).double()
+    for network in networks:
+        network.cells[0].primitives[0] = copy.deepcopy(other)
+    assert_same(networks, x)
+    for network in networks:
+        network.cells[0].primitives[0].norm = nn.BatchNorm2d(4).double()
+    networks[0] = copy.deepcopy(networks[0])
+    assert_same(networks, x)
+    for network in networks:
+        network.cells[0].primitives[0].norm.eps = 0.1  # one ε for all norms of a cell, or one sum after another
+    assert_same(networks, x)
+
+
+def test_a_cell_is_copied_and_stored_without_what_it_remembers() -> None:
+    cell = DerivedCell(Genotype.published("DARTS_V2"), "normal", (6, 6), 4, False, backend="fused").double()
+    x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
+    fresh = len(pickle.dumps(cell))
+    cell(x, x)
+    assert len(pickle.dumps(cell)) == fresh
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_a_gradient_for_some_nodes_only(constant: bool) -> None:
+    """Nodes whose gradient is absent count as zeros, and so do those that no gradient reaches."""
+    cell = DerivedCell(Genotype.published("DARTS_V2"), "normal", (6, 6), 4, False, backend="fused").double()
+    disturb(cell)
+    cell.train(not constant)
+    expected = copy.deepcopy(cell)
+    expected.backend = "reference"
+    x = torch.randn(2, 6, 5, 5, dtype=torch.float64)
+    gradients = []
+    for each in (cell, expected):
+        given = x.clone().requires_grad_()
+        nodes = each(given, given, join=False)
+        (nodes[1] * torch.linspace(-1, 1, nodes[1].numel(), dtype=x.dtype).view_as(nodes[1])).sum().backward()
+        gradients.append([given.grad, *(p.grad for p in each.parameters())])
+    for grad, same in zip(*gradients, strict=True):
+        torch.testing.assert_close(torch.zeros_like(grad) if same is None else same, grad)
 
 
 @pytest.mark.parametrize(
