@@ -348,7 +348,7 @@ class _DerivedBackward:
                 self.coeffs[edge], self.grad_affine[2 + edge] = coeffs[place : place + 1], of_affine[place]
         if edges.bare:
             one = self._like().new_zeros(1, 4, grad.shape[1])
-            one[:, 0] = 1
+            one[:, 0].fill_(1)
             self.coeffs |= dict.fromkeys(edges.bare, one)
 
     def _through_preprocess(self, index: int, grad: Tensor) -> list[Tensor]:
