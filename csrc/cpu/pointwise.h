@@ -1,12 +1,12 @@
 // 1×1 convolutions of pixels in scratch memory: dense matrix products of the shapes that cells have, with a block of
 // pixels that fits the nearest cache and few channels.
 //
-// Output channels lie in vectors, pixels go down the rows. Both products keep a tile of sums in registers, 6 or 8 rows
+// Output channels lie in vectors, pixels go down the rows. Both products keep a tile of sums in registers, 4 to 8 rows
 // of one to three vectors (kTileRows): as many as registers hold besides the operands, and enough sums in flight to
-// hide the latency of an addition. Each step loads one row of the tile's other operand, a vector or two, and multiplies
-// it by one value of every pixel (or input), broadcast from memory. Nothing is repacked: the block is small and used
-// once, so a general matrix product would spend more on copying than on computing. What the next block needs is
-// prefetched one line a step (prefetcher.h).
+// hide the latency of an addition. Each step loads one row of the tile's other operand, up to three vectors, and
+// multiplies it by one value of every pixel (or input), broadcast from memory. Nothing is repacked: the block is small
+// and used once, so a general matrix product would spend more on copying than on computing. What the next block needs
+// is prefetched one line a step (prefetcher.h).
 #pragma once
 
 #include "cpu/prefetcher.h"

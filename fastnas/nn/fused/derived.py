@@ -92,9 +92,9 @@ class DerivedLayout:
     ) -> None:
         self.concat = tuple(concat)
         of_inputs = [match_op(module) for module in preprocess]
-        patterns = [match_op(module) for module in primitives]
+        patterns = [pattern for module in primitives if (pattern := match_op(module)) is not None]
         self.known = all(isinstance(pattern, PointwisePattern) for pattern in of_inputs)
-        self.known &= all(pattern is not None for pattern in patterns)
+        self.known &= len(patterns) == len(primitives)
         if not self.known:
             return
         live = [edge for edge, pattern in enumerate(patterns) if not isinstance(pattern, ZeroPattern)]
@@ -108,8 +108,8 @@ class DerivedLayout:
                 if sources[edge] == state:
                     reading.setdefault(type(patterns[edge]), []).append(edge)
             self.skips.append(reading.pop(IdentityPattern, []))
-            # As `SeparableBranch` sorts them.
-            reading.get(SeparablePattern, []).sort(key=lambda edge: -len(patterns[edge].stages))  # type: ignore[union-attr]
+            # As `SeparableBranch` sorts them: those of two stages first.
+            reading.get(SeparablePattern, []).sort(key=lambda edge: -len(patterns[edge].norms))
             self.reads.append([_read(kind, edges, patterns) for kind, edges in reading.items()])
             strides = {read.branch.stride for read in self.reads[-1]} | ({1} if self.skips[-1] else set())
             strides |= {slot.pattern.stride for read in self.reads[-1] for slot in read.branch.slots}
@@ -145,7 +145,7 @@ class DerivedLayout:
         return [*self.preprocess, *(read.branch for read in self.all_reads())]
 
 
-def _read(kind: type[Pattern], edges: list[int], patterns: Sequence[Pattern | None]) -> Read:
+def _read(kind: type[Pattern], edges: list[int], patterns: Sequence[Pattern]) -> Read:
     slots = [Slot(patterns[edge], place, place) for place, edge in enumerate(edges)]
     return Read(KINDS[kind](slots, nodes=len(slots)), tuple(edges))
 
@@ -229,8 +229,8 @@ def _forward(
         if state >= 2:
             edges = layout.nodes[state - 2]
             last = [layout.norms[edge] for edge in edges.normalised]
-            of_edges = [stats for edge in edges.normalised if (stats := statistics[edge]) is not None]
-            norm = _normalization(normalizer, last, of_edges, [affine[2 + edge] for edge in edges.normalised])
+            own = [of_edge for edge in edges.normalised if (of_edge := statistics[edge]) is not None]
+            norm = _normalization(normalizer, last, own, [affine[2 + edge] for edge in edges.normalised])
             saved.norms.append(norm)
             of_node = [raw for edge in edges.all if (raw := raws[edge]) is not None]
             saved.states.append(_sum(of_node, [masks[edge] for edge in edges.all], norm, saved.norms[0]))
@@ -310,8 +310,10 @@ class _DerivedBackward:
         x = self.saved.states[state]
         addends: list[Tensor] = []
         if outside is not None:
-            # A slice of channels needs no copy: the channels of a pixel are still adjacent.
-            addends.append(outside if outside.stride(1) == 1 else outside.contiguous(memory_format=torch.channels_last))
+            # A slice of channels needs no copy: the channels of a pixel are adjacent. One value for all pixels does,
+            # once instead of in every operator that reads it.
+            adjacent = outside.stride(1) == 1 and outside.stride(3) >= outside.shape[1]
+            addends.append(outside if adjacent else outside.contiguous(memory_format=torch.channels_last))
         pools: BackwardPass | None = None
         for place, read in enumerate(self.layout.reads[state], self.first_read[state]):
             coeffs = [self.coeffs[edge] for edge in read.edges]
