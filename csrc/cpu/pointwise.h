@@ -16,7 +16,9 @@ namespace fastnas::FASTNAS_ISA {
 
 /// Rows of a tile that is `vectors` wide: as many sums as registers hold besides the operands.
 template <int vectors>
-constexpr int kTileRows = vectors == 1 || kVectorRegisters == 32 ? 8 : vectors == 2 ? 6 : 4;
+constexpr int kTileRows = vectors == 1 || kVectorRegisters == 32 ? 8
+                          : vectors == 2                         ? 6
+                                                                 : 4;
 
 /// Calls f.operator()<n>(v) for all `vectors`, n from the v-th on at once: as many as tiles of registers take.
 template <typename F>
