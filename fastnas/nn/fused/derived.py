@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import fastnas.ops  # noqa: F401  (registers torch.ops.fastnas)
-from fastnas.nn.fused.autograd import first_order, flattened, nested, structure_of
+from fastnas.nn.fused.autograd import below_autograd, first_order, flattened, nested, structure_of
 from fastnas.nn.fused.batch_norm import (
     Affine,
     BatchStats,
@@ -188,7 +188,7 @@ class _DerivedCell(torch.autograd.Function):
         *tensors: Tensor | None,
     ) -> tuple[Tensor, ...]:
         inputs, weights, affine = nested(structure, iter(tensors))
-        with torch._C._AutoDispatchBelowAutograd():  # otherwise each operator would call Python to ask about autograd
+        with below_autograd():
             saved = _forward(layout, normalizer, inputs, weights, affine, masks)
         ctx.layout, ctx.batch = layout, normalizer.batch
         ctx.learned = [tensor is not None for tensor in tensors]
@@ -199,7 +199,7 @@ class _DerivedCell(torch.autograd.Function):
     @staticmethod
     @first_order
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        with torch._C._AutoDispatchBelowAutograd():
+        with below_autograd():
             back = _DerivedBackward(ctx.layout, ctx.batch, SavedDerivedCell.restore(ctx))
             found = back.run(grads)
         given = (gradient if learned else None for gradient, learned in zip(found, ctx.learned, strict=True))
