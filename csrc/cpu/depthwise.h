@@ -6,7 +6,8 @@
 // sums stay in registers: a 3×3 convolution of 8 pixels loads 30 vectors instead of 72. Kernel size, dilation and
 // stride of the DARTS candidates are template arguments, so that all these loops unroll; any other geometry takes a
 // plain loop over its taps. The gradient of the weights holds some rows of the kernel in registers and goes over all
-// pixels; that of the input is a convolution with the flipped kernel, or a scatter where the stride is not 1.
+// pixels; that of the input is a convolution with the flipped kernel, of which each pixel has every S-th tap where the
+// stride S is not 1.
 #pragma once
 
 #include "cpu/vec.h"
@@ -184,6 +185,71 @@ void depthwise_grad_weights_general(const Taps<A>& taps, int64_t line, const A* 
   }
 }
 
+// PX pixels of the input's gradient, the first of them at g. Each column of g goes to all pixels that have it as a tap;
+// from right to left, so that a pixel gets its taps in their order.
+template <typename A, int K, int D, int S, int PX, bool kAdd>
+inline void depthwise_grad_input_block(const A* g, int64_t row, int64_t channels, int64_t y, const A* weights, A* z) {
+  constexpr int kPadding = D * (K - 1) / 2;
+  Vec<A> acc[PX];
+  for (int p = 0; p < PX; ++p) acc[p] = kAdd ? load(z + p * channels) : Vec<A>{};
+#pragma GCC unroll 1
+  for (int ky = K - 1; ky >= 0; --ky) {
+    const int64_t at = y + kPadding - ky * D;
+    if (at % S != 0) continue;
+    Vec<A> w[K];
+    for (int kx = 0; kx < K; ++kx) w[kx] = load(weights + (ky * K + kx) * channels);
+    const A* line = g + at / S * row;
+#pragma GCC unroll 32
+    for (int column = (PX - 1 + kPadding) / S; column >= -(kPadding / S); --column) {
+      const Vec<A> value = load(line + column * channels);
+#pragma GCC unroll 8
+      for (int kx = 0; kx < K; ++kx) {
+        const int p = column * S - kPadding + kx * D;
+        if (p >= 0 && p < PX) acc[p] += w[kx] * value;
+      }
+    }
+  }
+  for (int p = 0; p < PX; ++p) store(z + p * channels, acc[p]);
+}
+
+template <typename A, int K, int D, int S, bool kAdd>
+void depthwise_grad_input_row(const Taps<A>& taps, int64_t y, const A* weights, int64_t pixels, A* z) {
+  const int64_t channels = taps.channels;
+  for (int64_t c = 0; c < channels; c += kLanes<A>) {
+    int64_t p = 0;  // a multiple of S
+    const auto block = [&]<int PX>() {
+      depthwise_grad_input_block<A, K, D, S, PX, kAdd>(taps.first + p / S * channels + c, taps.row, channels, y,
+                                                       weights + c, z + p * channels + c);
+      p += PX;
+    };
+    while (p + 8 <= pixels) block.template operator()<8>();
+    while (p + S <= pixels) block.template operator()<S>();
+    if (p < pixels) block.template operator()<1>();
+  }
+}
+
+// Any kernel, dilation and stride.
+template <typename A, bool kAdd>
+void depthwise_grad_input_row_general(const Taps<A>& taps, int64_t y, const A* weights, int64_t pixels, A* z) {
+  const int64_t channels = taps.channels, k = taps.kernel, padding = taps.dilation * (k - 1) / 2;
+  for (int64_t p = 0; p < pixels; ++p) {
+    for (int64_t c = 0; c < channels; c += kLanes<A>) {
+      Vec<A> acc = kAdd ? load(z + p * channels + c) : Vec<A>{};
+      for (int64_t ky = k - 1; ky >= 0; --ky) {
+        const int64_t row = y + padding - ky * taps.dilation;
+        if (row % taps.stride != 0) continue;
+        for (int64_t kx = 0; kx < k; ++kx) {
+          const int64_t column = p + padding - kx * taps.dilation;
+          if (column % taps.stride != 0) continue;
+          const A* g = taps.first + row / taps.stride * taps.row + column / taps.stride * channels + c;
+          acc += load(weights + (ky * k + kx) * channels + c) * load(g);
+        }
+      }
+      store(z + p * channels + c, acc);
+    }
+  }
+}
+
 // Calls `known.template operator()<K, D, S>()` for the geometries of the DARTS candidates, `other()` for any other.
 template <typename A, typename Known, typename Other>
 inline void for_geometry(const Taps<A>& taps, const Known& known, const Other& other) {
@@ -233,25 +299,18 @@ void depthwise_grad_weights(const Taps<A>& taps, int64_t line, const A* g, int64
       [&] { detail::depthwise_grad_weights_general(taps, line, g, g_line, lines, pixels, grad); });
 }
 
-/// x[p, tap, :] += weights[tap, :] · g[p, :]: the gradient of the input where output pixels lie further apart than its
-/// own (otherwise depthwise_row of the flipped weights does it, which keeps sums in registers). `taps.first` is
-/// written.
-template <typename A>
-void depthwise_scatter_row(const Taps<A>& taps, const A* weights, int64_t pixels, const A* g) {
-  const int64_t channels = taps.channels;
-  for (int64_t ky = 0; ky < taps.kernel; ++ky) {
-    for (int64_t kx = 0; kx < taps.kernel; ++kx) {
-      A* x = const_cast<A*>(taps.first) + ky * taps.dilation * taps.row + kx * taps.dilation * channels;
-      const A* w = weights + (ky * taps.kernel + kx) * channels;
-      for (int64_t c = 0; c < channels; c += kLanes<A>) {
-        const Vec<A> weight = load(w + c);
-        for (int64_t p = 0; p < pixels; ++p) {
-          A* at = x + p * taps.stride * channels + c;
-          store(at, load(at) + weight * load(g + p * channels + c));
-        }
-      }
-    }
-  }
+/// Row `y` of the gradient of the input, where output pixels lie further apart than its own (otherwise depthwise_row of
+/// the flipped weights does it): z[p, :] = Σ_taps weights[tap, :] · g[the output pixel of which p is this tap], or +=
+/// with kAdd. The taps are those of the convolution in g, the gradient of its output bordered by zeros, but
+/// `taps.first` is the pixel (0, 0).
+template <bool kAdd = false, typename A>
+void depthwise_grad_input_row(const Taps<A>& taps, int64_t y, const A* weights, int64_t pixels, A* z) {
+  detail::for_geometry(
+      taps,
+      [&]<int K, int D, int S>() {
+        if constexpr (S > 1) detail::depthwise_grad_input_row<A, K, D, S, kAdd>(taps, y, weights, pixels, z);
+      },
+      [&] { detail::depthwise_grad_input_row_general<A, kAdd>(taps, y, weights, pixels, z); });
 }
 
 }  // namespace fastnas::FASTNAS_ISA

@@ -5,8 +5,9 @@
 // between the two stages of a candidate, then rows of all terms and of their sum; only the sums go to memory. Edges of
 // few channels share a vector, and so do images where edges leave lanes (lane_packing.h), as the stages of `stage` do:
 // every edge reads the same state, so it is written once for each of them, and one depthwise and one matrix product
-// compute a candidate of all edges of a group. The statistics are constants, so normalisation is a scale and an offset
-// for each term, and a term whose scale is zero for a whole block is not computed.
+// compute a candidate of all edges of a group. Meanwhile the products prefetch the state of the next block and the
+// lines of the sums. The statistics are constants, so normalisation is a scale and an offset for each term, and a term
+// whose scale is zero for a whole block is not computed.
 #include "ops/edge_sum.h"
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -142,6 +143,10 @@ class EdgeSums {
 
   void block(int64_t image, int images) {
     fill_tiles(image, images);
+    Prefetcher next_block;
+    const int64_t pixels = args_.height * args_.width;
+    next_block.add_pixels(args_.x + (image + images) * pixels * args_.x_stride, packing_.channels, args_.x_stride,
+                          packing_.block_images * pixels);
     const int64_t lanes = packing_.lanes, width = args_.out_width;
     for (int64_t y = 0; pools_ && y < args_.out_height; ++y) {
       pool_row(raw_, args_.height, args_.width, lanes, y * args_.stride, args_.stride, width, columns_,
@@ -151,7 +156,7 @@ class EdgeSums {
       const int edges = packing_.edges_of(group, args_.edges);
       enter_tables(group, edges, image, images);
       for (int j = 0; j < args_.candidates; ++j) {
-        if (used_[j] && args_.depth[j] == 2) first_stage(group, j);
+        if (used_[j] && args_.depth[j] == 2) first_stage(group, j, next_block);
       }
       for (int64_t top = 0; top < args_.out_height; top += rows_) {
         const int64_t left = args_.out_height - top;
@@ -241,7 +246,7 @@ class EdgeSums {
 
   /// Rows of a stage's output.
   void convolve(int group, int stage, const A* x, const PaddedTile& tile, int64_t stride, int64_t top, int64_t rows,
-                A* y) {
+                A* y, Prefetcher& prefetcher) {
     const int64_t lanes = packing_.lanes, width = args_.out_width;
     const int64_t kernel = args_.kernel[stage], dilation = args_.dilation[stage];
     const A* depthwise = prepared_ + group * packing_.size + packing_.weights[stage];
@@ -250,22 +255,21 @@ class EdgeSums {
       depthwise_row(tile.taps(x, kernel, dilation, stride, top + r), depthwise, width, z_ + r * width * lanes);
     }
     if (packing_.packed) {
-      Prefetcher nothing;
-      packed_pointwise(z_, packing_.channels, matrix, rows * width, y, nothing);
+      packed_pointwise(z_, packing_.channels, matrix, rows * width, y, prefetcher);
     } else {
-      pointwise(z_, lanes, packing_.channels, matrix, lanes, rows * width, y);
+      pointwise(z_, lanes, packing_.channels, matrix, lanes, Lines{1, rows * width, 0, 0}, y, prefetcher);
     }
   }
 
   /// The input of candidate j's second stage: normalised and rectified.
-  void first_stage(int group, int j) {
+  void first_stage(int group, int j, Prefetcher& prefetcher) {
     const int64_t lanes = packing_.lanes, width = args_.out_width;
     const PaddedTile tile = inner_tile(j);
     const int index = first_stage_of(j) - j;  // among the candidates of two stages
     const A* scale = prepared_ + group * packing_.size + packing_.inner + 2 * index * lanes;
     for (int64_t top = 0; top < args_.out_height; top += rows_) {
       const int64_t rows = args_.out_height - top < rows_ ? args_.out_height - top : rows_;
-      convolve(group, first_stage_of(j), rectified_, tile_, args_.stride, top, rows, sum_);
+      convolve(group, first_stage_of(j), rectified_, tile_, args_.stride, top, rows, sum_, prefetcher);
       for (int64_t r = 0; r < rows; ++r) {
         const A* y = sum_ + r * width * lanes;
         A* to = inner_[j] + tile.at(top + r, 0);
@@ -286,13 +290,16 @@ class EdgeSums {
     const A* term[kMaxSumCandidates + 3];
     int which[kMaxSumCandidates + 3];
     int count = 0;
+    Prefetcher prefetcher;
+    for_results(group, edges, image, images, top,
+                [&](int, T* to) { prefetcher.add(to, rows * width * packing_.channels); });
     for (int j = 0; j < J; ++j) {
       if (!used_[j]) continue;
       const int stage = first_stage_of(j);
       if (args_.depth[j] == 2) {
-        convolve(group, stage + 1, inner_[j], inner_tile(j), 1, top, rows, term_[j]);
+        convolve(group, stage + 1, inner_[j], inner_tile(j), 1, top, rows, term_[j], prefetcher);
       } else {
-        convolve(group, stage, rectified_, tile_, args_.stride, top, rows, term_[j]);
+        convolve(group, stage, rectified_, tile_, args_.stride, top, rows, term_[j], prefetcher);
       }
       which[count] = j;
       term[count++] = term_[j];
@@ -312,14 +319,20 @@ class EdgeSums {
     }
   }
 
-  void write_sums(int group, int edges, int64_t image, int images, int64_t top, int64_t pixels) {
-    T* to[kLanes<A>] = {};
+  /// use(slot, to): where row `top` of each result goes.
+  template <typename F>
+  void for_results(int group, int edges, int64_t image, int images, int64_t top, const F& use) const {
     for (int i = 0; i < images; ++i) {
       const int64_t pixel = ((image + i) * args_.out_height + top) * args_.out_width;
       for (int e = 0; e < edges; ++e) {
-        to[packing_.slot(i, e)] = args_.result[group * packing_.members + e] + pixel * packing_.channels;
+        use(packing_.slot(i, e), args_.result[group * packing_.members + e] + pixel * packing_.channels);
       }
     }
+  }
+
+  void write_sums(int group, int edges, int64_t image, int images, int64_t top, int64_t pixels) {
+    T* to[kLanes<A>] = {};
+    for_results(group, edges, image, images, top, [&](int slot, T* row) { to[slot] = row; });
     store_slots(sum_, packing_.lanes, packing_.channels, pixels, to, packing_.slots());
   }
 

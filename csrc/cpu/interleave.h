@@ -8,30 +8,33 @@
 // groups of S pixels; for anything else there is copy_pixels (channels.h).
 #pragma once
 
+#include <utility>
+
 #include "cpu/channels.h"
 #include "cpu/vec.h"
 
 namespace fastnas::FASTNAS_ISA {
 namespace detail {
 
-template <typename A, int S>
-inline void transpose_slots(Vec<A>* v) {
+// Of each pair of vectors `distance` slots apart, the slots whose number has this bit change places with those of the
+// other vector. Indices are template arguments: GCC may compute those of a variable again and again while it runs.
+template <typename A, int S, int distance, int... lane>
+inline void exchange_slots(Vec<A>* v, std::integer_sequence<int, lane...>) {
   constexpr int L = kLanes<A>, C = L / S;
 #pragma GCC unroll 4
-  for (int distance = 1; distance < S; distance *= 2) {
-    LaneIndex<A> low{}, high{};  // slots whose number has this bit change places with those of the other vector
-    for (int lane = 0; lane < L; ++lane) {
-      const bool other = lane / C & distance;
-      low[lane] = other ? L + lane - distance * C : lane;
-      high[lane] = other ? L + lane : lane + distance * C;
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < S; ++i) {
-      if (i & distance) continue;
-      const Vec<A> a = v[i], b = v[i + distance];
-      v[i] = __builtin_shuffle(a, b, low);
-      v[i + distance] = __builtin_shuffle(a, b, high);
-    }
+  for (int i = 0; i < S; ++i) {
+    if (i & distance) continue;
+    const Vec<A> a = v[i], b = v[i + distance];
+    v[i] = __builtin_shufflevector(a, b, (lane / C & distance ? L + lane - distance * C : lane)...);
+    v[i + distance] = __builtin_shufflevector(a, b, (lane / C & distance ? L + lane : lane + distance * C)...);
+  }
+}
+
+template <typename A, int S, int distance = 1>
+inline void transpose_slots(Vec<A>* v) {
+  if constexpr (distance < S) {
+    exchange_slots<A, S, distance>(v, std::make_integer_sequence<int, kLanes<A>>{});
+    transpose_slots<A, S, 2 * distance>(v);
   }
 }
 
@@ -41,7 +44,9 @@ inline void transpose_slots(Vec<A>* v) {
 /// whole groups of S.
 template <typename A, typename F>
 inline bool with_slot_count(int64_t channels, int64_t pixels, const F& f) {
-  if (channels * 4 == kLanes<A> && pixels % 4 == 0) return f.template operator()<4>(), true;
+  if constexpr (kLanes<A> >= 4) {
+    if (channels * 4 == kLanes<A> && pixels % 4 == 0) return f.template operator()<4>(), true;
+  }
   if (channels * 2 == kLanes<A> && pixels % 2 == 0) return f.template operator()<2>(), true;
   return false;
 }

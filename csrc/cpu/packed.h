@@ -14,7 +14,8 @@
 namespace fastnas::FASTNAS_ISA {
 namespace detail {
 
-/// Pixels that go through a loop while a range of lines is prefetched, two of them at a pixel.
+/// Pixels that go through a loop while a range of lines is prefetched, one of them at a pixel: more come in bursts, for
+/// which the loop waits.
 constexpr int64_t kPrefetchPixels = 16;
 
 // Lane s·C + c takes its value from lane s·C + i.
@@ -36,8 +37,8 @@ void packed_pointwise(const A* z, int64_t count, const A* weights, int64_t pixel
   PrefetchLines lines{};
   int64_t p = 0;
   for (; p + kUnroll <= pixels; p += kUnroll) {
-    if (p % kPrefetchPixels == 0) lines = prefetcher.take(2 * kPrefetchPixels, z);
-    for (int u = 0; u < 2 * kUnroll; ++u) lines.fetch_next();
+    if (p % kPrefetchPixels == 0) lines = prefetcher.take(kPrefetchPixels, z);
+    for (int u = 0; u < kUnroll; ++u) lines.fetch_next();
     Vec<A> acc[kUnroll] = {};
 #pragma GCC unroll 8
     for (int64_t i = 0; i < channels; ++i) {
@@ -66,9 +67,8 @@ void packed_grad_weights(const A* z, int64_t count, const A* g, int64_t pixels, 
   PrefetchLines lines{};
   int64_t p = 0;
   for (; p + kUnroll <= pixels; p += kUnroll) {
-    if (p % kPrefetchPixels == 0) lines = prefetcher.take(2 * kPrefetchPixels, z);
+    if (p % kPrefetchPixels == 0) lines = prefetcher.take(kPrefetchPixels, z);
     for (int u = 0; u < kUnroll; ++u) {
-      lines.fetch_next();
       lines.fetch_next();
       const Vec<A> value = load(z + (p + u) * kLanes<A>), gradient = load(g + (p + u) * kLanes<A>);
 #pragma GCC unroll 8

@@ -30,15 +30,24 @@ class Prefetcher {
   void add(const T* from, int64_t values) {
     if (last_ == kRanges || values <= 0) return;
     const char* const first = reinterpret_cast<const char*>(from);
-    range_[last_++] = {first, (values * static_cast<int64_t>(sizeof(T)) + kLine - 1) / kLine};
+    range_[last_++] = {first, (values * static_cast<int64_t>(sizeof(T)) + kLine - 1) / kLine, kLine};
+  }
+
+  /// `width` values of each of `pixels` pixels, `stride` values apart.
+  template <typename T>
+  void add_pixels(const T* from, int64_t width, int64_t stride, int64_t pixels) {
+    const int64_t size = static_cast<int64_t>(sizeof(T));
+    if (stride * size <= kLine || width * size > kLine) return add(from, pixels * stride);
+    if (last_ == kRanges || pixels <= 0) return;
+    range_[last_++] = {reinterpret_cast<const char*>(from), pixels, stride * size};
   }
 
   /// The next `count` lines; `near` is any address in a cache.
   PrefetchLines take(int64_t count, const void* near) {
     if (first_ == last_) return {static_cast<const char*>(near), 0};
     Range& range = range_[first_];
-    const PrefetchLines lines{range.at, kLine};  // perhaps some more than the range has
-    range.at += count * kLine;
+    const PrefetchLines lines{range.at, range.step};  // perhaps some more than the range has
+    range.at += count * range.step;
     range.left -= count;
     if (range.left <= 0) ++first_;
     return lines;
@@ -49,7 +58,8 @@ class Prefetcher {
   static constexpr int kRanges = 16;
   struct Range {
     const char* at;
-    int64_t left;
+    int64_t left;  // lines
+    int64_t step;  // bytes from one to the next
   };
 
   int first_ = 0, last_ = 0;

@@ -152,7 +152,6 @@ class StageBackward {
     images_ = images;
     input_.begin(tile_group_, image, images, x_);
     if (sums) std::memset(sums_, 0, 2 * lanes_ * sizeof(double));
-    if (args_.stride > 1) std::memset(grad_x_, 0, tile_.size * sizeof(A));
     double* const summed = sums ? sums_ : nullptr;
     const int first = packing_.first_group[tile_group_], last = packing_.first_group[tile_group_ + 1] - 1;
     for (int index = first; index <= last; ++index) {
@@ -166,12 +165,9 @@ class StageBackward {
         const int64_t count = args_.out_height - top < rows_ ? args_.out_height - top : rows_;
         input_.fill_until(group, top + count);
         outputs(top, count, group, depthwise, depthwise + group.taps() * lanes_);
-        if (args_.stride > 1) {
-          scatter(top, count, group);
-          continue;
-        }
         // The rows for which all gradients of z that go into them are there.
-        const int64_t end = top + count == args_.out_height ? args_.height : top + count - group.padding();
+        const int64_t next = top + count;
+        const int64_t end = next == args_.out_height ? args_.height : next * args_.stride - group.padding();
         for (; done < end; ++done) {
           A* const grad = grad_row(done);
           input_row(done, group, index > first, grad);
@@ -179,7 +175,6 @@ class StageBackward {
         }
       }
     }
-    for (int64_t y = 0; args_.stride > 1 && y < args_.height; ++y) finish_row(y, grad_row(y), summed);
     if (sums) write_sums(sums);
   }
 
@@ -231,9 +226,10 @@ class StageBackward {
       prefetcher.add(grads_.y[stage] + pixel(i) * grads_.y_stride[stage], pixels * grads_.y_stride[stage]);
     });
     input_.prefetch(count, prefetcher);
-    if (args_.stride > 1) return;
     const auto add_gradient = [&](int input, int i) {
-      prefetcher.add(grads_.grad_x[input] + (pixel(i) - pixels) * packing_.channels, pixels * packing_.channels);
+      const int64_t first_row = (image_ + i) * args_.height + (top - count) * args_.stride;
+      prefetcher.add(grads_.grad_x[input] + first_row * args_.width * packing_.channels,
+                     count * args_.stride * args_.width * packing_.channels);
     };
     if (args_.shared) {
       for (int i = 0; i < images_; ++i) add_gradient(0, i);
@@ -245,24 +241,23 @@ class StageBackward {
   // Rows that are finished at once take turns in one place.
   A* grad_row(int64_t y) const {
     const bool one_group = packing_.first_group[tile_group_ + 1] - packing_.first_group[tile_group_] == 1;
-    return grad_x_ + (one_group && args_.stride == 1 ? 0 : tile_.at(y, 0));
+    return grad_x_ + (one_group ? 0 : tile_.at(y, 0));
   }
 
-  // From the gradient of z to a row of that of the tile, with stride 1: tile_ and out_tile_ have one geometry.
+  // From the gradient of z to a row of that of the tile.
   void input_row(int64_t y, const StageGroup& group, bool add, A* grad) {
-    const Taps<A> taps = taps_at(grad_z_, group, y);
+    const auto row = [&]<bool kAdd>() {
+      if (args_.stride == 1) {  // tile_ and out_tile_ have one geometry
+        return depthwise_row<kAdd>(taps_at(grad_z_, group, y), packing_.flipped(prepared_, group), args_.width, grad);
+      }
+      const Taps<A> taps{
+          grad_z_ + out_tile_.at(0, 0), out_tile_.row, lanes_, group.kernel, group.dilation, args_.stride};
+      depthwise_grad_input_row<kAdd>(taps, y, packing_.depthwise(prepared_, group), args_.width, grad);
+    };
     if (add) {
-      depthwise_row<true>(taps, packing_.flipped(prepared_, group), args_.width, grad);
+      row.template operator()<true>();
     } else {
-      depthwise_row(taps, packing_.flipped(prepared_, group), args_.width, grad);
-    }
-  }
-
-  // The same from `count` rows of the gradient of z, with any other stride.
-  void scatter(int64_t top, int64_t count, const StageGroup& group) {
-    for (int64_t y = top; y < top + count; ++y) {
-      depthwise_scatter_row(taps_at(grad_x_, group, y), packing_.depthwise(prepared_, group), args_.out_width,
-                            grad_z_ + out_tile_.at(y, 0));
+      row.template operator()<false>();
     }
   }
 

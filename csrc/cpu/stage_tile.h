@@ -129,9 +129,9 @@ class StageTile {
   /// The pixels of as many rows as `count` output rows need from here on; after the last comes the next image.
   void prefetch(int64_t count, Prefetcher& prefetcher) const {
     const auto add = [&](int input, int64_t image) {
-      const int64_t stride = args_.x_stride[input], row = args_.width * stride;
-      if (packing_.packed && stride > args_.channels) return;  // most of the lines hold other channels
-      prefetcher.add(args_.x[input] + (image * args_.height + filled_) * row, count * args_.stride * row);
+      const int64_t stride = args_.x_stride[input], width = args_.width;
+      prefetcher.add_pixels(args_.x[input] + (image * args_.height + filled_) * width * stride, args_.channels, stride,
+                            count * args_.stride * width);
     };
     if (args_.shared) {
       for (int i = 0; i < images_; ++i) add(0, image_ + i);
