@@ -27,7 +27,10 @@ from fastnas.spaces.encoding import Code, encoding_of
 DRAWN, COMPARED = 2000, 100
 IMAGES = {
     "digits": ["--preset", "demo"],
-    "cifar10": ["--preset", "demo", "--limit", "5000", "--image-size", "16", "--epochs", "30", "--warm-up", "15"],
+    "cifar10": [
+        *("--preset", "demo", "--limit", "5000", "--image-size", "16"),
+        *("--epochs", "50", "--warm-up", "25", "--fitness-batches", "3"),
+    ],
 }
 VARIANTS = {
     "decided": ["--variant", "decided"],

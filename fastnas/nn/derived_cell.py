@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from fastnas.nn.fused.derived import DerivedLayout, fused_derived_cell
+from fastnas.nn.fused.derived import fused_derived_cell
+from fastnas.nn.fused.derived_layout import DerivedLayout
 from fastnas.nn.fused.node import States, fused_sum, joined
 from fastnas.nn.primitives import FactorizedReduce, ReLUConvNorm, make_primitive
 
