@@ -101,13 +101,6 @@ inline void pointwise(const A* z, int64_t z_stride, int64_t inputs, const A* wei
   });
 }
 
-template <typename A>
-inline void pointwise(const A* z, int64_t z_stride, int64_t inputs, const A* weights, int64_t outputs, int64_t pixels,
-                      A* y) {
-  Prefetcher nothing;
-  pointwise(z, z_stride, inputs, weights, outputs, Lines{1, pixels, 0, 0}, y, nothing);
-}
-
 /// grad[ci, :] += Σ_p z[p, ci] · g[p, :] for `rows` inputs and `vectors` vectors of outputs.
 template <typename A, int rows, int vectors>
 inline void pointwise_grad_tile(const A* z, int64_t z_stride, const A* g, int64_t outputs, int64_t pixels, A* grad,
