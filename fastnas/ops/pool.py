@@ -86,11 +86,11 @@ def _save(ctx: Any, x: Tensor, stride: int, output: Pooled) -> None:
 
 def _grad_of_outputs(ctx: Any, average: Tensor | None, maximum: Tensor | None) -> Tensor | None:
     (x,) = ctx.saved_tensors
-    used = [k for k, grad in enumerate((average, maximum)) if grad is not None]
-    if not used:
-        return None
     grads = [grad for grad in (average, maximum) if grad is not None]
-    unit = torch.eye(2, dtype=acc_dtype(x.dtype), device=x.device)[:, used]  # [2, G]
+    if not grads:
+        return None
+    unit = torch.eye(2, dtype=acc_dtype(x.dtype), device=x.device)
+    unit = unit[int(average is None) :][: len(grads)].T  # [2, G]: which pool each gradient is of
     scales = unit.unsqueeze(-1).expand(-1, -1, x.shape[1])  # [2, G, C]
     result: Tensor = _grad(x, grads, scales, [], None, None, [], ctx.stride)
     return result

@@ -190,14 +190,15 @@ def _bn_backward(dy: Tensor, x: Tensor, mean: Tensor, rstd: Tensor, bn_sums: Ten
     dy, x [N, C, H, W]; mean, rstd [C]; bn_sums [2, C]: sum_dy = Σ dy and sum_dy_xhat = Σ dy · x̂, or None where mean and
     rstd are constants.
     """
-    dx = dy.to(rstd.dtype)
     rstd = rstd.view(-1, 1, 1)  # [C, 1, 1]
-    if bn_sums is not None:
-        count = max(1, x.numel() // max(1, x.shape[1]))
-        xhat = (x - mean.view(-1, 1, 1)) * rstd  # [N, C, H, W]
-        sum_dy, sum_dy_xhat = bn_sums.view(2, -1, 1, 1)
-        dx = dx - sum_dy / count - xhat * (sum_dy_xhat / count)
-    return (dx * rstd).to(dy.dtype)
+    dy_acc = dy.to(rstd.dtype)
+    if bn_sums is None:
+        return (dy_acc * rstd).to(dy.dtype)
+    # rstd · (dy - sum_dy / count - x̂ · sum_dy_xhat / count) in three passes
+    count = max(1, x.numel() // max(1, x.shape[1]))
+    shift, slope = bn_sums.view(2, -1, 1, 1) * (-rstd / count)  # [C, 1, 1] each
+    dx = torch.addcmul(shift, x - mean.view(-1, 1, 1), slope * rstd)  # [N, C, H, W]
+    return dx.addcmul_(dy_acc, rstd).to(dy.dtype)
 
 
 # --- torch.compile, export, opcheck: the same, as registrations of the operator ---
