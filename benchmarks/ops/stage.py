@@ -10,8 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.harness import Row, compare
+from benchmarks.harness import FASTNAS, Row, compare
 from fastnas.ops import stage
+
+CHAIN_GRADIENT = (
+    "The backward pass of the input's BatchNorm is three passes of plain torch here; in a network it is part of what "
+    "reads this gradient next."
+)
 
 SEPARABLE = ((3, 1), (5, 1))  # (kernel, dilation)
 DILATED = ((3, 2), (5, 2))
@@ -147,6 +152,7 @@ def measure(device: torch.device, seconds: float) -> list[Row]:
                 baseline="plain torch",
                 least_bytes=least,
                 flops=flops,
+                notes={FASTNAS: CHAIN_GRADIENT} if case.chain and mode == "both" else None,
                 device=device,
                 seconds=seconds,
             )
