@@ -71,7 +71,9 @@ class DaliPipeline(Pipeline):
         places = [self.positions(step) for step in steps]
         graph = self._idle.pop() if self._idle else Graph(self, self._threads)
         for place, pixels in zip(places, graph.run(self._inputs(plan, places)), strict=True):
-            yield self._finish(plan, place, pixels)
+            batch = self._finish(plan, place, pixels)
+            graph.has_been_read()
+            yield batch
         self._idle.append(graph)  # one that was left early or broke is not used again
 
     def _inputs(self, plan: EpochPlan, places: Iterable[slice]) -> Iterator[Inputs]:
@@ -149,6 +151,7 @@ class Graph:
 
         device = pipeline.device
         self._stream_device = device if device.type == "cuda" else None
+        self._read: torch.cuda.Event | None = None
         self._feed = _Feed()
         try:
             device_id = (
@@ -185,11 +188,19 @@ class Graph:
                 yield error
                 return
             yield images
+            if self._read is not None:
+                self._read.synchronize()
             self._executor.release_outputs()
             self._executor.schedule_run()
         if self._feed.error is not None:
             raise self._feed.error
         self._executor.reset()
+
+    def has_been_read(self) -> None:
+        """Everything that reads the images in DALI's memory has been launched. DALI gets that memory back, and fills it
+        anew, only when the GPU has come so far; what the consumer launches later is not waited for."""
+        if self._stream_device is not None:
+            self._read = torch.cuda.current_stream(self._stream_device).record_event()
 
 
 class _Feed:
