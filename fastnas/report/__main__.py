@@ -1,4 +1,4 @@
-"""``python -m fastnas.report RUN_DIR``: writes the report of a run directory again."""
+"""``python -m fastnas.report RUN_DIR``: writes the report of a run directory, or of a study, again."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from fastnas.report.comparison import write_comparison
 from fastnas.report.page import write_report
 from fastnas.report.results import RUNS_FILE
 from fastnas.report.seeds import write_seeds_report
+from fastnas.report.study import write_study_report
+from fastnas.report.study_results import is_study
 
 PROGRAM = "fastnas.report"
 DESCRIPTION = "Writes report.html into a run directory, from the files that are there."
@@ -27,15 +29,17 @@ class ReportOptions(Options):
     """What is reported."""
 
     run_dir: tyro.conf.Positional[Path]
-    """The folder that a search, a training or a comparison wrote."""
+    """The folder that a search, a training, a comparison or a study wrote."""
     space: str | None = None
     """python:MODULE:OBJECT: a space of your own whose candidates the genotype names."""
 
 
 def _write(folder: Path) -> Path:
-    """Writes the page of a search, a training or a comparison; for several seeds, theirs too."""
+    """Writes the page of a search, a training, a comparison or a study; for several seeds, theirs too."""
     if (folder / RUNS_FILE).is_file():
         return write_comparison(folder)
+    if is_study(folder):
+        return write_study_report(folder)
     names = {path: path.name.removeprefix("seed-") for path in folder.glob("seed-*")}
     seeds = {int(name): path for path, name in names.items() if name.isdecimal() and len(name) <= 10}
     for path in seeds.values():

@@ -173,7 +173,7 @@ def _tiles(run: Run) -> list[tuple[str, str, str]]:
         data_tile(run.data),
         *(_tiles_of_training(run) if run.is_training else _tiles_of_search(run)),
         ("Epochs", f"{len(run.epochs)}{planned}", "done / planned" if planned else "done"),
-        ("Time", DASH if run.seconds is None else _duration(run.seconds), _pace(run)),
+        ("Time", DASH if run.seconds is None else duration(run.seconds), _pace(run)),
         ("Peak memory", DASH if memory is None else _memory(memory), str(run.environment.get("device", ""))),
         *_network_tiles(run),
     ]
@@ -239,7 +239,8 @@ def _tile(label: str, value: str, more: str) -> str:
     return f'<div><dt>{label}</dt><dd class="value">{shown}</dd>{below}</div>'
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """``42.0 s``, ``3 min 05 s``, ``2 h 07 min``."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, second = divmod(round(seconds), 60)
@@ -248,7 +249,7 @@ def _duration(seconds: float) -> str:
 
 
 def _pace(run: Run) -> str:
-    return f"{_duration(run.seconds / len(run.epochs))} an epoch" if run.seconds and run.epochs else ""
+    return f"{duration(run.seconds / len(run.epochs))} an epoch" if run.seconds and run.epochs else ""
 
 
 def _memory(mebibytes: float) -> str:

@@ -53,7 +53,7 @@ def _origin(run: Run) -> str:
 
 def settings(run: Run) -> str:
     """Configuration, environment and data."""
-    options = list(_flatten(run.config))
+    options = list(flatten(run.config))
     half = (len(options) + 1) // 2
     parts = (_table("Options", options[:half]), _table("Options, continued", options[half:]))
     config = columns(*parts) if options else missing("No options recorded.")
@@ -62,12 +62,12 @@ def settings(run: Run) -> str:
     if isinstance(size := data.get("image_size"), list):
         data["image_size"] = " × ".join(map(str, size))
     if isinstance(changes := data.get("augmentation"), dict):
-        asked = [f"{name.replace('_', ' ')} {_plain(value)}" for name, value in changes.items() if _is_on(value)]
+        asked = [f"{name.replace('_', ' ')} {plain(value)}" for name, value in changes.items() if _is_on(value)]
         data["augmentation"] = "; ".join(asked) or "none"
-    rows = [(key.replace("_", " "), _plain(value)) for key, value in data.items() if value != []]
+    rows = [(key.replace("_", " "), plain(value)) for key, value in data.items() if value != []]
     if isinstance(classes, list):
         rows.insert(2, ("classes", f"{len(classes)}: {', '.join(map(str, classes))}"))
-    environment = [(key.replace("_", " "), _plain(value)) for key, value in run.environment.items()]
+    environment = [(key.replace("_", " "), plain(value)) for key, value in run.environment.items()]
     return f"<details open><summary>Options ({len(options)})</summary>{config}</details>" + columns(
         f"<h3>Environment</h3>{_table('Environment', environment)}", f"<h3>Data</h3>{_table('Data', rows)}"
     )
@@ -133,22 +133,22 @@ def genotype(run: Run) -> str:
     return note(_origin(run)) + code(run.genotype.to_text(), wrap=False)
 
 
-def _flatten(options: Record, prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(options: Record, prefix: str = "") -> Iterator[tuple[str, str]]:
     """``data: {batch_size: 64}`` as ``data.batch_size``, the way the command line spells it."""
     for key, value in options.items():
         if isinstance(value, dict) and value:
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", _plain(value)
+            yield f"{prefix}{key}", plain(value)
 
 
 def _is_on(value: Any) -> bool:
     return any(value) if isinstance(value, list) else bool(value)
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_plain, value))
+        return ", ".join(map(plain, value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 

@@ -33,6 +33,14 @@ def architecture_entropy(alphas: Mapping[str, Tensor], reduction: Literal["sum",
     return total / len(logs) if reduction == "mean_edge" else total
 
 
+@torch.no_grad()
+def begin_equal(alphas: Mapping[str, Tensor]) -> None:
+    """Copies the first table [E, O] of normal cells, and that of reduction cells, to those of the other levels."""
+    first: dict[str, Tensor] = {}
+    for kind, table in alphas.items():
+        table.copy_(first.setdefault(kind.rpartition("_")[2], table))
+
+
 @register_strategy
 @dataclass
 class MultiLevel(GradientStrategy):
@@ -45,6 +53,14 @@ class MultiLevel(GradientStrategy):
     """γ, weight of the architecture entropy."""
     reduction: Literal["sum", "mean_edge"] = "sum"
     """The entropy of all edges together, or their mean, a 70th of it; the paper does not say which."""
+    equal_start: bool = False
+    """Begin with the same α at all levels, so that levels differ by the search alone: with the seed of a search in the
+    space darts, whose levels share α, with the same weights and α as that one."""
+
+    def start(self, search: SearchContext) -> None:
+        if self.equal_start:
+            begin_equal(dict(search.network.alphas))
+        super().start(search)
 
     def alpha_loss(self, search: SearchContext, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
         entropy = architecture_entropy(dict(search.network.alphas), self.reduction)
