@@ -26,7 +26,7 @@ from fastnas.strategies.enas import restarted
 from fastnas.strategies.gdas import GDAS
 from fastnas.strategies.gradient import GradientStrategy, gradients
 from fastnas.strategies.gumbel import gumbel_softmax, straight_through
-from fastnas.strategies.multi_level import architecture_entropy
+from fastnas.strategies.multi_level import architecture_entropy, begin_equal
 from fastnas.strategies.p_darts import limit_skips, prune, skip_dropout, strongest_pairs
 from fastnas.strategies.pc_darts import edge_softmax
 from fastnas.strategies.snas import SNAS, candidate_costs, resource
@@ -407,6 +407,27 @@ def test_expensive_candidates_lose_weight_by_the_resource_term(tmp_path):
 
 
 # --- multi-level ---
+
+
+def test_levels_begin_equal_where_that_is_asked_for_as_a_search_that_shares_alpha(tmp_path: Path):
+    def begun(space: str, *more: str) -> dict[str, Tensor]:
+        arguments = ("--space", space, "--gamma", "0", *more)
+        return make(tmp_path / f"{space}{len(more)}", "multi-level", *arguments).network.state_dict()
+
+    shared, levels, own = begun("darts"), begun("multi-level", "--equal-start"), begun("multi-level")
+    for kind in find("multi-level").kinds:
+        torch.testing.assert_close(levels[f"alphas.{kind}"], shared[f"alphas.{kind[-6:].strip('_')}"], rtol=0, atol=0)
+    assert not torch.equal(own["alphas.low_normal"], own["alphas.high_normal"])
+    weights = [name for name in shared if not name.startswith("alphas")]
+    assert all(torch.equal(shared[name], levels[name]) for name in weights)
+
+
+def test_equal_tables_are_copies_that_part_ways():
+    alphas = {kind: torch.full((2, 3), float(i)) for i, kind in enumerate(find("multi-level").kinds)}
+    begin_equal(alphas)
+    assert [table[0, 0].item() for table in alphas.values()] == [0, 1, 0, 1, 0]
+    alphas["low_normal"] += 1
+    assert alphas["high_normal"][0, 0] == 0
 
 
 def test_the_entropy_of_five_uniform_tables_is_70_ln_8():
