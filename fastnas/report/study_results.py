@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,14 +20,16 @@ from fastnas.genotype import AnyGenotype
 from fastnas.input_file import read_json, read_text
 from fastnas.report.evidence import evidence_words
 from fastnas.report.result import derived_networks
+from fastnas.report.results import read_results
 from fastnas.report.run import Record, Run, is_number, mapping, read_run
 from fastnas.report.training import test_of
 from fastnas.spaces.encoding import encoding_of
-from fastnas.spaces.nb201 import SPACE, NB201Genotype
+from fastnas.spaces.nb201 import SPACE, NB201Genotype, any_genotype
 from fastnas.yaml_text import parse_yaml
 
 PLAN, STUDY, CHOSEN, TABLE = "plan.json", "study.yaml", "chosen.json", "study.csv"
 EVALUATION = "evaluate.json"
+SILENCE = 120.0  # seconds without a sign of life, which comes every 30, after which a claim is that of a killed process
 
 Status = Literal["waiting", "running", "interrupted", "finished", "failed"]
 Point = tuple[int, float]
@@ -293,10 +296,12 @@ def _table(path: Any, problems: list[str]) -> NB201 | None:
 
 def _read_unit(unit: UnitResult, study: Path, table: NB201 | None, problems: list[str]) -> UnitResult:
     folder = study / unit.directory
-    claimed = folder.with_name(f"{folder.name}.claim").exists()
+    claimed = _is_alive(folder.with_name(f"{folder.name}.claim"))
     failure = folder.with_name(f"{folder.name}.failed.json")
     if unit.stage == "evaluate":
         unit = _evaluated(unit, folder, problems)
+    elif unit.stage == "compare":
+        unit = _compared(unit, folder, problems)
     elif folder.is_dir():
         unit = _ran(unit, read_run(folder), table)
     if unit.status == "finished":
@@ -309,6 +314,13 @@ def _read_unit(unit: UnitResult, study: Path, table: NB201 | None, problems: lis
         error = str(record.get("error") or "its error was not recorded")
         return replace(unit, status="failed", error=error, failed_after=seconds if is_number(seconds) else None)
     return unit
+
+
+def _is_alive(claim: Path) -> bool:
+    try:
+        return time.time() - claim.stat().st_mtime < SILENCE
+    except OSError:  # there is none, or its holder has just removed it
+        return False
 
 
 def _ran(unit: UnitResult, run: Run, table: NB201 | None) -> UnitResult:
@@ -356,6 +368,28 @@ def _evaluated(unit: UnitResult, folder: Path, problems: list[str]) -> UnitResul
         test_accuracy=float(top1) if is_number(top1) else None,
         parameters=_whole(record.get("parameters")),
         macs=_whole(record.get("macs")),
+        page=unit.directory / page.name if page.is_file() else None,
+    )
+
+
+def _compared(unit: UnitResult, folder: Path, problems: list[str]) -> UnitResult:
+    """The mean over the runs of a comparison; the genotype is the best one by validation accuracy."""
+    page = folder / "report.html"  # written at the end
+    status: Status = "finished" if page.is_file() else "interrupted" if folder.is_dir() else "waiting"
+    try:
+        runs = read_results(folder)
+    except UserError as error:
+        problems.append(str(error))
+        runs = []
+    if not runs:
+        return replace(unit, status=status)
+    judged = [run.judged for run in runs if run.judged is not None]
+    return replace(
+        unit,
+        status=status,
+        valid_accuracy=fmean(run.accuracy for run in runs),
+        test_accuracy=fmean(judged) if len(judged) == len(runs) else None,
+        genotype=any_genotype(max(runs, key=lambda run: run.accuracy).genotype),
         page=unit.directory / page.name if page.is_file() else None,
     )
 

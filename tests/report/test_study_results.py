@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 from report_study_directory import CELL, StudyDirectory
 
 from fastnas.errors import UserError
-from fastnas.report.study_results import COLUMNS, Statistic, UnitResult, read_study, write_csv
+from fastnas.report.study_results import COLUMNS, SILENCE, Statistic, UnitResult, read_study, write_csv
 
 EVIL = "<img src=x>&'"
 EVIDENCE = {
@@ -61,6 +63,39 @@ def test_every_unit_has_the_status_that_its_files_say(tmp_path: Path) -> None:
     assert (units[unit("resumed")].epochs, units[unit("resumed")].planned_epochs) == (2, 4)
     results = read_study(study.path)
     assert (results.count("running"), results.is_finished) == (3, False)
+
+
+def test_a_claim_without_a_sign_of_life_is_that_of_a_killed_process(tmp_path: Path) -> None:
+    study = StudyDirectory(tmp_path / "s", {"zeta": [1.0]}, seeds=(0,))
+    (unit,) = study.units
+    study.search(unit, [0.5], ended=False)
+    study.claim(unit)
+    assert units_of(study)[unit].status == "running"
+    silent = time.time() - SILENCE - 1
+    os.utime(study.folder(unit).with_name("search.claim"), (silent, silent))
+    assert units_of(study)[unit].status == "interrupted"
+
+
+def test_a_comparison_is_the_mean_of_its_runs(tmp_path: Path) -> None:
+    study = StudyDirectory(tmp_path / "s", {"strategies": ["random"]}, seeds=(0, 1), stages=("compare",))
+    first, second = study.units
+    folder = study.folder(first)
+    folder.mkdir(parents=True)
+    lines = [
+        {
+            "strategy": "random", "seed": seed, "evaluations": 3, "seconds": 1.0, "accuracy": accuracy,
+            "judged": accuracy - 0.1, "genotype": CELL.to_dict(), "curve": [],
+        }
+        for seed, accuracy in enumerate((0.5, 0.75))
+    ]  # fmt: skip
+    (folder / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert units_of(study)[first].status == "interrupted"
+    (folder / "report.html").write_text("")
+    units = units_of(study)
+    found = units[first]
+    assert (found.status, found.valid_accuracy, found.genotype) == ("finished", 0.625, CELL)
+    assert found.test_accuracy == pytest.approx(0.525)
+    assert units[second].status == "waiting"
 
 
 def test_a_search_says_accuracy_size_time_genotype_and_evidence(tmp_path: Path) -> None:

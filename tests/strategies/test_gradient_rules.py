@@ -410,6 +410,8 @@ def test_expensive_candidates_lose_weight_by_the_resource_term(tmp_path):
 
 
 def test_levels_begin_equal_where_that_is_asked_for_as_a_search_that_shares_alpha(tmp_path: Path):
+    from test_every_strategy import make
+
     def begun(space: str, *more: str) -> dict[str, Tensor]:
         arguments = ("--space", space, "--gamma", "0", *more)
         return make(tmp_path / f"{space}{len(more)}", "multi-level", *arguments).network.state_dict()
