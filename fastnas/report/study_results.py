@@ -52,6 +52,7 @@ class UnitResult:
         seconds: wall time.
         days: GPU-days on a GPU (one for each process), core-days on a CPU (as many as it had threads).
         gap: derivation gap at the end of a search, a difference of accuracies.
+        beats: how many of the random cells of its size the found cell beats by shared weights, equal ones half; in %.
         skips: skip connections of the cells, by kind.
         curve: (epochs done, validation accuracy in 0..1).
     """
@@ -77,6 +78,7 @@ class UnitResult:
     days: float | None = None
     clock: Literal["core", "GPU"] | None = None
     gap: float | None = None
+    beats: float | None = None
     skips: Mapping[str, float] = field(default_factory=dict)
     curve: tuple[Point, ...] = ()
     genotype: AnyGenotype | None = None
@@ -330,6 +332,7 @@ def _ran(unit: UnitResult, run: Run, table: NB201 | None) -> UnitResult:
     said, warned = evidence_words(run.evidence)
     derivation = mapping(run.evidence.get("derivation"))
     supernet, cell = derivation.get("supernet"), derivation.get("cell")
+    beats = mapping(run.evidence.get("comparison")).get("percentile")
     days, clock = _days(run)
     page = run.path / "report.html"
     validated = ((epoch["epoch"] + 1, epoch.get("valid_accuracy")) for epoch in run.epochs)
@@ -347,6 +350,7 @@ def _ran(unit: UnitResult, run: Run, table: NB201 | None) -> UnitResult:
         days=days,
         clock=clock,
         gap=float(supernet) - float(cell) if is_number(supernet) and is_number(cell) else None,
+        beats=float(beats) if is_number(beats) else None,
         skips={} if run.genotype is None else {kind: run.genotype.skip_count(kind) for kind in run.genotype.kinds},
         curve=tuple((epoch, float(accuracy)) for epoch, accuracy in validated if is_number(accuracy)),
         genotype=run.genotype,
@@ -435,6 +439,7 @@ COLUMNS: Mapping[str, Column] = {
     "core_days": lambda unit: unit.days if unit.clock == "core" else None,
     "gpu_days": lambda unit: unit.days if unit.clock == "GPU" else None,
     "derivation_gap": lambda unit: unit.gap,
+    "beats_random_percent": lambda unit: unit.beats,
     "skip_connections": lambda unit: json.dumps(dict(unit.skips)) if unit.skips else None,
     "genotype": lambda unit: None if unit.genotype is None else json.dumps(unit.genotype.to_dict()),
     "evidence": lambda unit: "; ".join([unit.evidence, *unit.warnings]).removeprefix("; ") or None,

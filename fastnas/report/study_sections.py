@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from html import escape
 from typing import Literal
 from urllib.parse import quote
@@ -36,10 +37,14 @@ def cell_table(results: StudyResults, published: Published | None) -> str:
     done = [f"{sum(u.status == 'finished' for u in cell.units)} / {len(cell.units)}" for cell in cells]
     column("validation (%)", [cell.mean("valid_accuracy", "search", "compare") for cell in cells], scale=100)
     column("test (%)", [cell.mean("test_accuracy", *TESTED) for cell in cells], scale=100)
+    if published is not None and "error" in published.measure:  # as the source counts
+        tested = [cell.mean("test_accuracy", *TESTED) for cell in cells]
+        column("test error (%)", [found and replace(found, mean=1 - found.mean) for found in tested], scale=100)
     for by, title in choices:
         best = [cell.best_trained(by) for cell in cells]
         column(title, [None if unit is None else Statistic.of([unit.test_accuracy]) for unit in best], scale=100)
     column("random, test (%)", [cell.mean("test_accuracy", "baseline") for cell in cells], scale=100)
+    column("better than random cells (%)", [cell.mean("beats", "search") for cell in cells], "{:.0f}")
     column("derivation gap (points)", [cell.mean("gap", "search") for cell in cells], "{:.1f}", 100)
     column("parameters (M)", [cell.mean("parameters", "train", "search") for cell in cells], "{:.3f}", 1e-6)
     column("multiply-adds (M)", [cell.mean("macs", "train", "search") for cell in cells], "{:.1f}", 1e-6)

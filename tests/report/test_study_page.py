@@ -216,6 +216,16 @@ def test_the_best_of_several_trainings_is_by_validation_and_the_one_by_test_is_m
     assert "75.00 ± 7.07 70.00 80.00" in cells
 
 
+def test_errors_stand_beside_published_errors(tmp_path: Path) -> None:
+    study = StudyDirectory(tmp_path / "s", {"gamma": [5.0]}, stages=("train",), published="multi-level-table1")
+    for name, unit in study.units.items():
+        study.training(name, 0.96 + 0.01 * unit["seed"])
+    cells = page(study).section("cells")
+    assert "test (%) test error (%)" in cells
+    assert "96.50 ± 0.71 3.50 ± 0.71" in cells
+    assert "published 3.28" in cells
+
+
 def test_the_page_has_headings_captions_headers_and_names_for_drawings(tmp_path: Path) -> None:
     found = page(grid(tmp_path / "s", published="egnas-table1"))
     headings = [tag for tag, _ in found.tags if tag in ("h1", "h2", "h3")]

@@ -20,7 +20,9 @@ from fastnas.report.study_results import COLUMNS, SILENCE, Statistic, UnitResult
 EVIL = "<img src=x>&'"
 EVIDENCE = {
     "event": "evidence", "derivation": {"supernet": 0.75, "cell": 0.5},
-    "comparison": {"accuracy": 0.5, "better_than": 1, "equal": 0, "images": 64, "random": [0.25, 0.5]},
+    "comparison": {"accuracy": 0.5, "better_than": 1, "equal": 0, "images": 64, "random": [0.25, 0.5],
+        "percentile": 75.0,
+    },
 }  # fmt: skip
 
 
@@ -110,7 +112,7 @@ def test_a_search_says_accuracy_size_time_genotype_and_evidence(tmp_path: Path) 
     assert unit.curve == ((1, 0.25), (3, 0.75))
     assert unit.genotype == CELL
     assert unit.skips == {"normal": 2, "reduce": 3}
-    assert unit.gap == 0.25
+    assert (unit.gap, unit.beats) == (0.25, 75.0)
     assert unit.evidence.startswith("better than 1 of 2 random cells")
     assert unit.page == Path(f"cells/{name}/report.html")
 
@@ -215,7 +217,7 @@ def test_study_csv_has_a_row_for_each_unit_and_a_column_for_each_option(tmp_path
         "unit": one, "stage": "search", "cell": f"zeta-1.0_variant-{EVIL}", "label": f"zeta 1.0, variant {EVIL}",
         "seed": "3", "status": "finished", "epochs": "1", "planned_epochs": "4", "valid_accuracy": "0.5",
         "test_accuracy": "", "parameters": "3349342", "macs": "529910000", "seconds": "60.0",
-        "core_days": repr(2 * 60 / 86400), "gpu_days": "", "derivation_gap": "",
+        "core_days": repr(2 * 60 / 86400), "gpu_days": "", "derivation_gap": "", "beats_random_percent": "",
         "skip_connections": '{"normal": 2, "reduce": 3}', "genotype": "", "evidence": "", "error": "",
         "directory": f"cells/{one}", "option.zeta": "1.0", "option.variant": EVIL,
     }  # fmt: skip
