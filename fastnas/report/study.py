@@ -15,7 +15,7 @@ from fastnas.report.page import DASH, Part, duration, fill, write_page
 from fastnas.report.study_charts import box_chart, curve_chart, option_charts
 from fastnas.report.study_grid import heat_map, is_grid, published_map, symbol
 from fastnas.report.study_published import Published, published_of
-from fastnas.report.study_results import Statistic, StudyResults, read_study, write_csv
+from fastnas.report.study_results import STUDY, Statistic, StudyResults, read_study, write_csv
 
 STATUSES = ("finished", "running", "interrupted", "failed", "waiting")
 MOST_SEEDS = 12  # that are listed
@@ -121,6 +121,12 @@ def _result(results: StudyResults, published: Published | None) -> str:
 
 
 def _repeat(results: StudyResults) -> str:
-    remark = "Finished units are never run again; interrupted and failed ones go on, or are tried again."
-    words = ["python", "-m", "fastnas.study", "--resume", str(results.directory)]
-    return sections.note(remark) + sections.code(shlex.join(words))
+    command = ["python", "-m", "fastnas.study"]
+    go_on = shlex.join([*command, str(results.directory)])
+    again = shlex.join([*command, str(results.directory / STUDY), "--out", f"{results.directory}-again"])
+    return (
+        sections.note("Finished units are never run again; interrupted ones go on, and failed ones are tried again.")
+        + sections.code(go_on)
+        + sections.note("The same study from its beginning, in a folder of its own.")
+        + sections.code(again)
+    )
