@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "train the network of a genotype",
     "evaluate": "accuracy, size and speed of a trained network",
     "export": "a trained network as ONNX or as a torch.export program",
+    "study": "searches and trainings over a grid of options and over seeds",
     "compare": "compare strategies over many seeds",
     "report": "rewrite the report page of a run",
     "env": "versions, build and devices",

@@ -141,7 +141,7 @@ def parse_search(
     Args:
         arguments: flags.
         program, description: for --help.
-        keywords: options by name, as Python gives them; they override files and flags of `arguments`.
+        keywords: options by name or "group.name", as Python gives them; they override files and flags of `arguments`.
         strategy: instead of the one that flags or files name; its options are the defaults.
 
     Raises:
@@ -276,7 +276,7 @@ def _parse_layers(
         files = [(origin, _with_former(content, defaults)) for origin, content in files]
     flags = [flag for origin, content in files for flag in _flags(origin, content, defaults)]
     if keywords is not None:
-        arguments = [*arguments, *_flags(program, _grouped(program, keywords, defaults), defaults)]
+        arguments = [*arguments, *keyword_flags(program, keywords, defaults)]
     options: Any = parse_arguments(
         type(defaults),
         [*flags, *arguments],
@@ -345,14 +345,16 @@ def _flags(origin: str, content: dict[str, Any], defaults: Configuration) -> lis
     return flags
 
 
-def _grouped(origin: str, keywords: Mapping[str, Any], defaults: Configuration) -> dict[str, dict[str, Any]]:
-    """Keywords by the group that has an option of this name. UserError for one that no group has."""
+def keyword_flags(origin: str, keywords: Mapping[str, Any], defaults: Configuration) -> list[str]:
+    """Keywords of `parse_search` as flags. UserError for one that no group has, or whose value cannot be."""
     group_of = {name: group for group in defaults.groups for name in option_hints(type(getattr(defaults, group)))}
     content: dict[str, dict[str, Any]] = {}
-    for name, value in keywords.items():
-        check_known(f"{origin}: option", name, list(group_of))
-        content.setdefault(group_of[name], {})[name] = value
-    return content
+    for key, value in keywords.items():
+        group, _, name = key.rpartition(".")
+        if not group:
+            check_known(f"{origin}: option", name, list(group_of))
+        content.setdefault(group or group_of[name], {})[name] = value
+    return _flags(origin, content, defaults)
 
 
 def check_known(what: str, name: str, known: Sequence[str]) -> None:

@@ -20,6 +20,10 @@ BEAT = 30.0  # seconds between two signs of life
 SILENCE = 600.0  # seconds after which a holder on another host counts as gone
 
 
+class InUseError(UserError):
+    """A living process holds the lock."""
+
+
 class RunLock:
     """While the context is open, the directory is this process's.
 
@@ -29,11 +33,16 @@ class RunLock:
 
     Args:
         directory: of the run; exists.
+        name: of the file, where something else than the directory is locked.
+
+    Raises:
+        InUseError: as the context is opened, if a living process holds the lock.
+        UserError: the file cannot be written.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, name: str = LOCK) -> None:
         self.directory = directory
-        self._path = directory / LOCK
+        self._path = directory / name
         self._own = _this_process()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
@@ -83,20 +92,32 @@ class RunLock:
                 with contextlib.suppress(OSError):
                     os.utime(self._path)
 
+    def is_held(self) -> bool:
+        """Whether a living process holds the lock now. Changes nothing."""
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                return self._holder(file) is not None
+        except FileNotFoundError:
+            return False
+        except OSError:  # a shared file system that is away for a moment
+            return True
+
     def _refuse_living(self, file: BinaryIO) -> None:
+        holder = self._holder(file)
+        if holder is not None:
+            raise InUseError(
+                f"{self.directory} is in use by process {holder['pid']} on {holder['host']} (last sign of life "
+                f"{max(0, self._age(file)):.0f} seconds ago): wait for it, or give another --out."
+            )
+
+    def _holder(self, file: BinaryIO) -> dict[str, Any] | None:
+        """Who holds the lock; None for nobody who is alive."""
         holder = _read(file)
         if holder is None:
-            return
-        silent = self._age(file)
+            return None
         if all(holder[name] == self._own[name] for name in ("host", "processes")):
-            if _start_of(holder["pid"]) != holder["started"]:
-                return
-        elif silent >= SILENCE:
-            return
-        raise UserError(
-            f"{self.directory} is in use by process {holder['pid']} on {holder['host']} (last sign of life "
-            f"{max(0, silent):.0f} seconds ago): wait for it, or give another --out."
-        )
+            return holder if _start_of(holder["pid"]) == holder["started"] else None
+        return holder if self._age(file) < SILENCE else None
 
     def _age(self, file: BinaryIO) -> float:
         """Seconds since the last sign of life, by the clock of the file system: that of another host may differ."""

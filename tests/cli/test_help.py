@@ -26,7 +26,8 @@ def help_of(name: str, capsys: Any, *arguments: str) -> str:
     return shown
 
 
-COMMANDS = ["search", "train", "evaluate", "export", "compare", *(f"search --strategy {name}" for name in STRATEGIES)]
+COMMANDS = ["search", "train", "evaluate", "export", "compare", "study.__main__"]
+COMMANDS += [f"search --strategy {name}" for name in STRATEGIES]
 
 
 @pytest.mark.parametrize("words", COMMANDS)

@@ -29,9 +29,11 @@ from flower_images import make_flowers
 
 from benchmarks import __main__ as benchmarks
 from fastnas import compat
+from fastnas.cli.arguments import parse_arguments
 from fastnas.cli.configuration import parse_search, parse_train
 from fastnas.cli.options import CompareOptions
 from fastnas.spaces import nb201
+from fastnas.study.__main__ import StudyOptions
 
 RUN = ("search", "train", "evaluate", "export", "compare")
 
@@ -45,6 +47,8 @@ NOT_RUN = {
     "cifar10:./data": "needs a download of 170 MB",
     "make ": "builds or tests the repository itself",
     "pip install": "installs packages",
+    "fastnas.study": "takes minutes; tests/study/ runs tiny ones",
+    "fastnas.report runs/egnas-table1": "a study that did not run",
     "tools/gpu_check.py": "needs a GPU, or minutes; tests/test_gpu_check.py rehearses it",
 }
 # Words within backticks that begin as commands do, and what they are instead.
@@ -108,7 +112,7 @@ class Reader:
         """Types everything on a page; returns the names that its Python blocks have defined."""
         names: dict[str, Any] = {}
         for block in blocks(page):
-            if is_skipped(block) or block.language in ("text", "json"):
+            if is_skipped(block) or block.language in ("text", "json", "yaml"):
                 continue
             if block.language == "bash":
                 for command in block.commands():
@@ -153,10 +157,13 @@ def parse(command: str) -> None:
         parse_train(arguments, "", "")
     elif program == "compare":
         tyro.cli(CompareOptions, args=arguments)
+    elif program == "study":
+        parse_arguments(StudyOptions, arguments, "", "")
     elif program in ("--help", "--version"):
         pass  # of the command `fastnas` itself
     elif program is not None:
-        assert (ROOT / "fastnas" / f"{program}.py").exists(), command
+        modules = (ROOT / "fastnas" / f"{program}.py", ROOT / "fastnas" / program / "__main__.py")
+        assert any(path.exists() for path in modules), command
     elif words[0] == "make":
         parse_make(words[1:])
     elif words[:2] == ["pip", "install"]:
@@ -272,7 +279,7 @@ def parse_or_pass(text: str) -> None:
 
 def test_every_block_is_typed_or_has_a_reason() -> None:
     everything = [block for page in (*USER_PAGES, *OTHER_PAGES) for block in blocks(page)]
-    assert {block.language for block in everything} <= {"bash", "python", "text", "json", ""}
+    assert {block.language for block in everything} <= {"bash", "python", "text", "json", "yaml", ""}
     for beginning in SKIPPED:
         assert any(block.text.startswith(beginning) for block in everything), f"no block begins with {beginning!r}"
     typed = [block for block in everything if block.language == "bash"]
