@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from random import Random
@@ -17,6 +18,7 @@ from fastnas.counting import count_parameters
 from fastnas.errors import UserError
 from fastnas.genotype import Genotype
 from fastnas.input_file import read_json
+from fastnas.nn.primitives import make_primitive
 from fastnas.report.run import read_run
 from fastnas.spaces.encoding import encoding_of
 from fastnas.study.directory import StudyDirectory
@@ -57,32 +59,67 @@ def _draw(study: StudyDirectory, unit: Unit) -> dict[str, object]:
     chosen = Genotype.load(options.network.genotype)
     source = open_train_sources(options).train
 
-    def parameters(genotype: Genotype) -> int:
-        with torch.device("meta"):
-            return count_parameters(build_derived(options, genotype, source))
-
     space = spaces.find(baseline.space or _space_of(run))
-    encoding, size = encoding_of(space), parameters(chosen)
+    encoding = encoding_of(space)
     random = Random(f"{SEED_KEY} {unit.seed} {json.dumps(chosen.to_dict())}")
-    found: dict[Genotype, int] = {}
-    for _ in range(MOST_DRAWN):
+
+    def drawn() -> Genotype:
         genotype = encoding.decode(encoding.canonical(encoding.sample(random)))
         if not isinstance(genotype, Genotype):
             raise UserError(f"fastnas train does not build the networks of the space {space.name}: take another one.")
-        if genotype in found or genotype == chosen:
-            continue
-        count = parameters(genotype)
-        if abs(count - size) <= baseline.within * size:
-            found[genotype] = count
-            if len(found) == baseline.random:
-                break
-    else:
+        return genotype
+
+    def whole(genotype: Genotype) -> int:
+        with torch.device("meta"):
+            return count_parameters(build_derived(options, genotype, source))
+
+    first = drawn()
+    costs = _Costs(options.network.layers, options.network.channels)
+    size, rest = whole(chosen), whole(first) - costs.of(first)
+    found: dict[Genotype, int] = {}
+    for genotype in [first, *(drawn() for _ in range(MOST_DRAWN - 1))]:
+        count = rest + costs.of(genotype)
+        if genotype != chosen and abs(count - size) <= baseline.within * size:
+            found.setdefault(genotype, count)
+    if len(found) < baseline.random:
         raise UserError(
             f"of {MOST_DRAWN:,} random architectures only {len(found)} have {size:,} parameters to within "
-            f"{baseline.within:.1%}, as {baseline.random} should: raise within of baseline."
+            f"{baseline.within:.1%}, not {baseline.random}: raise within of baseline."
         )
-    drawn = [{"genotype": each.to_dict(), "parameters": count} for each, count in found.items()]
-    return {"chosen": chosen.to_dict(), "parameters": size, "space": space.name, "genotypes": drawn}
+    genotypes = [
+        {"genotype": each.to_dict(), "parameters": count}
+        for each, count in itertools.islice(found.items(), baseline.random)
+    ]
+    return {"chosen": chosen.to_dict(), "parameters": size, "space": space.name, "genotypes": genotypes}
+
+
+class _Costs:
+    """Parameters of the operations of a derived network; the rest of it is the same for all cells of a space.
+
+    Args:
+        layers: number of cells.
+        channels: of the first one.
+    """
+
+    def __init__(self, layers: int, channels: int) -> None:
+        self._layers, self._channels = layers, channels
+        self._known: dict[tuple[str, int, int], int] = {}
+
+    def of(self, genotype: Genotype) -> int:
+        total, channels = 0, self._channels
+        for kind in genotype.layout(self._layers):
+            reduces = kind.endswith("reduce")
+            channels *= 2 if reduces else 1
+            for node in genotype.pairs(kind):
+                total += sum(self._one(name, channels, 2 if reduces and source < 2 else 1) for name, source in node)
+        return total
+
+    def _one(self, name: str, channels: int, stride: int) -> int:
+        key = name, channels, stride
+        if key not in self._known:
+            with torch.device("meta"):
+                self._known[key] = count_parameters(make_primitive(*key, norm=torch.nn.BatchNorm2d))
+        return self._known[key]
 
 
 def _space_of(run: Path | None) -> str:

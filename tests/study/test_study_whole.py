@@ -52,6 +52,10 @@ def test_from_searches_to_evaluated_networks(tmp_path: Path) -> None:
     runs = [read_run(folder / name) for name in ("train", "baseline-0", "baseline-1")]
     assert len({run.genotype for run in runs}) == 3
     assert all(abs(run.network["parameters"] - size) <= 0.4 * size for run in runs)
+    drawn = json.loads((folder / "baseline.json").read_text())
+    assert [drawn["parameters"], *(each["parameters"] for each in drawn["genotypes"])] == [
+        run.network["parameters"] for run in runs
+    ]
     for run_of in runs[1:]:
         assert run_of.config["recipe"] == runs[0].config["recipe"]
         assert run_of.config["data"] == runs[0].config["data"]
