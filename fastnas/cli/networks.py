@@ -30,6 +30,7 @@ def build_supernet(options: SearchOptions, source: Source) -> Supernet:
         partial_channels=wanted.partial_channels,
         backend=wanted.backend,
         stem=wanted.stem,
+        precision=options.weights.precision,
     )
     _check_memory(build)
     return build()

@@ -85,6 +85,8 @@ class WeightOptions(SGDOptions):
     search_drop_path_schedule: DropPathSchedule = "constant"
     """constant (SNAS); linear: rises from 0 to --search-drop-path; scheduled: and rises with the cell's depth (NASNet).
     """
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Precision of activations, by autocast; float16 also scales the loss."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -122,6 +122,7 @@ class Search(Loop):
         self.group = max(valid_pipeline.batch_size, min(GROUP, 8 * valid_pipeline.batch_size))
         self.evidence = Evidence(strategy, self.group) if evidence else None
         self.graphs = Graphs.on(self.device, cuda_graphs)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=weights.precision == "float16")
         self._optimize()
         self._prepared = False  # whether before_epoch is done
         self._ended = False  # before the last epoch, by the strategy's wish
@@ -242,8 +243,9 @@ class Search(Loop):
     def _weight_step(self, images: Tensor, labels: Tensor) -> None:  # [B, C, H, W], [B]
         op_weights = self.strategy.op_weights(self) if self.strategy.plain_step else None
         tables = [] if op_weights is None else [op_weights[kind] for kind in self.network.alphas]  # [E, O] each
-        # A graph would cut off the gradients of the tables, and repeat the random draws of a step that is not plain.
-        plain = self.strategy.plain_step and self.weights.search_drop_path == 0
+        # A graph would cut off the gradients of the tables, and repeat the random draws of a step that is not plain. A
+        # scaler waits for the GPU, to see whether gradients are finite.
+        plain = self.strategy.plain_step and self.weights.search_drop_path == 0 and not self.scaler.is_enabled()
         if plain and not any(table.requires_grad for table in tables):
             loss, logits, _ = self.graphs.call("weight step", self._update_weights, images, labels, *tables)
         else:
@@ -267,11 +269,28 @@ class Search(Loop):
             else:
                 logits = self.strategy.logits(self, images)  # [B, classes]
         loss = F.cross_entropy(logits, labels)
-        (loss + self.strategy.penalty(self)).backward()
+        self.scaler.scale(loss + self.strategy.penalty(self)).backward()
+        self._unscale()
         if self.weights.clip > 0:
             torch.nn.utils.clip_grad_norm_(self.strategy.clipped_parameters(self), self.weights.clip)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return loss.detach(), logits.detach(), [parameter.grad for parameter in self.network.parameters()]
+
+    @property
+    def loss_scale(self) -> float:
+        """What losses are multiplied by before they are differentiated, for float16; 1 otherwise."""
+        return self.scaler.get_scale()
+
+    def _unscale(self) -> None:
+        """The gradients of all parameters as they are without the scale of float16, those of α included."""
+        if not self.scaler.is_enabled():
+            return
+        self.scaler.unscale_(self.optimizer)
+        weights, factor = {id(parameter) for parameter in self.weight_parameters}, 1 / self.loss_scale
+        for parameter in self.network.parameters():
+            if parameter.grad is not None and id(parameter) not in weights:
+                parameter.grad.mul_(factor)
 
     @contextmanager
     def _dropping(self) -> Iterator[None]:
@@ -324,6 +343,7 @@ class Search(Loop):
             "optimizer": self.optimizer.state_dict(),
             "strategy": self.strategy.state_dict(),
             "valid_accuracy": self._valid_accuracy,
+            **({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {}),
             **({} if self.evidence is None else {"evidence": self.evidence.state_dict()}),
         }
 
@@ -336,6 +356,8 @@ class Search(Loop):
         self.strategy.load_state_dict(checkpoint["strategy"])  # may rebuild the network
         self.network.load_state_dict(checkpoint["network"])
         load_optimizer(self.optimizer, checkpoint["optimizer"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(checkpoint["scaler"])
         self._valid_accuracy = checkpoint["valid_accuracy"]
         if self.evidence is not None and "evidence" in checkpoint:  # else the run began without, or long ago
             self.evidence.load_state_dict(checkpoint["evidence"])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from fastnas.nn.stem import CIFARStem, ImageNetStem, make_channels_last, make_st
 from fastnas.spaces import CellSpace, find
 
 OpWeights = Mapping[str, Tensor]
+Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
 # Bytes of live activations that a chunk of a population may take on a CPU. In much larger chunks each individual takes
 # longer.
@@ -50,6 +51,8 @@ class Supernet(nn.Module):
         partial_channels: k; candidates see the first C/k channels of a state (PC-DARTS), 1 for all.
         backend: "fused" (our operators), "reference" (plain torch) or "auto" (fused).
         stem: "cifar" keeps the size of the images, "imagenet" divides it by 8.
+        precision: of activations and their gradients, by autocast of every forward pass; weights, statistics and
+            logits keep float32. The gradients of "float16" are small: scale the loss.
 
     Attributes:
         alphas: `nn.ParameterDict` {"normal": [E, O], "reduce": [E, O]}, a table for each of `space.kinds`, initialised
@@ -79,6 +82,7 @@ class Supernet(nn.Module):
         partial_channels: int = 1,
         backend: str = "auto",
         stem: Literal["cifar", "imagenet"] = "cifar",
+        precision: Precision = "float32",
     ) -> None:
         super().__init__()
         self._options: dict[str, Any] = {
@@ -90,12 +94,14 @@ class Supernet(nn.Module):
             "partial_channels": partial_channels,
             "backend": backend,
             "stem": stem,
+            "precision": precision,
         }
         numbers = {"channels": channels, "layers": layers, "num_classes": num_classes, "in_channels": in_channels}
         check_sizes({**numbers, "partial_channels": partial_channels})
         self.space = find(space)
         check_operations(layers, layers * len(self.space.edges) * len(self.space.candidates))
         self.backend = resolve_backend(backend)
+        self.precision: Precision = precision
         self.channels = channels
         self.stem_name = stem
         self.partial_channels = partial_channels
@@ -194,9 +200,10 @@ class Supernet(nn.Module):
                 raise UserError(
                     f"{what} have shapes {self._shapes(what, tables)}, expected {expected} for {kinds} of cells."
                 )
-        s0, s1 = self.stem(x)
         drop_path = self.drop_path_prob if self.training else 0.0
-        return self._classify(s0, s1, weights, edge_weights, active, drop_path)  # [B, num_classes]
+        with self._autocast(x):
+            s0, s1 = self.stem(x)
+            return self._classify(s0, s1, weights, edge_weights, active, drop_path)  # [B, num_classes]
 
     def path_logits(self, x: Tensor, path: OpWeights) -> Tensor:
         """`forward` of a sampled architecture: `path` holds operation weights on the CPU, and only the candidates whose
@@ -236,7 +243,13 @@ class Supernet(nn.Module):
             masks = drop_path_masks(len(self.space.edges), s1, drop_path * depth) if drop_path > 0 else None
             s0, s1 = s1, cell(s0, s1, weights[kind], *tables, masks)  # [..., B, nodes·C, H', W']
         pooled = self.pool(self.last(s1.flatten(0, -4))).flatten(1)  # [P·B, nodes·C]
-        return self.classifier(pooled).unflatten(0, s1.shape[:-3])  # [..., B, num_classes]
+        logits = self.classifier(pooled).unflatten(0, s1.shape[:-3])  # [..., B, num_classes]
+        return logits if self.precision == "float32" else logits.float()
+
+    def _autocast(self, x: Tensor) -> AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(x.device.type, dtype=getattr(torch, self.precision))
 
     @torch.no_grad()
     def population_logits(
@@ -268,7 +281,8 @@ class Supernet(nn.Module):
             chunk = 1
         elif chunk == "auto":
             chunk = self.fitting_chunk(x)
-        with _evaluation(self) if bn_mode == "running" else individual_statistics(self, images=len(x)):
+        statistics = _evaluation(self) if bn_mode == "running" else individual_statistics(self, images=len(x))
+        with statistics, self._autocast(x):
             return self._chunked(x, weights, individuals, chunk)
 
     def _chunked(self, x: Tensor, weights: OpWeights, individuals: int, chunk: int) -> Tensor:
@@ -298,7 +312,8 @@ class Supernet(nn.Module):
         if bn_mode not in ("running", "batch"):
             raise UserError(f"unknown bn_mode {bn_mode!r}: expected 'running' or 'batch'.")
         logits = []
-        with _evaluation(self) if bn_mode == "running" else individual_statistics(self, images=len(x)):
+        statistics = _evaluation(self) if bn_mode == "running" else individual_statistics(self, images=len(x))
+        with statistics, self._autocast(x):
             s0, s1 = self.stem(x)
             for path in paths:
                 tables = self._to(x, path), self._edges_of(x, path), self._active(path)
@@ -338,6 +353,17 @@ class Supernet(nn.Module):
 
     def extra_repr(self) -> str:
         return f"space={self.space.name!r}, backend={self.backend!r}"
+
+
+@contextmanager
+def in_precision(network: Supernet, precision: Precision) -> Iterator[None]:
+    """Within the context the network computes in another precision."""
+    before = network.precision
+    try:
+        network.precision = precision
+        yield
+    finally:
+        network.precision = before
 
 
 @contextmanager

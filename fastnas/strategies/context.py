@@ -102,6 +102,11 @@ class SearchContext(Protocol):
     def optimizer(self) -> torch.optim.Optimizer:
         """SGD for the weights, with the learning rate of the epoch."""
 
+    @property
+    def loss_scale(self) -> float:
+        """What a loss must be multiplied by before it is differentiated, and its gradients divided by: 1, unless
+        activations are float16, whose small gradients would be 0. `gradients` takes it."""
+
     # --- what happens on the way ---
 
     @property

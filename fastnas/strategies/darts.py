@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastnas.nn.supernet import Precision, in_precision
 from fastnas.strategies.context import SearchContext
 from fastnas.strategies.gradient import GradientStrategy, gradients
 from fastnas.strategies.registry import register_strategy
@@ -28,6 +29,8 @@ def second_order_gradients(
     rate: float,
     momentum: float,
     weight_decay: float,
+    scale: float = 1.0,
+    shifted_loss: Loss | None = None,
 ) -> list[Tensor]:
     """∂L_val(ω', α)/∂α where ω' is ω after one step on L_train (equations 7 and 8).
 
@@ -40,24 +43,27 @@ def second_order_gradients(
         train_loss, valid_loss: the two losses.
         rate: ξ, step size of the virtual step.
         momentum, weight_decay: of the virtual step.
+        scale: of losses on their way back, see `gradients`.
+        shifted_loss: train_loss where the difference of its gradients is taken, which are nearly equal: in float32,
+            where train_loss has a lower precision. None for train_loss.
 
     Returns:
         The gradient of each of `alphas`.
     """
-    step = gradients(train_loss(weights), weights)
+    step = gradients(train_loss(weights), weights, scale)
     moved = []
     for weight, gradient, buffer in zip(weights, step, momenta, strict=True):
         velocity = gradient + weight_decay * weight.detach()
         if buffer is not None:
             velocity = velocity + momentum * buffer
         moved.append((weight.detach() - rate * velocity).requires_grad_())  # ω'
-    found = gradients(valid_loss(moved), [*alphas, *moved])
+    found = gradients(valid_loss(moved), [*alphas, *moved], scale)
     direct, direction = found[: len(alphas)], found[len(alphas) :]  # direction: v
     radius = 0.01 / torch.sqrt(sum((v.square().sum() for v in direction), torch.zeros_like(direction[0].sum())))
     sides = []
     for sign in (1.0, -1.0):
         shifted = [(w.detach() + sign * radius * v) for w, v in zip(weights, direction, strict=True)]  # ω±
-        sides.append(gradients(train_loss(shifted), alphas))
+        sides.append(gradients((shifted_loss or train_loss)(shifted), alphas, scale))
     return [g - rate * (plus - minus) / (2 * radius) for g, plus, minus in zip(direct, *sides, strict=True)]
 
 
@@ -82,14 +88,14 @@ class DARTS(GradientStrategy):
         momenta = [search.optimizer.state[p].get("momentum_buffer") for p in search.weight_parameters]
         (group,) = search.optimizer.param_groups
 
-        def loss_on(batch: tuple[Tensor, Tensor], alpha_counts: bool) -> Loss:
+        def loss_on(batch: tuple[Tensor, Tensor], alpha_counts: bool, precision: Precision) -> Loss:
             images, labels = batch
 
             def loss(weights: Sequence[Tensor]) -> Tensor:
                 replaced = {**buffers, **dict(zip(keys, weights, strict=True))}
-                logits = torch.func.functional_call(
-                    network, replaced, (images,), self.arch_weights(search, int(alpha_counts))
-                )
+                arch_weights = self.arch_weights(search, int(alpha_counts))
+                with in_precision(network, precision):
+                    logits = torch.func.functional_call(network, replaced, (images,), arch_weights)
                 if alpha_counts:
                     return self.logged_alpha_loss(search, logits, labels)
                 return F.cross_entropy(logits, labels)
@@ -100,9 +106,11 @@ class DARTS(GradientStrategy):
             self.alpha_parameters,
             search.weight_parameters,
             momenta,
-            loss_on(search.batch, alpha_counts=False),
-            loss_on(self.alpha_batch(search), alpha_counts=True),
+            loss_on(search.batch, False, network.precision),
+            loss_on(self.alpha_batch(search), True, network.precision),
             rate=group["lr"],
             momentum=group["momentum"],
             weight_decay=group["weight_decay"],
+            scale=search.loss_scale,
+            shifted_loss=loss_on(search.batch, False, "float32"),
         )

@@ -147,7 +147,10 @@ class GradientStrategy(Strategy):
         """Moves α once."""
         if not self.alpha_moves(search):
             return
-        for parameter, gradient in zip(self.alpha_parameters, self.alpha_gradients(search), strict=True):
+        found = self.alpha_gradients(search)
+        if overflowed(search, found):
+            return
+        for parameter, gradient in zip(self.alpha_parameters, found, strict=True):
             parameter.grad = gradient
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad(set_to_none=True)
@@ -156,7 +159,7 @@ class GradientStrategy(Strategy):
         """The gradient of each of `alpha_parameters`."""
         images, labels = self.alpha_batch(search)
         loss = self.logged_alpha_loss(search, search.network(images, **self.arch_weights(search, 1)), labels)
-        return gradients(loss, self.alpha_parameters)
+        return gradients(loss, self.alpha_parameters, search.loss_scale)
 
     def after_epoch(self, search: SearchContext) -> None:
         if self._losses_steps == 0:
@@ -184,7 +187,18 @@ class GradientStrategy(Strategy):
                 parameter.copy_(value)
 
 
-def gradients(loss: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """∂loss/∂parameter of each; zeros where it does not depend on one. Nothing is accumulated in `.grad`."""
-    found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
+def overflowed(search: SearchContext, gradients: Sequence[Tensor | None]) -> bool:
+    """Whether gradients of float16 activations are infinite, so that a step must be left out, as the weights' is. Their
+    scaler lowers the scale then."""
+    if search.loss_scale == 1:
+        return False
+    return not all(gradient.isfinite().all() for gradient in gradients if gradient is not None)
+
+
+def gradients(loss: Tensor, parameters: Sequence[Tensor], scale: float = 1.0) -> list[Tensor]:
+    """∂loss/∂parameter of each; zeros where it does not depend on one. Nothing is accumulated in `.grad`.
+
+    scale: of the loss on its way back, see `SearchContext.loss_scale`; the gradients are without it."""
+    found = torch.autograd.grad(loss if scale == 1 else scale * loss, list(parameters), allow_unused=True)
+    found = tuple(grad if grad is None or scale == 1 else grad / scale for grad in found)
     return [torch.zeros_like(p) if grad is None else grad for p, grad in zip(parameters, found, strict=True)]

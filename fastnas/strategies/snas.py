@@ -23,7 +23,7 @@ from fastnas.option_types import NotNegative, Temperature
 from fastnas.spaces.cell_space import Derivation
 from fastnas.strategies.base import Work
 from fastnas.strategies.context import SearchContext
-from fastnas.strategies.gradient import GradientStrategy
+from fastnas.strategies.gradient import GradientStrategy, overflowed
 from fastnas.strategies.gumbel import gumbel_softmax
 from fastnas.strategies.registry import register_strategy
 
@@ -150,7 +150,7 @@ class SNAS(GradientStrategy):
         """α has no step of its own."""
 
     def after_step(self, search: SearchContext) -> None:
-        if self.alpha_moves(search):
+        if self.alpha_moves(search) and not overflowed(search, [alpha.grad for alpha in self.alpha_parameters]):
             nn.utils.clip_grad_norm_(self.alpha_parameters, CLIP)
             self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad(set_to_none=True)
