@@ -15,9 +15,9 @@ from fastnas.report.page import DASH, Part, duration, fill, write_page
 from fastnas.report.study_charts import box_chart, curve_chart, option_charts
 from fastnas.report.study_grid import heat_map, is_grid, published_map, symbol
 from fastnas.report.study_published import Published, published_of
-from fastnas.report.study_results import STUDY, Statistic, StudyResults, read_study, write_csv
+from fastnas.report.study_results import STUDY, Statistic, Status, StudyResults, read_study, write_csv
 
-STATUSES = ("finished", "running", "interrupted", "failed", "waiting")
+STATUSES: tuple[Status, ...] = ("finished", "running", "interrupted", "failed", "waiting")
 MOST_SEEDS = 12  # that are listed
 
 
@@ -67,9 +67,8 @@ def _lead(results: StudyResults, folder: str) -> str:
         words.append(f"scale {escape(str(scale))}")
     if folder != results.name:
         words.append(f"folder {escape(folder)}")
-    counts = Counter(unit.status for unit in results.units)
     if not results.is_finished:
-        words.append(", ".join(f"{counts[each]} {each}" for each in STATUSES if counts[each]))
+        words.append(", ".join(f"{count} {each}" for each in STATUSES if (count := results.count(each))))
     return " · ".join(words)
 
 
@@ -115,7 +114,7 @@ def _result(results: StudyResults, published: Published | None) -> str:
     if is_grid(results):
         theirs = "" if published is None else published_map(results, published)
         ours = heat_map(results)
-        return remark + (f'<div class="columns">{ours}{theirs}</div>' if theirs else f'<div class="grids">{ours}</div>')
+        return remark + f'<div class="{"charts" if theirs else "grids"}">{ours}{theirs}</div>'
     said = f"Best: {best.label}, {results.measure} {value.text(scale=100)} %{_over(value)}."
     return remark + sections.note(said) + sections.charts(option_charts(results))
 

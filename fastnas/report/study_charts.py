@@ -83,13 +83,13 @@ def curve_chart(results: StudyResults) -> Chart | None:
     """Validation accuracy over the epochs of the searches, the mean over the seeds of each cell."""
     curves: list[tuple[Cell, list[tuple[int, float]]]] = []
     for cell in results.cells:
-        points: dict[int, list[float]] = {}
+        found: dict[int, list[float]] = {}
         for unit in cell.of("search"):
             for epoch, accuracy in unit.curve:
-                points.setdefault(epoch, []).append(100 * accuracy)
+                found.setdefault(epoch, []).append(100 * accuracy)
         # An epoch that not all seeds have reached would be a mean of others than the one before.
-        most = max(map(len, points.values()), default=0)
-        if complete := [(epoch, fmean(values)) for epoch, values in sorted(points.items()) if len(values) == most]:
+        most = max(map(len, found.values()), default=0)
+        if complete := [(epoch, fmean(values)) for epoch, values in sorted(found.items()) if len(values) == most]:
             curves.append((cell, complete))
     if not curves:
         return None

@@ -43,8 +43,8 @@ def heat_map(results: StudyResults) -> str:
         deviation = "" if value.std is None else f"± {100 * value.std:.2f}, "
         return 100 * value.mean, f"{deviation}n {value.n}"
 
-    title = f"{results.measure.capitalize()} (%)"
-    return _figure(results, "Here", title, "", square)
+    title = f"{results.measure} (%)"
+    return _figure(results, "Here:", title, "★ the best", square)
 
 
 def published_map(results: StudyResults, published: Published) -> str:
@@ -56,11 +56,11 @@ def published_map(results: StudyResults, published: Published) -> str:
         row = next((row for row in published.rows if row.get("options") == options), None)
         if row is None:
             return None, ""
-        size = f"{row['parameters_m']:g} M" if "parameters_m" in row else ""
+        size = f"{row['parameters_m']:.2f} M" if "parameters_m" in row else ""
         return float(row["value"]), size
 
-    title = f"{published.measure[:1].upper()}{published.measure[1:]}"
-    return _figure(results, MARK, title, f"{published.source}.", square, places=3)
+    source = f"{published.source[:1].upper()}{published.source[1:]}."
+    return _figure(results, MARK, published.measure, source, square, published.places)
 
 
 def _row(published: Published, cell: Cell) -> bool:
@@ -119,9 +119,10 @@ def _table(
             return f'<td class="open">{escape(below or "–")}</td>'
         share = STRONGEST * (1.0 if high == low else (value - low) / (high - low))
         best, found = not found and value == high, found or value == high
-        mark = '<span class="mark">best</span>' if best else ""
-        style = f'{" class=best" if best else ""} style="--share:{share:.0f}%"'
-        return f"<td{style}><strong>{value:.{places}f}</strong> {mark}<small>{escape(below)}</small></td>"
+        mark = '<span class="mark" role="img" aria-label="best">★</span>' if best else ""
+        kind = ' class="best"' if best else ""
+        style = f'style="--share:{share:.0f}%"'
+        return f"<td{kind} {style}><strong>{value:.{places}f}</strong> {mark}<small>{escape(below)}</small></td>"
 
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
     body = "".join(

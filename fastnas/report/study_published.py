@@ -52,11 +52,22 @@ class Published:
                 return row
         return None
 
+    @property
+    def places(self) -> int:
+        """Digits after the point that the source prints."""
+        return max(len(str(row[key]).partition(".")[2]) for row in self.rows for key in ("value", "std") if key in row)
+
+    def text(self, row: Mapping[str, Any]) -> str:
+        """``3.00``, ``2.57 ± 0.07`` or ``83.3 (read off a chart, ± 0.3)``."""
+        deviation = f" ± {row['std']:.{self.places}f}" if "std" in row else ""
+        remark = f" (read off a chart, {row['read_off']})" if "read_off" in row else ""
+        return f"{row['value']:.{self.places}f}{deviation}{remark}"
+
     def section(self) -> str:
         """A table of all rows."""
         shown = {key: title for key, title in MORE.items() if any(key in row for row in self.rows)}
         rows = [
-            (escape(str(row["label"])), value_text(row), *(f"{row[key]:,g}" if key in row else DASH for key in shown))
+            (escape(str(row["label"])), self.text(row), *(f"{row[key]:,g}" if key in row else DASH for key in shown))
             for row in self.rows
         ]
         head = ("what", self.measure, *shown.values())
@@ -69,15 +80,6 @@ class Published:
 def is_part(options: Mapping[str, Any], of: Mapping[str, Any]) -> bool:
     """Whether a cell has all these options, with equal values."""
     return all(name in of and of[name] == value for name, value in options.items())
-
-
-def value_text(row: Mapping[str, Any]) -> str:
-    """``3.00``, ``2.57 ± 0.07`` or ``83.3 (read off a chart, ± 0.3)``."""
-    printed = max(len(str(row[key]).partition(".")[2]) for key in ("value", "std") if key in row)
-    places = printed if "read_off" in row else max(printed, 2)
-    deviation = f" ± {row['std']:.{places}f}" if "std" in row else ""
-    remark = f" (read off a chart, {row['read_off']})" if "read_off" in row else ""
-    return f"{row['value']:.{places}f}{deviation}{remark}"
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from fastnas.report.cell_graph import KIND_NAMES, draw_cell
 from fastnas.report.curves import kind_name
 from fastnas.report.page import DASH, duration
 from fastnas.report.sections import columns, flatten, missing, note
-from fastnas.report.study_published import MARK, Published, value_text
+from fastnas.report.study_published import MARK, Published
 from fastnas.report.study_results import MEASURES, Cell, Statistic, StudyResults, UnitResult
 from fastnas.report.tables import data_table, key_table, scroll
 
@@ -51,7 +51,7 @@ def cell_table(results: StudyResults, published: Published | None) -> str:
     column("search (s)", [cell.mean("seconds", "search") for cell in cells], "{:.1f}")
     for clock in ("GPU", "core"):
         days = [Statistic.of(u.days for u in cell.of("search") if u.clock == clock) for cell in cells]
-        column(f"search ({clock}-days)", days, "{:.2g}")
+        column(f"search ({clock}-days)", [found and replace(found, std=None) for found in days], "{:.2g}")
     head = ["cell", "units", *columns]
     rows = [
         [escape(cell.label) + (" <strong>best</strong>" if cell is results.best else ""), done[i]]
@@ -62,7 +62,7 @@ def cell_table(results: StudyResults, published: Published | None) -> str:
     if published is not None and any(found := [published.of(cell) for cell in cells]):
         head.append(f"published: {published.measure}")
         for row, of in zip(rows, found, strict=True):
-            row.append(DASH if of is None else f"{MARK} {escape(value_text(of))}")
+            row.append(DASH if of is None else f"{MARK} {escape(published.text(of))}")
     remark = "Mean ± standard deviation (of a sample) over the seeds; without ± it is one run. "
     remark += "Sizes: of the network of the found cell that is to be trained, or of the trained one."
     table = data_table(head, rows, numbers=numbers, markup=True, caption="The cells of the study")

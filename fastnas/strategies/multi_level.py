@@ -59,7 +59,8 @@ class MultiLevel(GradientStrategy):
 
     def start(self, search: SearchContext) -> None:
         if self.equal_start:
-            begin_equal(dict(search.network.alphas))
+            alphas = search.network.alphas  # which sorts its kinds by name
+            begin_equal({kind: alphas[kind] for kind in search.network.space.kinds})
         super().start(search)
 
     def alpha_loss(self, search: SearchContext, logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
