@@ -14,6 +14,7 @@ import yaml
 from fastnas.cli.configuration import parse_search, parse_train
 from fastnas.report.study_published import STUDIES, published_of
 from fastnas.report.study_results import Cell
+from fastnas.search import prepare
 
 FOLDER = Path(__file__).parents[2] / "fastnas/presets/study"
 READY = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
@@ -72,6 +73,23 @@ def test_every_cell_is_a_search_that_the_command_accepts(name: str, scale: str, 
         renamed = {("name" if k == "strategy" else k): v for k, v in options.items()}
         assert {k: every[k] for k in renamed} == renamed
         assert (parsed.data.data == "digits") == (scale == "small")
+
+
+def test_every_strategy_of_a_small_study_begins(tmp_path: Path) -> None:
+    begun = set()
+    for name in READY:
+        study = at(name, "small")
+        config = tmp_path / f"{name}.yaml"
+        config.write_text(yaml.safe_dump(study["base"]))
+        for _, options in cells(study):
+            out = str(tmp_path / str(len(begun)))
+            words = ["--config", str(config), *flags(options), "--no-evidence", "--out", out]
+            parsed = parse_search(words, "search", "")
+            kind = type(parsed.strategy), parsed.network.space
+            if kind not in begun:
+                begun.add(kind)
+                prepare(parsed, words)
+    assert len(begun) == 8
 
 
 @pytest.mark.parametrize("name", READY)
