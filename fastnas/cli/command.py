@@ -21,6 +21,7 @@ from rich.text import Text
 
 from fastnas.cli.output import Output, safe_output
 from fastnas.errors import UserError
+from fastnas.world import ToldElsewhereError, launched
 
 USER_ERROR = 2
 INTERRUPTED = 130  # as a shell reports a program that SIGINT has ended
@@ -59,7 +60,10 @@ def _main(body: Body, in_files: bool) -> Main:
     def main(arguments: Sequence[str] | None = None) -> int:
         with safe_output() as output, interrupted_once() as stay_deaf:
             try:
-                status = body(list(sys.argv[1:] if arguments is None else arguments), Console())
+                follows = launched()[0] > 0
+                status = body(list(sys.argv[1:] if arguments is None else arguments), Console(quiet=follows))
+            except ToldElsewhereError:
+                return USER_ERROR
             except UserError as error:
                 print_error(str(error))
                 return USER_ERROR

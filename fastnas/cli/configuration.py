@@ -46,7 +46,7 @@ MOST_BYTES = 128 * 2**10  # of a YAML file; one with every option has 3,000, and
 
 # What may differ when a run is resumed.
 RESUMABLE = {
-    *(("run", name) for name in ("out", "device", "cuda_graphs", "evidence", "threads", "stop_after")),
+    *(("run", name) for name in ("out", "device", "cuda_graphs", "evidence", "threads", "stop_after", "elastic")),
     *(("data", name) for name in ("workers", "prefetch")),
 }
 

@@ -15,6 +15,7 @@ from fastnas.cli.duration import in_words, seconds_of
 from fastnas.engine.forecast import Forecast, fitting_epochs, least_epochs
 from fastnas.engine.rehearsal import Rehearsal, generators_kept
 from fastnas.errors import UserError
+from fastnas.world import World
 
 FEWEST_STEPS = 50
 """A run of fewer weight steps has nearly ended once its steps have been timed: it begins without an estimate."""
@@ -24,6 +25,7 @@ class Parts(ABC):
     """What a run is made of, before anything is written: it can be rehearsed, and given another number of epochs."""
 
     checkpoint: dict[str, Any] | None
+    world: World
     budget: str | None
     """What --budget says."""
 
@@ -77,6 +79,12 @@ def estimated(
         UserError: the budget is too small, or cannot be kept since nothing is known of the run's time.
     """
     budget = None if parts.budget is None else seconds_of(parts.budget)
+    if parts.world.size > 1:  # whose steps wait for each other
+        if budget is not None:
+            raise UserError(f"--budget {parts.budget} is measured in a single process: give --epochs.")
+        if anyway:
+            raise UserError("--dry-run measures in a single process: start it without torchrun.")
+        return parts, None
     steps = parts.steps * (parts.epochs - parts.done)
     if budget is None and not anyway and (console.quiet or steps < FEWEST_STEPS):
         return parts, None
@@ -122,6 +130,8 @@ def print_forecast(parts: Parts, forecast: Forecast | None, console: Console, ru
 
     dry: whether somebody has asked for nothing else."""
     if forecast is None:
+        if parts.world.size > 1:
+            return
         if dry or parts.steps * (parts.epochs - parts.done) >= FEWEST_STEPS:
             print_text(console, "estimate  none: what an epoch of this run costs is unknown before it has run")
         return

@@ -280,6 +280,8 @@ class RunOptions(Options):
     """Epochs between validations; the last epoch is always validated."""
     stop_after: Count | None = None
     """Stop after so many epochs in this process; --resume continues."""
+    elastic: bool = False
+    """Continue also with another number of processes than the run had before; the bits of its results will differ."""
     budget: str | None = None
     """Time for the whole run, such as 90s, 45m, 2h or 1d: as many epochs as fit into it, instead of --epochs. They are
     measured, so that the same command gives other numbers of epochs on other machines; config.yaml holds the number."""

@@ -9,13 +9,22 @@ import numpy as np
 import torch
 
 from fastnas.errors import UserError
+from fastnas.world import ALONE, World
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, world: World = ALONE) -> torch.device:
     """ "auto" → CUDA where there is a GPU, which becomes the current one of the process: whatever names no device, such
-    as pinned memory, would otherwise take hold of the first. UserError for a device that is not there."""
+    as pinned memory, would otherwise take hold of the first. Of several processes each takes a GPU of its own, unless
+    one is named. UserError for a device that is not there."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and world.size > 1:
+        name = f"cuda:{world.local_rank}"
+        if world.local_rank >= (count := torch.cuda.device_count()):
+            raise UserError(
+                f"process {world.local_rank} of this machine finds {count} CUDA devices: give torchrun "
+                f"--nproc-per-node {max(1, count)}, or --device cuda:0, which all share, or cpu."
+            )
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from fastnas.atomic_file import replace_file
-from fastnas.cli.configuration import Configuration, differences, to_text
+from fastnas.cli.configuration import Configuration, SearchOptions, TrainOptions, differences, to_text
 from fastnas.cli.options import RunOptions
 from fastnas.cli.places import PLACES
 from fastnas.cli.process import make_deterministic, resolve_device
@@ -24,6 +24,7 @@ from fastnas.engine.loop import Loop
 from fastnas.engine.search import Search
 from fastnas.env import environment
 from fastnas.errors import UserError
+from fastnas.world import ALONE, World
 
 Arguments: TypeAlias = Sequence[str] | str
 """How a run was asked for: the words after the name of a command, or a call in Python."""
@@ -34,12 +35,15 @@ def command_of(program: str, arguments: Arguments) -> list[str]:
     return [arguments] if isinstance(arguments, str) else ["python", "-m", program, *arguments]
 
 
-def resume_from(directory: Path, options: Configuration, loop: type[Loop]) -> dict[str, Any]:
+def resume_from(
+    directory: Path, options: SearchOptions | TrainOptions, loop: type[Loop], world: World = ALONE
+) -> dict[str, Any]:
     """The checkpoint of a run of a loop that is resumed.
 
     Raises:
-        UserError: there is none, it is not one of such a loop, or the run began with other options. Images may lie
-            elsewhere by now, if the checkpoint has their digest, which the loop compares.
+        UserError: there is none, it is not one of such a loop, or the run began with other options, or with another
+            number of processes. Images may lie elsewhere by now, if the checkpoint has their digest, which the loop
+            compares.
     """
     path = directory / CHECKPOINT
     checkpoint = load_checkpoint(path)
@@ -51,12 +55,19 @@ def resume_from(directory: Path, options: Configuration, loop: type[Loop]) -> di
             "out, or start a new run."
         )
     loop.check_keys(checkpoint, path)
+    before = len(checkpoint.get("ranks", [None]))
+    if before != world.size and not options.run.elastic:
+        how = f"torchrun --nproc-per-node {before}" if before > 1 else "without torchrun"
+        raise UserError(
+            f"the run in {directory} has {before} {'process' if before == 1 else 'processes'}, not {world.size}: start "
+            f"it {how}, or give --elastic, with which it goes on and its results differ in their bits."
+        )
     return checkpoint
 
 
-def set_up_process(options: RunOptions) -> torch.device:
+def set_up_process(options: RunOptions, world: World = ALONE) -> torch.device:
     """Sets threads and determinism; returns the device. UserError for a device that is not there."""
-    device = resolve_device(options.device)
+    device = resolve_device(options.device, world)
     if options.threads:
         torch.set_num_threads(options.threads)
     make_deterministic(options.deterministic)
@@ -86,10 +97,13 @@ def record_start(
         resumed=loop.resumed,
         started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         environment=environment(device),
+        **({} if loop.world.size == 1 else {"processes": loop.world.size}),
         network=network,
         data=data,
     )
     loop.log.position()  # on disk before any other file
+    if not loop.world.leads:
+        return
     strategy = loop.strategy.resolved if isinstance(loop, Search) else {}
     write_config(loop.directory, options, _resolved(device, network, data, strategy), origins)
 

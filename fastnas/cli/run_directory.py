@@ -16,6 +16,7 @@ from fastnas.atomic_file import TEMPORARY
 from fastnas.cli.run_lock import RunLock
 from fastnas.errors import UserError
 from fastnas.input_file import path_of
+from fastnas.world import World
 
 CHECKPOINT = "checkpoint.pt"
 RECORDS = "metrics.jsonl"
@@ -55,6 +56,30 @@ def run_directory(resume: Path | None, out: str | None, what: str, data: str | N
             yield lock
     finally:
         _remove_empty(made)
+
+
+class FollowedDirectory:
+    """A run directory in which another process of the run writes: that one holds its lock."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def check(self) -> None:
+        """Nothing to check: this process writes nothing."""
+
+
+@contextlib.contextmanager
+def for_all(world: World, own: contextlib.AbstractContextManager[RunLock]) -> Iterator[RunLock | FollowedDirectory]:
+    """The directory that process 0 makes and locks, for all processes of a run.
+
+    Raises:
+        UserError: what `own` raises, in all of them.
+    """
+    with contextlib.ExitStack() as stack:
+        with world.together():
+            lock = stack.enter_context(own) if world.leads else None
+        directory = world.broadcast(None if lock is None else str(lock.directory))
+        yield FollowedDirectory(Path(str(directory))) if lock is None else lock
 
 
 @contextlib.contextmanager

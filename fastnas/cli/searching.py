@@ -30,6 +30,7 @@ from fastnas.engine.search import Search
 from fastnas.engine.sizes import supernet_macs
 from fastnas.nn import Supernet
 from fastnas.nn.batch_norm import check_one_image
+from fastnas.world import ALONE, World
 
 PROGRAM = "fastnas.search"
 
@@ -40,6 +41,7 @@ class SearchParts(Parts):
 
     options: SearchOptions
     checkpoint: dict[str, Any] | None
+    world: World
     device: torch.device
     augmentation: Augmentation
     network: Supernet
@@ -88,19 +90,20 @@ class SearchParts(Parts):
             "stop_after": options.run.stop_after,
             "cuda_graphs": options.run.cuda_graphs,
             "check_images": options.data.check_images,
+            "world": self.world,
         }
 
 
-def search_parts(options: SearchOptions) -> SearchParts:
-    """Opens the images and builds the network, and writes nothing.
+def search_parts(options: SearchOptions, world: World = ALONE) -> SearchParts:
+    """Opens the images and builds the network, and writes nothing. world: the processes of the run.
 
     Raises:
         UserError: data, options or the run to resume cannot be used.
     """
     resume = options.command.resume
     options = with_absolute_places(options, resume)
-    checkpoint = resume_from(resume, options, Search) if resume else None
-    device = set_up_process(options.run)
+    checkpoint = resume_from(resume, options, Search, world) if resume else None
+    device = set_up_process(options.run, world)
 
     source = open_search_source(options.data)
     alpha_source = open_alpha_source(options.data, source)
@@ -136,6 +139,7 @@ def search_parts(options: SearchOptions) -> SearchParts:
     return SearchParts(
         options=options,
         checkpoint=checkpoint,
+        world=world,
         device=device,
         augmentation=augmentation,
         network=network,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -37,7 +38,7 @@ def print_search_header(search: Search, console: Console) -> None:
     print_text(
         console,
         f"supernet {network.space.name}, {count_parameters(network):,} parameters, {network.backend} on "
-        f"{search.device}; {_place(search)}",
+        f"{search.device}{_processes(search)}; {_place(search)}",
     )
     _print_kept(source, console)
     print_left_out(source.left_out, console)
@@ -98,6 +99,10 @@ def print_search_run(search: SearchRun, options: TrainOptions, sources: TrainSou
         print_text(console, warning, style="yellow")
 
 
+def _processes(loop: Loop) -> str:
+    return "" if loop.world.size == 1 else f" in {loop.world.size} processes"
+
+
 def _place(loop: Loop) -> str:
     return "nothing is written" if isinstance(loop, Rehearsal) else f"run directory {loop.directory}"
 
@@ -125,7 +130,7 @@ def print_train_header(retrain: Retrain, seed: int, console: Console) -> None:
     print_text(
         console,
         f"{count_parameters(network):,} parameters, {macs / 1e6:.1f} M multiply-adds, {network.backend} on "
-        f"{retrain.device}; {_place(retrain)}",
+        f"{retrain.device}{_processes(retrain)}; {_place(retrain)}",
     )
     _print_kept(source, console)
     _print_resumed(retrain, console)
@@ -173,6 +178,8 @@ def _print_unfinished(
         again = f"{program.replace('fastnas', 'fastnas.api')}({images}resume={str(run)!r})"
     else:
         again = command_line(program, "--resume", str(run))
+        if loop.world.size > 1:
+            again = f"torchrun, as before, -m {program} {shlex.join(['--resume', str(run)])}"
     print_text(console, f"{outcome.status} after {outcome.epoch} epochs; continue with: {again}")
 
 

@@ -30,6 +30,7 @@ from fastnas.errors import UserError
 from fastnas.genotype import Genotype
 from fastnas.nn import DerivedNetwork
 from fastnas.nn.batch_norm import check_one_image
+from fastnas.world import ALONE, World
 
 PROGRAM = "fastnas.train"
 GENOTYPE = "genotype.json"
@@ -41,6 +42,7 @@ class TrainParts(Parts):
 
     options: TrainOptions
     checkpoint: dict[str, Any] | None
+    world: World
     device: torch.device
     seed: int
     sources: TrainSources
@@ -85,6 +87,7 @@ class TrainParts(Parts):
             "validate_every": options.run.validate_every,
             "stop_after": options.run.stop_after,
             "check_images": options.data.check_images,
+            "world": self.world,
         }
 
 
@@ -95,7 +98,12 @@ def with_epochs(options: TrainOptions, epochs: int) -> TrainOptions:
 
 
 def training_parts(
-    options: TrainOptions, sources: TrainSources, directory: Path, seed: int, genotype: Genotype | None = None
+    options: TrainOptions,
+    sources: TrainSources,
+    directory: Path,
+    seed: int,
+    genotype: Genotype | None = None,
+    world: World = ALONE,
 ) -> TrainParts:
     """Builds pipelines and network, and writes nothing.
 
@@ -105,12 +113,13 @@ def training_parts(
         directory: of the run, which need not be there; if it holds a checkpoint, the training continues from that.
         seed: of everything that it draws.
         genotype: of the network; None for that of the checkpoint, or else what the options name.
+        world: the processes of the run.
 
     Raises:
         UserError: genotype, data, options or checkpoint cannot be used.
     """
     options = with_absolute_places(options)
-    checkpoint = resume_from(directory, options, Retrain) if (directory / CHECKPOINT).exists() else None
+    checkpoint = resume_from(directory, options, Retrain, world) if (directory / CHECKPOINT).exists() else None
     import_space(options.network.space)
     if checkpoint is not None:
         own = genotype_of(checkpoint, directory)
@@ -121,7 +130,7 @@ def training_parts(
             )
         genotype = own
     genotype = genotype or load_genotype(options)
-    device = set_up_process(options.run)
+    device = set_up_process(options.run, world)
     source = sources.train
     augmentation = options.data.augmentation(source.augmentation)
 
@@ -146,6 +155,7 @@ def training_parts(
     return TrainParts(
         options=options,
         checkpoint=checkpoint,
+        world=world,
         device=device,
         seed=seed,
         sources=sources,
@@ -173,7 +183,8 @@ def begin(parts: TrainParts, arguments: Arguments, directory: Path, budget: str 
     """
     options, network, sources, source = parts.options, parts.network, parts.sources, parts.sources.train
     size = (source.channels, *source.image_size)
-    create_directory(directory)
+    if parts.world.leads:
+        create_directory(directory)
     retrain = Retrain(**parts.arguments(directory), checkpoint=parts.checkpoint)
     record_start(
         retrain,
@@ -205,7 +216,8 @@ def begin(parts: TrainParts, arguments: Arguments, directory: Path, budget: str 
         },
         origins=fitted_epochs("recipe", budget),
     )
-    parts.genotype.to_json(directory / GENOTYPE)
+    if parts.world.leads:
+        parts.genotype.to_json(directory / GENOTYPE)
     return retrain
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -101,6 +101,44 @@ class Pipeline(ABC):
                 "empty; give more images or smaller batches"
             )
         self._plan: tuple[int, EpochPlan] | None = None  # of the epoch that was asked for last
+
+    def part(self, shard: int, shards: int) -> Self:
+        """The pipeline of one of several processes that share out each batch of this one.
+
+        With `drop_last` all of them have as many batches, of equal size, as this one; without, every image is in one of
+        them, and their numbers of batches may differ by one.
+
+        Raises:
+            UserError: a batch cannot be shared equally (drop_last), or there are fewer images than processes.
+        """
+        if shards == 1:
+            return self
+        if self.drop_last and self.batch_size % shards:
+            fitting = max(shards, self.batch_size - self.batch_size % shards)
+            raise UserError(
+                f"{self.source.spec}: {shards} processes cannot share a batch of {self.batch_size} images equally; "
+                f"give a batch size that is a multiple of {shards}, such as {fitting}"
+            )
+        if len(self.indices) < shards:
+            raise UserError(
+                f"{self.source.spec}: {len(self.indices)} images are too few for {shards} processes; start fewer"
+            )
+        return type(self)(
+            self.source,
+            batch_size=-(-self.batch_size // shards),
+            indices=self.indices,
+            shuffle=self.shuffle,
+            augment=self.augment,
+            drop_last=self.drop_last,
+            seed=self.seed,
+            augmentation=self.augmentation,
+            device=self.device,
+            dtype=self.dtype,
+            workers=self.workers,
+            prefetch=self.prefetch,
+            shard=shard,
+            shards=shards,
+        )
 
     def __len__(self) -> int:
         """Batches in an epoch."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastnas.data import Pipeline
+from fastnas.world import ALONE, World
 
 MOST_DENSE = 200  # classes whose confusion is a table
 
@@ -51,9 +52,15 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, pipeline: Pipeline, progress: Callable[[int, int], None] = lambda done, total: None
+    network: nn.Module,
+    pipeline: Pipeline,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    world: World = ALONE,
 ) -> Evaluation:
-    """Runs `network`, which gives logits [B, K], over the pipeline in evaluation mode, then restores its mode."""
+    """Runs `network`, which gives logits [B, K], over the pipeline in evaluation mode, then restores its mode.
+
+    world: the processes that share out the images; the pipeline is this one's part. All get the results on all images.
+    """
     was_training, device = network.training, pipeline.device
     network.eval()
     classes = len(pipeline.source.classes)
@@ -68,7 +75,7 @@ def evaluate(
         among_five += (five == labels[:, None]).any(-1).sum()
         progress(step + 1, len(pipeline))
     network.train(was_training)
-    pair, count = torch.cat(pairs).cpu().unique(return_counts=True)  # [n] each
+    pair, count = torch.cat(world.gather(torch.cat(pairs).cpu())).unique(return_counts=True)  # [n] each
     label, prediction = pair // classes, pair % classes  # [n] each
     images_of = torch.zeros(classes, dtype=torch.int64).index_add_(0, label, count).tolist()  # [K]
     hits = label == prediction  # [n]
@@ -80,9 +87,9 @@ def evaluate(
         confusion = table.view(classes, classes).tolist()
     return Evaluation(
         images=total,
-        loss=loss.item() / total,
+        loss=world.sum(loss).item() / total,
         top1=sum(right) / total,
-        top5=int(among_five) / total,
+        top5=int(world.sum(among_five)) / total,
         per_class=[hit / count if count else None for hit, count in zip(right, images_of, strict=True)],
         confusion=confusion,
     )

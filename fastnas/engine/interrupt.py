@@ -39,11 +39,16 @@ class InterruptGuard:
     """While the context is open, the first signal sets `requested`; a second Ctrl-C stops at once, without saving.
 
     Signal handlers can only be set in the main thread; elsewhere the guard does nothing.
+
+    Args:
+        impatient: whether it does. A process that `torchrun` has started hears each Ctrl-C twice, from the terminal and
+            from there.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
+    def __init__(self, impatient: bool = True) -> None:
+        self.impatient = impatient
         self.requested: str | None = None  # name of the signal
         self._previous: dict[int, Any] = {}
 
@@ -61,7 +66,7 @@ class InterruptGuard:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested is not None and number == signal.SIGINT:
+        if self.requested is not None and number == signal.SIGINT and self.impatient:
             before = self._previous[number]
             if callable(before):
                 before(number, frame)

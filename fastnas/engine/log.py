@@ -107,6 +107,22 @@ class RunLog:
                     self._board.add_histogram(tag, np.asarray(finite), epoch)
 
 
+class SilentLog:
+    """Takes what a `RunLog` does, and writes nothing: for rehearsals, and processes that leave it to another."""
+
+    lost = 0
+
+    def __init__(self) -> None:
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+
+    def write(self, event: str, **fields: Any) -> None: ...
+
+    def position(self) -> int:
+        return 0
+
+    def close(self) -> None: ...
+
+
 def _silence_board() -> None:
     """TensorBoard writes in a thread, which would print a traceback where the disk is full; `write` hears of it."""
     before = threading.excepthook

@@ -7,21 +7,23 @@ import resource
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastnas.data import Pipeline
 from fastnas.engine.checkpoint import Layout, check_layout, random_state, save_checkpoint, set_random_state
 from fastnas.engine.interrupt import Interrupted, InterruptGuard
-from fastnas.engine.log import RunLog
+from fastnas.engine.log import RunLog, SilentLog
+from fastnas.engine.meter import Meter
 from fastnas.errors import UserError
+from fastnas.nn.batch_norm import check_one_image
+from fastnas.world import ALONE, ToldElsewhereError, World
 
 # Reading the loss waits for the GPU, so there it is checked only once in this many steps.
 STEPS_BETWEEN_CHECKS = {"cpu": 1, "cuda": 20}
@@ -46,30 +48,6 @@ class DivergedError(UserError):
     """The loss became NaN or infinite."""
 
 
-@dataclass
-class Meter:
-    """Running sums of the epoch in progress, on the device and part of the checkpoint."""
-
-    loss: Tensor  # [] float64
-    correct: Tensor  # [] int64
-    images: int = 0
-
-    @classmethod
-    def on(cls, device: torch.device) -> Meter:
-        return cls(
-            torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.int64, device=device)
-        )
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:  # [], [B, classes], [B]
-        self.loss += loss.detach().double() * len(labels)
-        self.correct += (logits.argmax(-1) == labels).sum()
-        self.images += len(labels)
-
-    def means(self) -> tuple[float, float]:
-        """Loss and accuracy per image."""
-        return self.loss.item() / self.images, self.correct.item() / self.images
-
-
 class Loop(ABC):
     """Epochs from the first, or from the place of a checkpoint, to the last.
 
@@ -84,6 +62,7 @@ class Loop(ABC):
         pipeline: of the training batches.
         device: of the network.
         stop_after: stop after so many epochs in this process; None for no stop.
+        world: the processes of the run. Each trains on its part of every batch; process 0 writes all files.
     """
 
     def __init__(
@@ -97,7 +76,9 @@ class Loop(ABC):
         device: torch.device,
         stop_after: int | None,
         check_images: str,
+        world: World = ALONE,
     ) -> None:
+        self.world = world
         self.directory = directory
         self.seed = seed
         self.options = options
@@ -111,13 +92,13 @@ class Loop(ABC):
         self.check_owned: Callable[[], None] = lambda: None
         """Called before the checkpoint is replaced: raises where the run directory belongs to another process by now.
         """
-        self.log: RunLog
+        self.log: RunLog | SilentLog
         self.resumed = False
-        self._pipeline = pipeline
+        self._pipeline = pipeline.part(world.rank, world.size)
         self._images = self._describe_images(check_images == "bytes")
         self._meter = Meter.on(device)
         self._seconds: dict[str, float] = {}
-        self._guard = InterruptGuard()
+        self._guard = InterruptGuard(impatient=world.size == 1)
 
     @property
     def checkpoint_path(self) -> Path:
@@ -128,8 +109,12 @@ class Loop(ABC):
         return int(np.random.SeedSequence(self.seed, spawn_key=key).generate_state(1)[0])
 
     def check_stop(self) -> None:
-        """Raises `Interrupted` if the user asked to stop. Call it where the state is complete."""
-        if self._guard.requested is not None:
+        """Raises `Interrupted` if the user asked to stop. Call it where the state is complete, and in all processes
+        alike."""
+        if self.world.apart:
+            return
+        if self.world.any(self._guard.requested is not None):
+            self._guard.requested = next(filter(None, self.world.gather(self._guard.requested)))
             raise Interrupted
 
     # --- what a subclass says ---
@@ -154,6 +139,11 @@ class Loop(ABC):
     def _load_state(self, checkpoint: dict[str, Any]) -> None:
         """The inverse of `_state`. Raises whatever it likes where the values do not fit."""
 
+    @property
+    @abstractmethod
+    def _networks(self) -> Sequence[nn.Module]:
+        """Whose running statistics each process has of its own, from its images, until they are averaged."""
+
     @abstractmethod
     def _final(self) -> dict[str, Any]:
         """Fields of the "end" event."""
@@ -169,8 +159,12 @@ class Loop(ABC):
 
     def _begin(self, checkpoint: dict[str, Any] | None) -> None:
         self.resumed = checkpoint is not None
+        if self.world.size > 1 and self._pipeline.batch_size == 1:
+            source = self._pipeline.source
+            advice = f"give a --batch-size of {2 * self.world.size} or more, or start fewer processes"
+            check_one_image(self._networks[0], (source.channels, *source.image_size), advice)
         if checkpoint is None:
-            self.log = RunLog(self.directory)
+            self.log = RunLog(self.directory) if self.world.leads else SilentLog()
         else:
             self._restore(checkpoint)
 
@@ -184,6 +178,11 @@ class Loop(ABC):
         status: Status = "finished"
         try:
             with self._guard:
+                self.world.agree(
+                    "before the first step",
+                    {"options": repr(self.options), "images": repr(self._images)},
+                    "start all processes by the same command, with the same images",
+                )
                 if not self.resumed:
                     self.save()
                 try:
@@ -228,7 +227,8 @@ class Loop(ABC):
         try:
             return next(batches, None)
         except UserError:  # a file is missing, for instance: once it is back, the run can continue right here
-            self.save()
+            if self.world.size == 1:  # others may not miss it, and save nothing
+                self.save()
             raise
 
     def _check_finite(self, rate: float) -> None:
@@ -236,13 +236,14 @@ class Loop(ABC):
         interval = STEPS_BETWEEN_CHECKS.get(self.device.type, 1)
         if (self.step + 1) % interval and self.step + 1 != len(self._pipeline):
             return
-        loss = self._meter.loss.item()
+        loss = self.world.sum(self._meter.loss.cpu().clone()).item()
         if not math.isfinite(loss):
-            raise DivergedError(
+            message = (
                 f"the loss became {loss} at epoch {self.epoch + 1}, step {self.step + 1} (learning rate {rate:.4g}). "
                 f"The last good checkpoint is {self.checkpoint_path}; start again with a lower --learning-rate or a "
                 "smaller --clip."
             )
+            raise DivergedError(message) if self.world.leads else ToldElsewhereError(message)
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
@@ -255,7 +256,22 @@ class Loop(ABC):
     # --- checkpoint ---
 
     def save(self) -> None:
-        """Writes the checkpoint: all that a process needs to continue as if nothing had happened."""
+        """Writes the checkpoint: all that the processes need to continue as if nothing had happened."""
+        own: dict[str, Any] = {"meter": self._meter.state_dict(), "random": random_state()}
+        if self.world.size == 1:
+            self._write(own)
+            return
+        kept = [buffer.clone() for buffer in self._statistics()]
+        own["meter"] = {name: torch.as_tensor(value).cpu() for name, value in own["meter"].items()}
+        own["statistics"] = [buffer.cpu() for buffer in kept]
+        ranks = self.world.gather(own)
+        self._average_statistics()
+        if self.world.leads:
+            self._write({**own, "meter": self._meter.state_dict(), "ranks": ranks})
+        self._set_statistics(kept)
+
+    def _write(self, own: dict[str, Any]) -> None:
+        own.pop("statistics", None)  # in "ranks", and their means in "network"
         self.check_owned()
         save_checkpoint(
             self.checkpoint_path,
@@ -263,13 +279,24 @@ class Loop(ABC):
                 "options": self.options,
                 "images": self._images,
                 "clock": {"epoch": self.epoch, "step": self.step},
-                "meter": {"loss": self._meter.loss, "correct": self._meter.correct, "images": self._meter.images},
-                "random": random_state(),
+                **own,
                 "log_position": self.log.position(),
                 "seconds": dict(self._seconds),
                 **self._state(),
             },
         )
+
+    def _statistics(self) -> list[Tensor]:
+        return [buffer for network in self._networks for buffer in network.buffers() if buffer.is_floating_point()]
+
+    def _average_statistics(self) -> None:
+        """Gives the networks of all processes the same running statistics: call it after the steps of an epoch."""
+        self.world.average(self._statistics())
+
+    @torch.no_grad()
+    def _set_statistics(self, values: Sequence[Tensor]) -> None:
+        for buffer, value in zip(self._statistics(), values, strict=True):
+            buffer.copy_(value)
 
     def _describe_images(self, of_bytes: bool) -> dict[str, Any]:
         """What a continuation must find unchanged: with other images the same positions would mean other batches."""
@@ -285,15 +312,19 @@ class Loop(ABC):
         """Takes over a checkpoint. Whatever is wrong with it shows before a file of the run is changed."""
         self.check_keys(checkpoint, self.checkpoint_path)
         self._check_images(checkpoint["images"])
-        clock, meter, written = checkpoint["clock"], checkpoint["meter"], checkpoint["log_position"]
+        clock, written = checkpoint["clock"], checkpoint["log_position"]
         try:
+            own = self._own_part(checkpoint)
+            meter = own["meter"]
             if min(*clock.values(), meter["images"], written) < 0:
                 raise ValueError("a count below 0")
             self.epoch, self.step = clock["epoch"], clock["step"]
             self._load_state(checkpoint)
-            self._meter = Meter(meter["loss"].to(self.device), meter["correct"].to(self.device), meter["images"])
+            if "statistics" in own:
+                self._set_statistics(own["statistics"])
+            self._meter = Meter(meter["loss"].to(self.device), meter["correct"].to(self.device), int(meter["images"]))
             self._seconds = {RENAMED_CLOCKS.get(name, name): float(s) for name, s in checkpoint["seconds"].items()}
-            set_random_state(checkpoint["random"])
+            set_random_state(own["random"])
         except UserError:
             raise
         except Exception as error:  # a state that fits no longer makes its reader fail in any way
@@ -302,7 +333,17 @@ class Loop(ABC):
                 f"the checkpoint {self.checkpoint_path} does not fit this run ({reason}): restore a copy, or start a "
                 "new run."
             ) from error
-        self.log = RunLog(self.directory, written, self.epoch)
+        self.log = RunLog(self.directory, written, self.epoch) if self.world.leads else SilentLog()
+
+    def _own_part(self, checkpoint: dict[str, Any]) -> dict[str, Any]:
+        """What a checkpoint holds for this process alone. If there were more processes or fewer, process 0 takes over
+        what all of them had counted, and all take the averaged statistics."""
+        ranks = checkpoint.get("ranks", [checkpoint])
+        if len(ranks) == self.world.size:
+            return ranks[self.world.rank]
+        meters = [part["meter"] for part in ranks]
+        total = {name: sum(meter[name] * self.world.leads for meter in meters) for name in meters[0]}
+        return {"random": ranks[self.world.rank % len(ranks)]["random"], "meter": total}
 
     def _check_images(self, before: dict[str, Any]) -> None:
         """UserError where the images are not those that the run began with."""

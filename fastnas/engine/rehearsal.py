@@ -29,8 +29,9 @@ from fastnas.engine.checkpoint import random_state, set_random_state
 from fastnas.engine.cuda_graph import WARM_UP
 from fastnas.engine.forecast import Forecast
 from fastnas.engine.interrupt import Interrupted
-from fastnas.engine.log import RunLog
-from fastnas.engine.loop import Loop, Meter, is_validated, peak_memory_mb
+from fastnas.engine.log import SilentLog
+from fastnas.engine.loop import Loop, is_validated, peak_memory_mb
+from fastnas.engine.meter import Meter
 from fastnas.engine.retrain import Retrain
 from fastnas.engine.search import Search
 from fastnas.evaluators.shared import joined
@@ -39,24 +40,11 @@ from fastnas.strategies.base import Strategy, known_work
 LONG_ENOUGH = 0.5  # seconds of steps, batches or a hook from which the rest is inferred
 
 
-class _NoLog:
-    """Takes what a log does, and writes nothing."""
-
-    lost = 0
-
-    def write(self, event: str, **fields: Any) -> None: ...
-
-    def position(self) -> int:
-        return 0
-
-    def close(self) -> None: ...
-
-
 class Rehearsal(Loop):
     """What the rehearsals of a search and of a training share. A subclass stands before the loop that it rehearses."""
 
     def _begin(self, checkpoint: dict[str, Any] | None) -> None:
-        self.log = cast(RunLog, _NoLog())
+        self.log = SilentLog()
 
     def _describe_images(self, of_bytes: bool) -> dict[str, Any]:
         return {}
@@ -206,7 +194,7 @@ class SearchRehearsal(Rehearsal, Search):
     def _time_validation(self) -> float:
         self.network.eval()
         meter = Meter.on(self.device)
-        pipeline = self.augmented_pipeline or self.valid_pipeline
+        pipeline = self._validated
         seconds = self.image_seconds(
             pipeline, lambda images, labels: self._validate_on(images, labels, meter), self.group
         )

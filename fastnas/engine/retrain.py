@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fastnas.data import Pipeline
@@ -22,6 +22,7 @@ from fastnas.engine.recipe import TrainingRecipe
 from fastnas.nn import DerivedNetwork
 from fastnas.nn.derived_file import DESCRIPTION
 from fastnas.optimizer_state import load_optimizer
+from fastnas.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Retrain(Loop):
         valid_pipeline: held-out images without augmentation; None for none.
         test_pipeline: test images without augmentation; None for none.
         select: "last", "best_valid" or "best_test", see `TrainRunOptions`.
-        directory, seed, options, checkpoint, validate_every, stop_after, check_images: as for `Search`.
+        directory, seed, options, checkpoint, validate_every, stop_after, check_images, world: as for `Search`.
     """
 
     layout = {  # noqa: RUF012 (declared as a ClassVar by the base class)
@@ -71,6 +72,7 @@ class Retrain(Loop):
         validate_every: int = 1,
         stop_after: int | None = None,
         check_images: str = "sizes",
+        world: World = ALONE,
     ) -> None:
         self.test_pipeline = test_pipeline
         super().__init__(
@@ -82,6 +84,7 @@ class Retrain(Loop):
             device=next(network.parameters()).device,
             stop_after=stop_after,
             check_images=check_images,
+            world=world,
         )
         self.network = network
         self.recipe = recipe
@@ -99,6 +102,12 @@ class Retrain(Loop):
         self._forward = torch.compile(network) if recipe.compile else network
         self._best: dict[str, Any] | None = None  # accuracy, epoch and weights, where the best are selected
         self._test: Evaluation | None = None
+        self._evaluated = {
+            phase: None if whole is None else whole.part(world.rank, world.size)
+            for phase, whole in (("validation", valid_pipeline), ("test", test_pipeline))
+        }
+        if world.rank > 0:  # what is dropped out differs from process to process
+            torch.manual_seed(self.seed_for(world.rank))
         self._begin(checkpoint)
 
     @property
@@ -127,13 +136,14 @@ class Retrain(Loop):
             self.show("training", self.step, len(self.train_pipeline))
             if complete:  # gradients that wait for more batches are in no checkpoint
                 self.check_stop()
+        self._average_statistics()
         valid, test = None, None
         if is_validated(self.epoch, self.epochs, self.validate_every):
             with self._timed("valid"):
-                valid = self._evaluate("validation", self.valid_pipeline)
-                test = self._evaluate("test", self.test_pipeline) if self.select == "best_test" else None
+                valid = self._evaluate("validation", self.tested_network)
+                test = self._evaluate("test", self.tested_network) if self.select == "best_test" else None
             self._keep_best(test if self.select == "best_test" else valid)
-        train_loss, train_accuracy = self._meter.means()
+        train_loss, train_accuracy = self._meter.means(self.world)
         self.log.write(
             "epoch",
             epoch=self.epoch,
@@ -179,6 +189,7 @@ class Retrain(Loop):
         self.scaler.scale(total / gathered).backward()
         complete = place + 1 == gathered
         if complete:
+            self.world.average_gradients(self.network.parameters())
             self.scaler.unscale_(self.optimizer)
             if recipe.clip > 0:
                 torch.nn.utils.clip_grad_norm_(self.network.parameters(), recipe.clip)
@@ -195,11 +206,12 @@ class Retrain(Loop):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.recipe.precision))
 
-    def _evaluate(self, phase: str, pipeline: Pipeline | None) -> Evaluation | None:
+    def _evaluate(self, phase: str, network: nn.Module) -> Evaluation | None:
+        pipeline = self._evaluated[phase]
         if pipeline is None:
             return None
         with self._autocast():
-            return evaluate(self.tested_network, pipeline, lambda done, total: self.show(phase, done, total))
+            return evaluate(network, pipeline, lambda done, total: self.show(phase, done, total), self.world)
 
     # --- which weights count ---
 
@@ -219,10 +231,9 @@ class Retrain(Loop):
         if self._best is not None:
             network = copy.deepcopy(network)
             network.load_state_dict(self._best["weights"])
-        if self.test_pipeline is not None:
-            with self._autocast():
-                self._test = evaluate(network, self.test_pipeline, lambda done, total: self.show("test", done, total))
-        network.save(self.directory / DESCRIPTION, about=self._about())
+        self._test = self._evaluate("test", network)
+        if self.world.leads:
+            network.save(self.directory / DESCRIPTION, about=self._about())
         return {
             "selected": self.select,
             "selected_epoch": self._selected_epoch(),
@@ -247,6 +258,10 @@ class Retrain(Loop):
         return {"images": images, "seed": self.seed}
 
     # --- checkpoint ---
+
+    @property
+    def _networks(self) -> list[nn.Module]:
+        return [self.network] if self.average is None else [self.network, self.average]
 
     def _describe_images(self, of_bytes: bool) -> dict[str, Any]:
         images = super()._describe_images(of_bytes)

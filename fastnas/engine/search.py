@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -11,21 +11,25 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastnas.data import Pipeline
+from fastnas.data.source import digest_of
 from fastnas.engine.checkpoint import check_layout
 from fastnas.engine.cuda_graph import Graphs
 from fastnas.engine.evidence import Evidence, entropy
-from fastnas.engine.loop import Loop, Meter, Status, is_validated, peak_memory_mb
-from fastnas.engine.options import WeightOptions, drop_path_at
+from fastnas.engine.loop import Status, is_validated, peak_memory_mb
+from fastnas.engine.meter import Meter
+from fastnas.engine.options import WeightOptions
 from fastnas.engine.sizes import derived_sizes
+from fastnas.engine.weight_steps import WeightSteps
 from fastnas.evaluators.shared import joined
 from fastnas.genotype import AnyGenotype
 from fastnas.nn import Supernet
 from fastnas.nn.batch_norm import individual_statistics
 from fastnas.optimizer_state import load_optimizer
 from fastnas.strategies.base import Strategy
+from fastnas.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ of what they were before the epoch is left in them, in the first epoch of what t
 GROUP = 128  # images that are validated at once, in at most eight batches
 
 
-class Search(Loop):
+class Search(WeightSteps):
     """One search, from the first epoch or from a checkpoint: the `SearchContext` of its strategy.
 
     Args:
@@ -68,7 +72,7 @@ class Search(Loop):
         evidence: watch the search, and sum it up at the end (`Evidence`).
         stop_after: stop after so many epochs in this process; None for no stop.
         cuda_graphs: record the kernels of weight steps and populations and launch them together, on CUDA.
-        check_images: as for `Loop`.
+        check_images, world: as for `Loop`. The pipelines are those of all processes together.
     """
 
     batch: tuple[Tensor, Tensor]
@@ -100,6 +104,7 @@ class Search(Loop):
         stop_after: int | None = None,
         cuda_graphs: bool = True,
         check_images: str = "sizes",
+        world: World = ALONE,
     ) -> None:
         self.weight_pipeline = weight_pipeline
         self.valid_pipeline = valid_pipeline
@@ -112,12 +117,15 @@ class Search(Loop):
             device=next(network.parameters()).device,
             stop_after=stop_after,
             check_images=check_images,
+            world=world,
         )
         self.network = network
         self.strategy = strategy
         self.weights = weights
         self.alpha_pipeline = alpha_pipeline
         self.augmented_pipeline = augmented_pipeline
+        validated = valid_pipeline if augmented_pipeline is None else augmented_pipeline
+        self._validated = validated.part(world.rank, world.size)
         self.validate_every = validate_every
         self.group = max(valid_pipeline.batch_size, min(GROUP, 8 * valid_pipeline.batch_size))
         self.evidence = Evidence(strategy, self.group) if evidence else None
@@ -132,16 +140,6 @@ class Search(Loop):
         strategy.check_epochs(self.epochs)
         strategy.start(self)
         self._begin(checkpoint)
-
-    def _optimize(self) -> None:
-        self.weight_parameters = self.network.weight_parameters()
-        self.optimizer = torch.optim.SGD(
-            self.weight_parameters,
-            lr=self.weights.rate(0),
-            momentum=self.weights.momentum,
-            weight_decay=self.weights.weight_decay,
-            nesterov=self.weights.nesterov,
-        )
 
     def rebuild(self, **changes: Any) -> None:
         """Replaces the network by one with fresh weights, fresh α and these options changed (`Supernet.rebuilt`)."""
@@ -194,6 +192,7 @@ class Search(Loop):
             self.step += 1
             self.show("weights", self.step, len(self.weight_pipeline))
             self.check_stop()
+        self._average_statistics()
         with self._timed("strategy"):
             self.strategy.after_epoch(self)
         self._ended = self.strategy.finished(self)
@@ -203,7 +202,8 @@ class Search(Loop):
                 valid_loss, valid_accuracy = self._validate()
             self._valid_accuracy = valid_accuracy
         genotype = self.strategy.genotype(self)
-        train_loss, train_accuracy = self._meter.means()
+        self._check_agreement(genotype)
+        train_loss, train_accuracy = self._meter.means(self.world)
         with torch.no_grad():
             op_weights = {kind: w.detach().cpu() for kind, w in self.strategy.mean_op_weights(self).items()}  # [E, O]
         self.log.write(
@@ -224,9 +224,20 @@ class Search(Loop):
             seconds=self._seconds,
             peak_memory_mb=peak_memory_mb(self.device),
         )
-        genotype.to_json(self.directory / "genotype.json")
+        if self.world.leads:
+            genotype.to_json(self.directory / "genotype.json")
         self._prepared = False
         self._end_epoch()
+
+    def _check_agreement(self, genotype: AnyGenotype) -> None:
+        """UserError where the processes hold different architectures by now."""
+        tables = [alpha.detach().cpu().numpy().tobytes() for alpha in self.network.alphas.values()]
+        self.world.agree(
+            f"after epoch {self.epoch + 1}",
+            {"α": digest_of(tables), "genotype": repr(genotype)},
+            "whatever a strategy draws must come from search.seed_for, and whatever it measures must be the same for "
+            "all (search.world); the last checkpoint is that of the epoch before",
+        )
 
     def _set_rate(self) -> float:
         rate = self.weights.rate(*self.strategy.schedule(self))
@@ -240,84 +251,18 @@ class Search(Loop):
         self._weight_step(images, labels)
         self.strategy.after_step(self)
 
-    def _weight_step(self, images: Tensor, labels: Tensor) -> None:  # [B, C, H, W], [B]
-        op_weights = self.strategy.op_weights(self) if self.strategy.plain_step else None
-        tables = [] if op_weights is None else [op_weights[kind] for kind in self.network.alphas]  # [E, O] each
-        # A graph would cut off the gradients of the tables, and repeat the random draws of a step that is not plain. A
-        # scaler waits for the GPU, to see whether gradients are finite.
-        plain = self.strategy.plain_step and self.weights.search_drop_path == 0 and not self.scaler.is_enabled()
-        if plain and not any(table.requires_grad for table in tables):
-            loss, logits, _ = self.graphs.call("weight step", self._update_weights, images, labels, *tables)
-        else:
-            loss, logits, _ = self._update_weights(images, labels, *tables)
-        self._meter.add(loss, logits, labels)
-        self._check_finite(self.optimizer.param_groups[0]["lr"])
-
-    def _update_weights(
-        self, images: Tensor, labels: Tensor, *tables: Tensor
-    ) -> tuple[Tensor, Tensor, list[Tensor | None]]:
-        """One step of the optimizer; loss [] and logits [B, classes] before it, and all gradients.
-
-        A recorded step accumulates into the `.grad` tensors that it was recorded with, so the recording has to keep
-        them alive; that is why they are returned.
-        """
-        self.optimizer.zero_grad(set_to_none=True)
-        with self._dropping():
-            if self.strategy.plain_step:
-                op_weights = dict(zip(self.network.alphas, tables, strict=True)) if tables else None
-                logits = self.network(images, op_weights)  # [B, classes]
-            else:
-                logits = self.strategy.logits(self, images)  # [B, classes]
-        loss = F.cross_entropy(logits, labels)
-        self.scaler.scale(loss + self.strategy.penalty(self)).backward()
-        self._unscale()
-        if self.weights.clip > 0:
-            torch.nn.utils.clip_grad_norm_(self.strategy.clipped_parameters(self), self.weights.clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return loss.detach(), logits.detach(), [parameter.grad for parameter in self.network.parameters()]
-
-    @property
-    def loss_scale(self) -> float:
-        """What losses are multiplied by before they are differentiated, for float16; 1 otherwise."""
-        return self.scaler.get_scale()
-
-    def _unscale(self) -> None:
-        """The gradients of all parameters as they are without the scale of float16, those of α included."""
-        if not self.scaler.is_enabled():
-            return
-        self.scaler.unscale_(self.optimizer)
-        weights, factor = {id(parameter) for parameter in self.weight_parameters}, 1 / self.loss_scale
-        for parameter in self.network.parameters():
-            if parameter.grad is not None and id(parameter) not in weights:
-                parameter.grad.mul_(factor)
-
-    @contextmanager
-    def _dropping(self) -> Iterator[None]:
-        """Within it the network drops edges, as `search_drop_path` says."""
-        network, schedule = self.network, self.weights.search_drop_path_schedule
-        network.drop_path_by_depth = schedule == "scheduled"
-        largest = self.weights.search_drop_path
-        network.drop_path_prob = drop_path_at(largest, schedule, *self.strategy.schedule(self))
-        try:
-            yield
-        finally:
-            network.drop_path_prob = 0.0
-
     @torch.no_grad()
     def _validate(self) -> tuple[float, float]:
         """Loss and accuracy of the strategy's architecture on the α half, in evaluation mode; on newly augmented images
         in each epoch, if on any."""
         self.network.eval()
         meter = Meter.on(self.device)
-        pipeline, epoch = self.valid_pipeline, 0
-        if self.augmented_pipeline is not None:
-            pipeline, epoch = self.augmented_pipeline, self.epoch
+        pipeline, epoch = self._validated, 0 if self.augmented_pipeline is None else self.epoch
         for images, labels in joined(pipeline.epoch(epoch), self.group):
             self._validate_on(images, labels, meter)
             self.show("validation", -(-meter.images // pipeline.batch_size), len(pipeline))
         self.network.train()
-        return meter.means()
+        return meter.means(self.world)
 
     def _validate_on(self, images: Tensor, labels: Tensor, meter: Meter) -> None:  # [B, C, H, W], [B]
         by_batch = self.valid_statistics == "batch"
@@ -328,6 +273,10 @@ class Search(Loop):
             self.evidence.validated(self, images, labels, logits if by_batch else None)
 
     # --- checkpoint ---
+
+    @property
+    def _networks(self) -> list[nn.Module]:
+        return [self.network]
 
     def _describe_images(self, of_bytes: bool) -> dict[str, Any]:
         images = super()._describe_images(of_bytes)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastnas.data import Pipeline
 from fastnas.nn import Supernet
+from fastnas.world import World
 
 
 class EventLog(Protocol):
@@ -74,11 +75,19 @@ class SearchContext(Protocol):
     def seed_for(self, *key: int) -> int:
         """A seed below 2³² that depends on the run's seed and `key` alone, so no generator has to be saved."""
 
+    @property
+    def world(self) -> World:
+        """The processes that the search runs in, see `fastnas.world`. Every hook is called in all of them, and must
+        leave the same state behind. What it computes from `batch` differs between them, so gradients of it are averaged
+        (`world.means`; those of a weight step and of `GradientStrategy` are already); what it computes from a pipeline
+        is the same for all, unless the work is shared out (`world.spread`, `Pipeline.part`)."""
+
     # --- images ---
 
     @property
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Images [B, C, H, W] and labels [B] of the weight step; set from `before_step` to `after_step`."""
+        """Images [B, C, H, W] and labels [B] of the weight step, this process's part of them; set from `before_step` to
+        `after_step`."""
 
     @property
     def weight_pipeline(self) -> Pipeline:

@@ -31,6 +31,7 @@ def second_order_gradients(
     weight_decay: float,
     scale: float = 1.0,
     shifted_loss: Loss | None = None,
+    mean: Callable[[Sequence[Tensor]], list[Tensor]] = list,
 ) -> list[Tensor]:
     """∂L_val(ω', α)/∂α where ω' is ω after one step on L_train (equations 7 and 8).
 
@@ -46,24 +47,25 @@ def second_order_gradients(
         scale: of losses on their way back, see `gradients`.
         shifted_loss: train_loss where the difference of its gradients is taken, which are nearly equal: in float32,
             where train_loss has a lower precision. None for train_loss.
+        mean: of gradients, over processes that each see a part of the images.
 
     Returns:
         The gradient of each of `alphas`.
     """
-    step = gradients(train_loss(weights), weights, scale)
+    step = mean(gradients(train_loss(weights), weights, scale))
     moved = []
     for weight, gradient, buffer in zip(weights, step, momenta, strict=True):
         velocity = gradient + weight_decay * weight.detach()
         if buffer is not None:
             velocity = velocity + momentum * buffer
         moved.append((weight.detach() - rate * velocity).requires_grad_())  # ω'
-    found = gradients(valid_loss(moved), [*alphas, *moved], scale)
+    found = mean(gradients(valid_loss(moved), [*alphas, *moved], scale))
     direct, direction = found[: len(alphas)], found[len(alphas) :]  # direction: v
     radius = 0.01 / torch.sqrt(sum((v.square().sum() for v in direction), torch.zeros_like(direction[0].sum())))
     sides = []
     for sign in (1.0, -1.0):
         shifted = [(w.detach() + sign * radius * v) for w, v in zip(weights, direction, strict=True)]  # ω±
-        sides.append(gradients((shifted_loss or train_loss)(shifted), alphas, scale))
+        sides.append(mean(gradients((shifted_loss or train_loss)(shifted), alphas, scale)))
     return [g - rate * (plus - minus) / (2 * radius) for g, plus, minus in zip(direct, *sides, strict=True)]
 
 
@@ -113,4 +115,5 @@ class DARTS(GradientStrategy):
             weight_decay=group["weight_decay"],
             scale=search.loss_scale,
             shifted_loss=loss_on(search.batch, False, "float32"),
+            mean=search.world.means,
         )

@@ -232,18 +232,25 @@ class DiscreteStrategy(Strategy):
         """Evaluates architectures in a search, on new images where `fitness_images` says so.
 
         told: hears how many of them are done."""
-        results: list[Evaluation] = []
         together = self._evaluator.together and self.fitness_images != "architecture"
-        for group in [codes] if together else [[code] for code in codes]:
-            results += self._evaluator.evaluate(group)
-            self.draws += 1
-            told(len(results))
+        first = self.draws
+
+        def evaluate(numbered: Sequence[tuple[int, Code]]) -> list[Evaluation]:
+            results: list[Evaluation] = []
+            for group in [numbered] if together else [[each] for each in numbered]:
+                self.draws = first if together else first + group[0][0]
+                results += self._evaluator.evaluate([code for _, code in group])
+                told(len(results))
+            return results
+
+        results = self._search.world.spread(list(enumerate(codes)), evaluate)
+        self.draws = first + (1 if together else len(codes))
         return results
 
     def _judge(self, search: SearchContext) -> None:
         """Scores the finalists on the whole validation half; the best of them is the result."""
         evaluator = on_all_images(search, self)
-        results = evaluator.evaluate([leader.code for leader in self.leaders])
+        results = search.world.spread([leader.code for leader in self.leaders], evaluator.evaluate)
         judged = [
             Individual(leader.code, replace(leader.evaluation, accuracy=result.accuracy))
             for leader, result in zip(self.leaders, results, strict=True)

@@ -154,7 +154,9 @@ class EGNAS(Strategy):
         network, rules = search.network, self.rules
         self._network = network
         self._vector = AlphaVector(dict(network.alphas))
-        self._scores = Scores(network, search.graphs, self._vector, rules.score, rules.bn_mode, self.chunk)
+        self._scores = Scores(
+            network, search.graphs, self._vector, rules.score, rules.bn_mode, self.chunk, search.world
+        )
         self._pipeline = fitness_pipeline(search, rules, rules.bn_mode)
         for alpha in network.alphas.values():
             alpha.requires_grad_(rules.clip_includes_alpha)

@@ -16,6 +16,7 @@ from fastnas.strategies.alpha_vector import AlphaVector
 from fastnas.strategies.context import RecordedCalls
 from fastnas.strategies.egnas_variants import BatchNormMode, Score
 from fastnas.strategies.gumbel import gumbel_softmax
+from fastnas.world import World
 
 Batches = Sequence[tuple[Tensor, Tensor]]
 
@@ -31,6 +32,8 @@ class Scores:
         score: "mixture": all candidates weighed by softmax(z); "cell": the cell that is derived from it alone.
         bn_mode: "batch", "running", or "train": by the batch, while running statistics are updated.
         chunk: individuals in one forward pass.
+        world: the processes that share out the individuals; in `bn_mode` "train", where each leaves its statistics to
+            the next one, all do the same.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Scores:
         score: Score,
         bn_mode: BatchNormMode,
         chunk: int | Literal["auto"],
+        world: World,
     ) -> None:
         self._network = network
         self._graphs = graphs
@@ -48,10 +52,19 @@ class Scores:
         self._score = score
         self._bn_mode = bn_mode
         self._chunk = None if chunk == "auto" else chunk
+        self._world = world
 
     @torch.no_grad()
     def of(self, candidates: Tensor, batches: Batches) -> tuple[Tensor, Tensor]:
         """Mean loss [P] and accuracy [P] of candidates [P, n] as logits."""
+        if self._bn_mode == "train":
+            return self._of_own(candidates, batches)
+        own = candidates[self._world.part(len(candidates))]
+        found = torch.stack(self._of_own(own, batches), -1) if len(own) else torch.empty(0, 2, dtype=torch.float64)
+        loss, accuracy = self._world.joined_parts(found, len(candidates)).unbind(-1)
+        return loss, accuracy
+
+    def _of_own(self, candidates: Tensor, batches: Batches) -> tuple[Tensor, Tensor]:
         tables = self._vector.split(candidates)  # [P, E, O] each
         loss = torch.zeros(len(candidates), dtype=torch.float64, device=candidates.device)  # [P], sum over the images
         correct, count = torch.zeros_like(loss), 0  # integers, so that equal accuracies are equal to the last bit

@@ -64,11 +64,12 @@ class GradientStrategy(Strategy):
         self._search = search
         self._losses: dict[str, Any] = {}  # sums of the terms of α's loss in the epoch in progress, [] float64
         self._losses_steps = 0
-        batch_size = min(search.weight_pipeline.batch_size, len(search.valid_pipeline.indices))
-        self._pipeline = search.alpha_pipeline(batch_size)
-        if batch_size == 1:
+        images, world = len(search.valid_pipeline.indices), search.world
+        batch_size = min(search.weight_pipeline.batch_size, images - images % world.size or images)
+        self._pipeline = search.alpha_pipeline(batch_size).part(world.rank, world.size)
+        if self._pipeline.batch_size == 1:
             source = search.weight_pipeline.source
-            advice = "give --batch-size 2 or more, and --split so that two images are left for α"
+            advice = "give --batch-size 2 or more for each process, and --split so that as many images are left for α"
             check_one_image(search.network, (source.channels, *source.image_size), advice)
         self._optimize(search)
 
@@ -126,8 +127,9 @@ class GradientStrategy(Strategy):
 
     def log_terms(self, terms: Mapping[str, Tensor]) -> None:
         """Adds the terms of a step of α, [] each, to the means of the epoch."""
-        for name, term in terms.items():
-            self._losses[name] = self._losses.get(name, 0.0) + term.detach().double()
+        found = self._search.world.means([term.detach().double() for term in terms.values()])
+        for name, term in zip(terms, found, strict=True):
+            self._losses[name] = self._losses.get(name, 0.0) + term
         self._losses_steps += 1
 
     # --- how α moves ---
@@ -147,19 +149,23 @@ class GradientStrategy(Strategy):
         """Moves α once."""
         if not self.alpha_moves(search):
             return
-        found = self.alpha_gradients(search)
+        found = search.world.means(self.alpha_gradients(search))
         if overflowed(search, found):
             return
-        for parameter, gradient in zip(self.alpha_parameters, found, strict=True):
+        for parameter, gradient in zip(self.alpha_parameters, self.clipped(found), strict=True):
             parameter.grad = gradient
         self.alpha_optimizer.step()
         self.alpha_optimizer.zero_grad(set_to_none=True)
 
     def alpha_gradients(self, search: SearchContext) -> list[Tensor]:
-        """The gradient of each of `alpha_parameters`."""
+        """The gradient of each of `alpha_parameters`, from this process's part of the images."""
         images, labels = self.alpha_batch(search)
         loss = self.logged_alpha_loss(search, search.network(images, **self.arch_weights(search, 1)), labels)
         return gradients(loss, self.alpha_parameters, search.loss_scale)
+
+    def clipped(self, found: list[Tensor]) -> list[Tensor]:
+        """The gradients from all images, as α's optimizer takes them."""
+        return found
 
     def after_epoch(self, search: SearchContext) -> None:
         if self._losses_steps == 0:

@@ -211,8 +211,7 @@ class PDARTS(GradientStrategy):
         masks = {kind: mask.to(network.alphas[kind].device) for kind, mask in self.active.items()}
         return {kind: torch.softmax(a.masked_fill(~masks[kind], -torch.inf), -1) for kind, a in network.alphas.items()}
 
-    def alpha_gradients(self, search: SearchContext) -> list[Tensor]:
-        found = super().alpha_gradients(search)
+    def clipped(self, found: list[Tensor]) -> list[Tensor]:
         norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient) for gradient in found]))
         factor = (self.alpha_clip / (norm + 1e-6)).clamp(max=1.0)
         return [factor * gradient for gradient in found]

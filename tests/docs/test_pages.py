@@ -26,6 +26,7 @@ import tiny_runs
 import tyro
 from doc_pages import OTHER_PAGES, ROOT, USER_PAGES, Block, blocks, inline_commands, report_blocks
 from flower_images import make_flowers
+from torch.distributed import run as torchrun
 
 from benchmarks import __main__ as benchmarks
 from fastnas import compat
@@ -49,6 +50,8 @@ NOT_RUN = {
     "pip install": "installs packages",
     "fastnas.study": "takes minutes; tests/study/ runs tiny ones",
     "fastnas.report runs/egnas-table1": "a study that did not run",
+    "torchrun ": "starts several processes; tests/distributed does so",
+    "sbatch ": "needs a cluster",
     "tools/gpu_check.py": "needs a GPU, or minutes; tests/test_gpu_check.py rehearses it",
 }
 # Words within backticks that begin as commands do, and what they are instead.
@@ -174,6 +177,10 @@ def parse(command: str) -> None:
         assert (ROOT / words[1]).exists(), command
     elif words[:3] == ["python", "-m", "pytest"]:
         assert words[3].startswith("tests/"), command
+    elif words[0] in ("srun", "ray", "torchrun"):
+        parse_launched(words)
+    elif words[0] == "sbatch":
+        assert words[1].endswith(".sbatch"), command
     elif words[0] == "setarch":
         parse(" ".join(words[2:]))
     else:
@@ -193,6 +200,19 @@ def parse_pip(words: list[str]) -> None:
     for word in words:
         if found := re.fullmatch(r"(?:\.|fastnas)\[(.*)\]", word):
             assert set(found[1].split(",")) <= set(extras), word
+
+
+def parse_launched(words: list[str]) -> None:
+    """`torchrun …`, also behind `srun` and `ray job submit … --`."""
+    if words[0] == "ray":
+        assert words[1:3] == ["job", "submit"], words
+        words = words[words.index("--") :]
+    if words[0] != "torchrun":
+        words = words[1:]
+    assert words[0] == "torchrun", words
+    given = torchrun.get_args_parser().parse_args(words[1:])
+    assert given.module, words
+    parse(shlex.join(["python", "-m", given.training_script, *given.training_script_args]))
 
 
 def parse_benchmarks(words: list[str]) -> None:
