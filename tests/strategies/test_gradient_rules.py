@@ -30,6 +30,7 @@ from fastnas.strategies.multi_level import architecture_entropy, begin_equal
 from fastnas.strategies.p_darts import limit_skips, prune, skip_dropout, strongest_pairs
 from fastnas.strategies.pc_darts import edge_softmax
 from fastnas.strategies.snas import SNAS, candidate_costs, resource
+from fastnas.world import ALONE
 
 DARTS_SPACE = find("darts")
 SKIP = DARTS_SPACE.candidates.index("skip_connect")
@@ -43,7 +44,8 @@ def test_the_loss_of_alpha_is_logged_as_the_mean_of_an_epoch_term_by_term_and_su
     logged = []
     alphas = {kind: torch.zeros(14, 8) for kind in find("multi-level").kinds}
     log = SimpleNamespace(write=lambda event, **fields: logged.append({"event": event, **fields}))
-    search = SimpleNamespace(network=SimpleNamespace(alphas=alphas), log=log, epoch=3, device=torch.device("cpu"))
+    network = SimpleNamespace(alphas=alphas)
+    search = SimpleNamespace(network=network, log=log, epoch=3, device=torch.device("cpu"), world=ALONE)
     labels = torch.tensor([0])
 
     def begun() -> GradientStrategy:
