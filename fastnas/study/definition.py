@@ -227,8 +227,8 @@ def _stages(where: str, content: Mapping[str, Any]) -> tuple[tuple[str, ...], Li
     listed = content.get("stages", ["search"])
     listed = [listed] if isinstance(listed, str) else listed
     named: dict[str, Any] = {}
-    for item in listed if isinstance(listed, list) else [None]:
-        pairs = item.items() if isinstance(item, Mapping) else [(item, None)]
+    for item in listed if isinstance(listed, list) else [listed]:
+        pairs: list[tuple[str, Any]] = list(item.items()) if isinstance(item, Mapping) else [(str(item), None)]
         for stage, value in pairs:
             check_known(f"{where}: stage", stage, STAGES)
             named[stage] = value

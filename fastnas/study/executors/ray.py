@@ -39,6 +39,7 @@ class Ray(Executor):
         self._ray = engine("ray", "fastnas[ray]")
         self._own = not self._ray.is_initialized()
         if self._own:
+            os.environ.setdefault("RAY_worker_niceness", "0")  # else runs give way to everything else on the machine
             with deferred_interrupts():
                 here = {"num_cpus": self._wanted_cores(), "object_store_memory": STORE}
                 self._ray.init(
