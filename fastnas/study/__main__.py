@@ -22,7 +22,7 @@ PROGRAM = "fastnas.study"
 FAILED = 1
 DESCRIPTION = """Runs a study: searches and trainings over a grid of options and over seeds.
 
-Finished runs are kept, interrupted ones go on: the same command goes on with a study."""
+Finished runs are kept, interrupted ones go on by the same command."""
 
 
 @dataclass(frozen=True, kw_only=True)
