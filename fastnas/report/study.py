@@ -86,7 +86,8 @@ def _tiles(results: StudyResults) -> list[tuple[str, str, str]]:
     best = results.best
     value = results.value(best) if best else None
     if best and value:
-        tiles.append(("Best cell", f"{value.text(scale=100)} %", f"{best.label}; {results.measure}{_over(value)}"))
+        label = "Best cell" if len(results.cells) > 1 else "Cell"
+        tiles.append((label, f"{value.text(scale=100)} %", f"{best.label}; {results.measure}{_over(value)}"))
     seconds = [unit.seconds for unit in units if unit.seconds is not None]
     days: dict[str, float] = {}
     for unit in units:
@@ -115,7 +116,8 @@ def _result(results: StudyResults, published: Published | None) -> str:
         theirs = "" if published is None else published_map(results, published)
         ours = heat_map(results)
         return remark + f'<div class="{"charts" if theirs else "grids"}">{ours}{theirs}</div>'
-    said = f"Best: {best.label}, {results.measure} {value.text(scale=100)} %{_over(value)}."
+    said = f"{best.label}, {results.measure} {value.text(scale=100)} %{_over(value)}."
+    said = f"Best: {said}" if results.is_best(best) else said
     return remark + sections.note(said) + sections.charts(option_charts(results))
 
 

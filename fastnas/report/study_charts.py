@@ -29,7 +29,7 @@ def box_chart(results: StudyResults) -> Chart | None:
     rows: list[tuple[str, list[float], str]] = []
     for cell in results.cells:
         used = next((stage for stage in stages if cell.mean(name, stage)), None)
-        best = cell is results.best
+        best = results.is_best(cell)
         rows.append((cell.label, _values(cell, used, name), "contrast" if best else "accent"))
         if random := _values(cell, "baseline", name):
             rows.append((f"random, beside {cell.label}", random, "muted"))
@@ -43,7 +43,7 @@ def box_chart(results: StudyResults) -> Chart | None:
     chart.note = (
         "A point is a run, the line across it the mean of the cell"
         + (f"; boxes: quartiles, of {BOXED} runs and more" if any(len(v) >= BOXED for _, v, _ in rows) else "")
-        + f". In {'orange' if results.best else 'blue'}: the cell with the best mean."
+        + (". Orange: the cell with the best mean." if len(results.cells) > 1 else ".")
     )
     axes = chart.axes
     axes.set_xlabel(f"{results.measure} (%)", fontsize=FONT_SIZE, color=colour("ink-soft"), labelpad=2)

@@ -129,9 +129,12 @@ class Cell:
         return None
 
     def best_trained(self, by: Literal["validation", "test"]) -> UnitResult | None:
-        """The best of several trained networks: by the accuracy on held-out images (where there are none, by that of
-        its search), or by test accuracy, which is too high as an estimate for new images. None for fewer than two."""
+        """The best of the networks that several searches led to: by the accuracy on held-out images (where there are
+        none, by that of its search), or by test accuracy, which is too high as an estimate for new images. None where
+        one search led to all."""
         trained = [unit for unit in self.of("train") if unit.status == "finished" and unit.test_accuracy is not None]
+        if len({unit.needs for unit in trained}) < 2:
+            return None
         validated = {unit.id: unit.valid_accuracy for unit in self.units}
 
         def score(unit: UnitResult) -> float | None:
@@ -140,7 +143,7 @@ class Cell:
             return next((found for i in (unit.id, *unit.needs) if (found := validated.get(i)) is not None), None)
 
         scored = [(found, unit) for unit in trained if (found := score(unit)) is not None]
-        return max(scored, key=lambda pair: pair[0])[1] if len(scored) > 1 else None
+        return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
     @property
     def measure(self) -> tuple[str, Statistic] | None:
@@ -217,9 +220,13 @@ class StudyResults:
         name, stages = next((name, stages) for words, name, stages in MEASURES if words == self.measure)
         return cell.mean(name, *stages)
 
+    def is_best(self, cell: Cell) -> bool:
+        """Whether a cell is the best one of several."""
+        return len(self.cells) > 1 and cell is self.best
+
     @property
     def best(self) -> Cell | None:
-        """The cell with the best mean; of equal ones the first."""
+        """The cell with the best mean; of equal ones the first. None before there is one."""
         known = [(found.mean, cell) for cell in self.cells if (found := self.value(cell))]
         return max(known, key=lambda pair: pair[0], default=(0.0, None))[1]
 

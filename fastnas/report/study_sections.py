@@ -54,7 +54,7 @@ def cell_table(results: StudyResults, published: Published | None) -> str:
         column(f"search ({clock}-days)", [found and replace(found, std=None) for found in days], "{:.2g}")
     head = ["cell", "units", *columns]
     rows = [
-        [escape(cell.label) + (" <strong>best</strong>" if cell is results.best else ""), done[i]]
+        [escape(cell.label) + (" <strong>best</strong>" if results.is_best(cell) else ""), done[i]]
         + [values[i] for values in columns.values()]
         for i, cell in enumerate(cells)
     ]
@@ -158,7 +158,7 @@ def unit_table(results: StudyResults) -> str:
                 *(DASH if v is None else f"{100 * v:.2f}" for v in (unit.valid_accuracy, unit.test_accuracy)),
                 DASH if unit.parameters is None else f"{unit.parameters:,}",
                 DASH if unit.seconds is None else duration(unit.seconds),
-                f'{escape(unit.stage)} <span class="status {unit.status}">{unit.status}</span>',
+                f'{escape(unit.directory.name)} <span class="status {unit.status}">{unit.status}</span>',
             )
         )
     head = ("unit", "epochs", "validation (%)", "test (%)", "parameters", "time", "status")
@@ -186,5 +186,8 @@ def settings(results: StudyResults) -> str:
     given = {name: value for name, value in results.study.items() if name not in texts and value not in ({}, [], None)}
     groups = {name: value for name, value in given.items() if isinstance(value, dict)}
     study = key_table("Study", list(flatten({k: v for k, v in given.items() if k not in groups})))
-    tables = [f"<h3>{escape(name)}</h3>{key_table(name, list(flatten(group)))}" for name, group in groups.items()]
+    tables = [
+        f'<h3 class="spaced">{escape(name)}</h3>{key_table(name, list(flatten(group)))}'
+        for name, group in groups.items()
+    ]
     return columns(study, "".join(tables)) if study or tables else missing("study.yaml holds no options.")

@@ -216,6 +216,18 @@ def test_the_best_of_several_trainings_is_by_validation_and_the_one_by_test_is_m
     assert "75.00 ± 7.07 70.00 80.00" in cells
 
 
+def test_of_one_cell_and_one_search_nothing_is_called_the_best(tmp_path: Path) -> None:
+    study = StudyDirectory(tmp_path / "s", {"gamma": [1.0]}, seeds=(0, 1, 2, 3), stages=("train",))
+    for name, unit in study.units.items():
+        study.training(name, 0.8 + 0.01 * unit["seed"], valid=0.5 + 0.01 * unit["seed"])
+        unit["needs"] = ["gamma-1.0/seed-0/search"]
+    study.write_plan()
+    found = page(study)
+    assert found.tiles()["Cell"] == "81.50 ± 1.29 % gamma 1.0; test accuracy, mean of 4"
+    assert "best" not in found.section("cells").lower()
+    assert "best mean" not in found.section("seeds")
+
+
 def test_errors_stand_beside_published_errors(tmp_path: Path) -> None:
     study = StudyDirectory(tmp_path / "s", {"gamma": [5.0]}, stages=("train",), published="multi-level-table1")
     for name, unit in study.units.items():
