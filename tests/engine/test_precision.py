@@ -19,7 +19,7 @@ from fastnas.strategies.gradient import gradients
 
 LOW = ("bfloat16", "float16")
 SMALL = shlex.split(
-    "--data digits --limit 80 --batch-size 16 --image-size 8 --channels 4 --layers 3 --epochs 2 --device cpu "
+    "--data digits --limit 64 --batch-size 16 --image-size 8 --channels 4 --layers 3 --epochs 2 --device cpu "
     "--no-evidence"
 )
 
@@ -97,7 +97,7 @@ def alpha_gradients(small, name: str, *flags: str) -> tuple[list[Tensor], float]
 
 @pytest.mark.parametrize(
     ("flags", "error"),
-    [("--strategy darts --order 1", 0.3), ("--strategy darts --order 2", 0.8), ("--strategy pc-darts", 0.3)],
+    [("--strategy darts --order 2", 0.8), ("--strategy pc-darts", 0.3)],
 )
 def test_alpha_has_the_gradients_of_float32(small, flags, error):
     """As nearly as sixteen images of 8×8 pixels allow; the second order rests on a difference."""
@@ -124,7 +124,7 @@ def test_the_difference_of_the_second_order_is_taken_in_float32(small):
     assert search.network.precision == "bfloat16"
 
 
-@pytest.mark.parametrize("strategy", ["egnas", "darts", "snas"])
+@pytest.mark.parametrize("strategy", ["egnas", "snas"])
 def test_a_search_in_float16_resumes_exactly(small, strategy):
     flags = ["--strategy", strategy, "--precision", "float16", "--warm-up", "0"]
     flags += ["--population", "4", "--fitness-batch-size", "20"] if strategy == "egnas" else []
