@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import Counter
 from html import escape
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib.style
 
@@ -115,10 +117,26 @@ def _result(results: StudyResults, published: Published | None) -> str:
     if is_grid(results):
         theirs = "" if published is None else published_map(results, published)
         ours = heat_map(results)
-        return remark + f'<div class="{"charts" if theirs else "grids"}">{ours}{theirs}</div>'
+        maps = f'<div class="{"charts" if theirs else "grids"}">{ours}{theirs}</div>'
+        return remark + maps + sections.note(_spread(results))
     said = f"{best.label}, {results.measure} {value.text(scale=100)} %{_over(value)}."
     said = f"Best: {said}" if results.is_best(best) else said
+    said = " ".join(filter(None, (said, _spread(results))))
     return remark + sections.note(said) + sections.charts(option_charts(results))
+
+
+def _spread(results: StudyResults) -> str:
+    """How far the cells lie apart, and the seeds of one cell; empty where there are not several of both."""
+    values = [value for cell in results.cells if (value := results.value(cell))]
+    deviations = [value.std for value in values if value.std is not None]
+    if len(values) < 2 or not deviations:
+        return ""
+    means = [value.mean for value in values]
+    deviation = math.sqrt(fmean(deviation**2 for deviation in deviations))
+    return (
+        f"Between the largest and the smallest mean lie {100 * (max(means) - min(means)):.2f} points; the standard "
+        f"deviation over the seeds of a cell is {100 * deviation:.2f} points."
+    )
 
 
 def _repeat(results: StudyResults) -> str:

@@ -99,6 +99,7 @@ def test_a_grid_of_other_options_has_no_published_one_beside_it(tmp_path: Path) 
         study.search(name, [0.5])
     found = page(study)
     assert len(heat_maps(found)) == 1
+    assert "largest and the smallest mean lie 0.00 points" in found.section("result")
     assert "published 3.14" in found.section("cells")
 
 
@@ -159,6 +160,9 @@ def test_one_option_is_a_curve_with_its_deviation_and_the_time(tmp_path: Path) -
     assert {"15", "30", "100"} <= set(texts(charts["option"]))
     found = page(study)
     assert "Best: population 100, validation accuracy 55.00 ± 7.07 %, mean of 2." in found.section("result")
+    # (0.075 + 0.05, 0.15 + 0.05, 0.5 + 0.05): seeds lie 0.1 apart
+    assert "largest and the smallest mean lie 42.50 points" in found.section("result")
+    assert "over the seeds of a cell is 7.07 points" in found.section("result")
     assert "published 84.31 (read off a chart, ± 0.03)" in found.section("cells")
 
 
