@@ -150,6 +150,7 @@ def test_how_a_process_ended(code: str, problem: str | None, tmp_path: Path) -> 
     assert log.exists() == ("status" in str(problem))
 
 
+@pytest.mark.slow
 def test_ctrl_c_kills_and_the_end(tmp_path: Path, expected: dict[str, Any]) -> None:
     """The command, interrupted as a terminal does it, then killed, then let run: the bits of an uninterrupted one."""
     (tmp_path / "two.json").write_text(json.dumps(PLAN))  # which is YAML, too
@@ -186,6 +187,7 @@ def test_ctrl_c_kills_and_the_end(tmp_path: Path, expected: dict[str, Any]) -> N
     assert list(out.rglob("*.claim")) == list(out.rglob(".fastnas*")) == []
 
 
+@pytest.mark.slow
 def test_two_studies_in_one_directory_share_the_work(tmp_path: Path, expected: dict[str, Any]) -> None:
     (tmp_path / "two.json").write_text(json.dumps(PLAN))
     out = tmp_path / "study"
