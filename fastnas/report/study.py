@@ -17,7 +17,8 @@ from fastnas.report.page import DASH, Part, duration, fill, write_page
 from fastnas.report.study_charts import box_chart, curve_chart, option_charts
 from fastnas.report.study_grid import heat_map, is_grid, published_map, symbol
 from fastnas.report.study_published import Published, published_of
-from fastnas.report.study_results import STUDY, Statistic, Status, StudyResults, read_study, write_csv
+from fastnas.report.study_results import STUDY, Statistic, StudyResults, read_study, write_csv
+from fastnas.report.study_unit import Status
 
 STATUSES: tuple[Status, ...] = ("finished", "running", "interrupted", "failed", "waiting")
 MOST_SEEDS = 12  # that are listed

@@ -13,7 +13,8 @@ from fastnas.report.chart import FONT_SIZE, Chart, colour
 from fastnas.report.comparison import COLOURS
 from fastnas.report.run import is_number
 from fastnas.report.study_grid import symbol
-from fastnas.report.study_results import MEASURES, Cell, Statistic, StudyResults, UnitResult
+from fastnas.report.study_results import MEASURES, Cell, Statistic, StudyResults
+from fastnas.report.study_unit import UnitResult
 
 MOST_COLOURED = 8  # curves that colours can tell apart
 BOXED = 4  # values that a box is drawn of; fewer are points and their mean

@@ -13,7 +13,8 @@ from fastnas.report.curves import kind_name
 from fastnas.report.page import DASH, duration
 from fastnas.report.sections import columns, flatten, missing, note
 from fastnas.report.study_published import MARK, Published
-from fastnas.report.study_results import MEASURES, Cell, Statistic, StudyResults, UnitResult
+from fastnas.report.study_results import MEASURES, Cell, Statistic, StudyResults
+from fastnas.report.study_unit import UnitResult
 from fastnas.report.tables import data_table, key_table, scroll
 
 MOST_OPEN = 60  # rows of a table that is not folded

@@ -184,8 +184,8 @@ SEARCH = {
     "data": "data test pipeline batch_size split alpha_images image_size limit normalise crop_padding flip cutout "
     "color_jitter validation_augment workers prefetch skip_unreadable check_images download",
     "weights": "epochs learning_rate learning_rate_min learning_rate_warm_up legacy_scheduler momentum nesterov "
-    "weight_decay clip search_drop_path search_drop_path_schedule",
-    "run": "out device seed deterministic cuda_graphs threads validate_every evidence stop_after budget",
+    "weight_decay clip search_drop_path search_drop_path_schedule precision",
+    "run": "out device seed deterministic cuda_graphs threads validate_every evidence stop_after elastic budget",
 }
 TRAIN = {
     "network": "genotype space channels layers stem auxiliary auxiliary_norm backend",
@@ -194,7 +194,7 @@ TRAIN = {
     "recipe": "epochs learning_rate learning_rate_min schedule learning_rate_decay learning_rate_warm_up "
     "legacy_scheduler momentum weight_decay clip auxiliary_weight label_smoothing drop_path drop_path_schedule "
     "precision ema accumulate compile channels_last",
-    "run": "out device seeds select deterministic threads validate_every stop_after budget",
+    "run": "out device seeds select deterministic threads validate_every stop_after elastic budget",
 }
 
 

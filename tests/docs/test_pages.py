@@ -212,7 +212,11 @@ def parse_launched(words: list[str]) -> None:
     assert words[0] == "torchrun", words
     given = torchrun.get_args_parser().parse_args(words[1:])
     assert given.module, words
-    parse(shlex.join(["python", "-m", given.training_script, *given.training_script_args]))
+    arguments = list(given.training_script_args)
+    for flag in ("--resume", "--from"):  # of a run that has not run here
+        if flag in arguments:
+            del arguments[(at := arguments.index(flag)) : at + 2]
+    parse(shlex.join(["python", "-m", given.training_script, *arguments]))
 
 
 def parse_benchmarks(words: list[str]) -> None:

@@ -15,7 +15,8 @@ import pytest
 from report_study_directory import CELL, StudyDirectory
 
 from fastnas.errors import UserError
-from fastnas.report.study_results import COLUMNS, SILENCE, Statistic, UnitResult, read_study, write_csv
+from fastnas.report.study_results import COLUMNS, Statistic, read_study, write_csv
+from fastnas.report.study_unit import SILENCE, UnitResult
 
 EVIL = "<img src=x>&'"
 EVIDENCE = {
