@@ -21,6 +21,7 @@ from fastnas.spaces import CELL_KINDS
 from fastnas.strategies import Strategy
 from fastnas.strategies.cma_es import CMAES
 from fastnas.strategies.egnas import EGNAS
+from fastnas.world import ALONE
 
 IMAGES = 8  # in a batch
 Answer = Callable[[int, int], tuple[int, float]]
@@ -41,6 +42,10 @@ class Batches:
     def batch(self, epoch: int, step: int) -> tuple[Tensor, Tensor]:
         self.served.append((epoch, step))
         return batch(epoch, step)
+
+    def part(self, rank: int, size: int) -> Batches:
+        assert (rank, size) == (0, 1)
+        return self
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         return (batch(epoch, step) for step in range(start, len(self)))
@@ -72,6 +77,9 @@ class FakeSearch:
     Args:
         stop_at: raise `Interrupted` at this call of `check_stop`, counted from 1.
     """
+
+    world = ALONE
+    loss_scale = 1.0
 
     def __init__(
         self, network: nn.Module, strategy: Strategy, epochs: int = 50, seed: int = 2, stop_at: int | None = None
