@@ -151,9 +151,11 @@ def test_best_valid_keeps_the_weights_of_its_epoch(small: Callable[..., Retrain]
     accuracies = iter([0.2, 0.6, 0.4])
     measure = Retrain._evaluate
 
-    def evaluated(self: Retrain, phase: str, pipeline: Any) -> Any:
-        states.append({name: value.clone() for name, value in self.tested_network.state_dict().items()})
-        found = measure(self, phase, pipeline)
+    def evaluated(self: Retrain, phase: str, network: Any) -> Any:
+        found = measure(self, phase, network)
+        if phase != "validation":
+            return found
+        states.append({name: value.clone() for name, value in network.state_dict().items()})
         return found and type(found)(**(found.to_dict() | {"top1": next(accuracies)}))
 
     monkeypatch.setattr(Retrain, "_evaluate", evaluated)
