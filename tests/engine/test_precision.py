@@ -112,6 +112,19 @@ def test_alpha_has_the_gradients_of_float32(small, flags, error):
             assert (gradient - exact).norm() < error * exact.norm()
 
 
+def test_alpha_in_the_loss_of_the_weights_has_gradients_without_the_scale(small):
+    found = []
+    for precision in ("float32", "float16"):
+        search = small(precision, "--strategy", "snas", "--warm-up", "0", "--precision", precision)
+        search.network.train()
+        search.batch = search.weight_pipeline.batch(0, 0)
+        torch.manual_seed(0)  # of the paths that are dropped
+        search._update_weights(*search.batch)
+        found.append([alpha.grad for alpha in search.network.alphas.values()])
+    for exact, gradient in zip(*found, strict=True):
+        assert (gradient - exact).norm() < 0.5 * exact.norm()
+
+
 def test_the_difference_of_the_second_order_is_taken_in_float32(small):
     search = small("run", "--strategy", "darts", "--order", "2", "--warm-up", "0", "--precision", "bfloat16")
     search.network.train()
