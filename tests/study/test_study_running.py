@@ -53,16 +53,22 @@ def test_units_come_after_what_they_need(tmp_path: Path) -> None:
     assert executor.started == []
 
 
-def test_a_failure_stops_only_what_needs_it(tmp_path: Path) -> None:
-    study = begin(tmp_path / "study", stages=["search", "train"], seeds=[0, 1])
+def all_but(study: StudyDirectory, failing: str) -> Callable[[Path, str], None]:
+    """What finishes every unit but one, which fails."""
 
     def do(directory: Path, unit: str) -> None:
-        if unit == "base/seed-0/search":
+        if unit == failing:
             study.fail(study.plan.units[unit], "no images", 1.0)
         else:
             finish(directory, unit)
 
-    whole, executor = runner(study, do)
+    return do
+
+
+def test_a_failure_stops_only_what_needs_it(tmp_path: Path) -> None:
+    study = begin(tmp_path / "study", stages=["search", "train"], seeds=[0, 1])
+
+    whole, executor = runner(study, all_but(study, "base/seed-0/search"))
     assert whole.run()
     assert whole.states == {
         "base/seed-0/search": "failed", "base/seed-0/train": "blocked",
@@ -77,13 +83,7 @@ def test_a_failure_stops_only_what_needs_it(tmp_path: Path) -> None:
 def test_the_best_of_those_that_did_not_fail_is_chosen(tmp_path: Path) -> None:
     study = begin(tmp_path / "study", stages=["search", "choose", "train"], choose="best", seeds=[0, 1])
 
-    def do(directory: Path, unit: str) -> None:
-        if unit == "base/seed-0/search":
-            study.fail(study.plan.units[unit], "no images", 1.0)
-        else:
-            finish(directory, unit)
-
-    whole, _ = runner(study, do)
+    whole, _ = runner(study, all_but(study, "base/seed-0/search"))
     assert whole.run()
     assert whole.states["base/seed-0/train"] == "finished"
     assert study.chosen()["base"]["unit"] == "base/seed-1/search"
